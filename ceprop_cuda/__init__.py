@@ -1,0 +1,8 @@
+"""Equilibrium propagation with fused kernels: relaxation and local learning in one native call."""
+
+from .network import Network, mlp
+from .rules import BPTT, CEP, EP, StepResult
+from .trainer import Diverged, Trainer
+from .version import __version__
+
+__all__ = ["BPTT", "CEP", "EP", "Diverged", "Network", "StepResult", "Trainer", "__version__", "mlp"]

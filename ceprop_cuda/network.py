@@ -1,0 +1,339 @@
+"""An ordinary ``nn.Sequential`` seen as a convergent network."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import ops, reference
+from .reference import ACTIVATIONS, Circuit, Dynamics, Nudge
+
+log = logging.getLogger("ceprop_cuda")
+
+BACKENDS = ("auto", "fused", "reference")
+
+
+def one_of(name: str, value: object, choices: Sequence[object]) -> None:
+    """Refuse ``value`` if it is none of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def whole_number(name: str, value: object, least: int) -> None:
+    """Refuse ``value`` if it is no int of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
+
+
+def real_number(name: str, value: object, allowed: Callable[[float], bool], wanted: str) -> None:
+    """Refuse ``value`` if it is no finite number for which ``allowed`` holds; ``wanted`` says so in words."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not allowed(value):
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+@cache
+def say_once(level: int, message: str) -> None:
+    log.log(level, message)
+
+
+def backend_module(backend: str, circuit: Circuit, x: Tensor) -> ModuleType:
+    """The module whose ``relax``, ``ep_step`` and ``cep_step`` do the work: ``ops`` or ``reference``.
+
+    Raises RuntimeError if ``backend`` is "fused" and the kernels cannot take this network or input.
+    """
+    if backend == "reference":
+        return reference
+    obstacle = ops.obstacle(circuit, x)
+    if obstacle is None:
+        say_once(logging.INFO, f"running the fused kernels on {x.device.type}")
+        return ops
+    if backend == "fused":
+        raise RuntimeError(f"backend='fused' cannot run this: {obstacle}; use backend='auto' or 'reference'")
+    say_once(logging.WARNING, f"backend='auto' runs the slow reference: {obstacle}")
+    return reference
+
+
+class Network(nn.Module):
+    """A chain of dense layers that settles to a fixed point, around a torch model whose Parameters it shares.
+
+    Args:
+        model: ``nn.Sequential`` of an optional leading ``nn.Flatten`` and any number of ``nn.Linear``.
+        input_shape: shape of one sample, e.g. ``(784,)`` or ``(1, 28, 28)`` with a leading ``nn.Flatten``.
+        activation: of the hidden units: "sigmoid" 1/(1+exp(-4(x-1/2))), "hard_sigmoid" clip(x, 0, 1),
+            "half_hard_sigmoid" clip(x/2, 0, 1), "centered_hard_sigmoid" clip(x, -1/2, 1/2), "tanh" or "linear".
+        output_activation: of the output units; None: the same.
+        dynamics: "prototypical", s <- rho(a) (arXiv 1905.13633, section 3), or "energy",
+            s <- clip(s + dt (-s + rho'(s) a)).
+        dt: step size of the energy dynamics.
+        clip: whether the energy dynamics keep states in [0, 1].
+        feedback: "tied", layer l reaches layer l-1 through W[l]^T, or "free", through a Parameter V[l] of its own
+            (a vector field, 2005.04168).
+        readout: None, the last Linear drives the output units, or "softmax", it reads the top layer's states out
+            without acting on them but by the nudge (2006.03824).
+        free_steps: steps that ``forward`` relaxes for. Building a learning rule sets it to the rule's.
+
+    Raises:
+        TypeError: ``model`` is no chain of supported modules; the message names the module.
+        ValueError: sizes do not fit together, or a setting is none of the choices.
+    """
+
+    def __init__(
+        self,
+        model: nn.Sequential,
+        input_shape: Sequence[int],
+        *,
+        activation: str = "sigmoid",
+        output_activation: str | None = None,
+        dynamics: str = "prototypical",
+        dt: float = 0.2,
+        clip: bool = True,
+        feedback: str = "tied",
+        readout: str | None = None,
+        free_steps: int = 50,
+    ) -> None:
+        super().__init__()
+        output_activation = activation if output_activation is None else output_activation
+        one_of("activation", activation, ACTIVATIONS)
+        one_of("output_activation", output_activation, ACTIVATIONS)
+        one_of("dynamics", dynamics, ("prototypical", "energy"))
+        one_of("clip", clip, (True, False))
+        one_of("feedback", feedback, ("tied", "free"))
+        one_of("readout", readout, (None, "softmax"))
+        real_number("dt", dt, lambda value: value > 0, "a finite number > 0")
+        whole_number("free_steps", free_steps, 0)
+        self.input_shape = tuple(input_shape)
+        self.free_steps = free_steps
+        self.dynamics = Dynamics(activation, output_activation, dynamics, float(dt), clip)
+        self.readout = readout
+        linears, self._flattens = _chain(model, self.input_shape)
+        if readout is not None and len(linears) < 2:
+            raise ValueError("readout='softmax' needs a Linear below the readout, got a model with 1 Linear")
+        self.model = model
+        self._linears = linears  # a plain list: the modules are registered through `model`
+        self.free_feedback: nn.ParameterList | None = None
+        if feedback == "free":
+            self.free_feedback = nn.ParameterList(_fresh_like(w) for w in self.weights[1 : self.layers])
+
+    @property
+    def layers(self) -> int:
+        """Number of layers with states; a readout is none."""
+        return len(self._linears) - (self.readout is not None)
+
+    @property
+    def classes(self) -> int:
+        """Number of output units, or of the readout's classes."""
+        return self._linears[-1].out_features
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """W[l] ``(n_l, n_{l-1})``, input side first; with a readout R ``(classes, n_{L-1})`` comes last."""
+        return [linear.weight for linear in self._linears]
+
+    @property
+    def biases(self) -> list[Tensor | None]:
+        """b[l] ``(n_l,)``, input side first; None where the Linear has no bias."""
+        return [linear.bias for linear in self._linears]
+
+    @property
+    def feedback(self) -> list[Tensor | None]:
+        """V[l] ``(n_l, n_{l-1})``; None for l = 0, for tied connections and for a readout."""
+        free = [None] * (self.layers - 1) if self.free_feedback is None else list(self.free_feedback)
+        return [None, *free] + [None] * (self.readout is not None)
+
+    def circuit(self) -> Circuit:
+        """The parameters as the kernels and the reference take them; the tensors are shared, not copied."""
+        free = None if self.free_feedback is None else list(self.free_feedback)
+        return Circuit(self.weights, self.biases, free, self.dynamics, self.readout is not None)
+
+    def relax(
+        self,
+        x: Tensor,
+        steps: int,
+        states: Sequence[Tensor] | None = None,
+        target: Tensor | None = None,
+        beta: float = 0.0,
+        nudge_at: str | None = None,
+        loss: str | None = None,
+        backend: str = "auto",
+    ) -> list[Tensor]:
+        """The layers' states ``(B, n_l)`` after ``steps`` steps from ``states`` (default: zeros).
+
+        Args:
+            x: ``(B, *input_shape)``.
+            target: None for a free phase; class indices ``(B,)`` int64 or float targets ``(B, classes)`` for a nudged
+                one of strength ``beta`` (may be negative, not 0).
+            nudge_at, loss: as for :class:`ceprop_cuda.EP`.
+            backend: "auto", "fused" or "reference"; only the reference is differentiable.
+
+        Raises:
+            ValueError, TypeError: a shape, dtype, device or setting does not fit; nothing was computed.
+            RuntimeError: ``backend="fused"`` cannot run this.
+        """
+        one_of("backend", backend, BACKENDS)
+        whole_number("steps", steps, 0)
+        x = self.check_input(x)
+        if states is not None:
+            self._check_states(x, states)
+        nudge = None
+        if target is not None:
+            real_number("beta", beta, lambda value: value != 0, "a finite number other than 0 when there is a target")
+            nudge_at, loss = self.nudging_point(nudge_at, loss)
+            nudge = Nudge(self.check_target(x, target), float(beta), nudge_at, loss)
+        elif beta != 0:
+            raise ValueError(f"beta must be 0 without a target, got {beta!r}; pass target= to nudge")
+        circuit = self.circuit()
+        return backend_module(backend, circuit, x).relax(circuit, x, steps, states, nudge)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output units or readout logits ``(B, classes)`` after ``free_steps`` free steps; x ``(B, *input_shape)``."""
+        return reference.logits(self.circuit(), self.relax(x, self.free_steps))
+
+    @torch.no_grad()
+    def angles(self) -> list[float]:
+        """Degrees between W[l] and V[l], l = 1 .. L-1; 0 everywhere when tied."""
+        result = []
+        for weight, feedback in zip(self.weights[1 : self.layers], self.feedback[1 : self.layers], strict=True):
+            v = weight if feedback is None else feedback
+            cosine = torch.nn.functional.cosine_similarity(weight.flatten().double(), v.flatten().double(), dim=0)
+            result.append(math.degrees(math.acos(min(1.0, max(-1.0, cosine.item())))))
+        return result
+
+    @torch.no_grad()
+    def set_angle(self, degrees: float) -> None:
+        """V[l] <- W[l] with each sign flipped with probability (1 - cos) / 2, for an angle of about ``degrees``
+        (2005.04168). Draws from torch's global generator. Raises ValueError when tied or outside [0, 180]."""
+        real_number("degrees", degrees, lambda value: 0 <= value <= 180, "a number of degrees in [0, 180]")
+        if self.free_feedback is None:
+            raise ValueError("set_angle needs feedback='free', got a network with tied feedback")
+        flip = (1 - math.cos(math.radians(degrees))) / 2
+        for weight, v in zip(self.weights[1 : self.layers], self.free_feedback, strict=True):
+            signs = 1 - 2 * (torch.rand(weight.shape) < flip).to(weight)
+            v.copy_(weight * signs)
+
+    def nudging_point(self, nudge_at: str | None, loss: str | None) -> tuple[str, str]:
+        """``nudge_at`` and ``loss`` with their defaults filled in; ValueError if the network cannot be nudged so."""
+        if self.readout is not None:
+            nudge_at, loss = nudge_at or "drive", loss or "cross_entropy"
+            one_of("nudge_at of a network with a readout", nudge_at, ("drive",))
+            one_of("loss of a network with a readout", loss, ("cross_entropy",))
+        nudge_at, loss = nudge_at or "state", loss or "mse"
+        one_of("nudge_at", nudge_at, ("state", "drive"))
+        one_of("loss", loss, ("mse", "cross_entropy"))
+        linear = self.dynamics.output_activation == "linear"
+        if loss == "cross_entropy" and self.readout is None and not linear:
+            raise ValueError(
+                "loss='cross_entropy' needs output_activation='linear' or readout='softmax', got "
+                f"output_activation={self.dynamics.output_activation!r}"
+            )
+        return nudge_at, loss
+
+    def check_input(self, x: Tensor) -> Tensor:
+        """``x`` as ``(B, n_in)``; ValueError or TypeError if shape, dtype or device do not fit."""
+        weight = self._linears[0].weight
+        accepted = [self.input_shape]
+        if self._flattens and self.input_shape != (weight.shape[1],):
+            accepted.append((weight.shape[1],))
+        fits = x.ndim >= 2 and (
+            tuple(x.shape[1:]) in accepted or (self._flattens and math.prod(x.shape[1:]) == weight.shape[1])
+        )
+        if not fits or x.shape[0] < 1:
+            wanted = ", ".join(map(str, self.input_shape))
+            raise ValueError(f"x must be (B, {wanted}) with B >= 1, got {tuple(x.shape)}")
+        if x.dtype != weight.dtype:
+            raise TypeError(f"x must be {weight.dtype} like the network's weights, got {x.dtype}")
+        if x.device != weight.device:
+            raise ValueError(f"x must be on {weight.device} like the network's weights, got {x.device}")
+        return x.flatten(1)
+
+    def check_target(self, x: Tensor, target: Tensor) -> Tensor:
+        """``target`` as ``(B, classes)`` in x's dtype; ValueError or TypeError if it does not fit."""
+        wanted = f"class indices ({len(x)},) int64 or float targets ({len(x)}, {self.classes})"
+        if target.device != x.device:
+            raise ValueError(f"the target must be on {x.device} like x, got {target.device}")
+        if target.ndim == 1:
+            if len(target) != len(x):
+                raise ValueError(f"the target must be {wanted}, got {tuple(target.shape)}")
+            if target.dtype != torch.int64:
+                raise TypeError(f"the target must be {wanted}, got {target.dtype}")
+            low, high = target.aminmax()
+            if low < 0 or high >= self.classes:
+                raise ValueError(f"class indices must lie in 0 .. {self.classes - 1}, got {int(low)} .. {int(high)}")
+            return x.new_zeros(len(x), self.classes).scatter_(1, target[:, None], 1)
+        if tuple(target.shape) != (len(x), self.classes):
+            raise ValueError(f"the target must be {wanted}, got {tuple(target.shape)}")
+        if not target.is_floating_point():
+            raise TypeError(f"the target must be {wanted}, got {target.dtype}")
+        return target.to(x.dtype)
+
+    def _check_states(self, x: Tensor, states: Sequence[Tensor]) -> None:
+        wanted = [(len(x), weight.shape[0]) for weight in self.weights[: self.layers]]
+        got = [tuple(s.shape) for s in states]
+        if got != wanted:
+            raise ValueError(f"states must have the shapes {wanted}, got {got}")
+        for layer, s in enumerate(states):
+            if s.dtype != x.dtype or s.device != x.device:
+                raise TypeError(f"states[{layer}] must be {x.dtype} on {x.device} like x, got {s.dtype} on {s.device}")
+
+    def extra_repr(self) -> str:
+        d = self.dynamics
+        energy = f", dt={d.dt}, clip={d.clip}" if d.kind == "energy" else ""
+        return (
+            f"activation={d.activation!r}, output_activation={d.output_activation!r}, dynamics={d.kind!r}{energy}, "
+            f"feedback={'tied' if self.free_feedback is None else 'free'!r}, readout={self.readout!r}"
+        )
+
+
+def mlp(*sizes: int, bias: bool = True, **settings: Any) -> Network:
+    """A :class:`Network` of dense layers of these ``sizes``, input first; ``settings`` as for Network."""
+    if len(sizes) < 2:
+        raise ValueError(f"mlp needs at least an input and an output size, got {sizes}")
+    for position, size in enumerate(sizes):
+        whole_number(f"sizes[{position}]", size, 1)
+    linears = [nn.Linear(below, above, bias=bias) for below, above in zip(sizes, sizes[1:], strict=False)]
+    return Network(nn.Sequential(nn.Flatten(), *linears), input_shape=(sizes[0],), **settings)
+
+
+def _chain(model: nn.Sequential, input_shape: tuple[int, ...]) -> tuple[list[nn.Linear], bool]:
+    """The Linears of ``model`` and whether it begins by flattening."""
+    if not isinstance(model, nn.Sequential):
+        raise TypeError(f"model must be an nn.Sequential, got {type(model).__name__}")
+    linears: list[nn.Linear] = []
+    flattens = False
+    width = input_shape[0] if len(input_shape) == 1 else None
+    for position, module in enumerate(model):
+        where = f"model[{position}]"
+        if isinstance(module, nn.Flatten) and position == 0:
+            if module.start_dim != 1 or module.end_dim != -1:
+                raise TypeError(f"{where} must flatten all but the batch: nn.Flatten(), got {module}")
+            flattens, width = True, math.prod(input_shape)
+        elif isinstance(module, nn.Linear):
+            if width is None:
+                raise TypeError(f"{where} is a Linear on samples of shape {input_shape}: begin with nn.Flatten()")
+            if module.in_features != width:
+                raise ValueError(f"{where} must take {width} features, got in_features={module.in_features}")
+            if module in linears:
+                raise TypeError(f"{where} is the same module as an earlier one: each connection needs its own weights")
+            linears.append(module)
+            width = module.out_features
+        else:
+            raise TypeError(
+                f"{where} is {module}: a Network is made of one leading nn.Flatten and nn.Linear layers; "
+                "activations are set by activation= and output_activation="
+            )
+    if not linears:
+        raise TypeError("model must hold at least one nn.Linear, got none")
+    return linears, flattens
+
+
+def _fresh_like(weight: Tensor) -> nn.Parameter:
+    """A weight of the same shape, dtype and device with nn.Linear's default initialisation."""
+    fresh = torch.empty_like(weight)
+    nn.init.kaiming_uniform_(fresh, a=math.sqrt(5))
+    return nn.Parameter(fresh)

@@ -1,0 +1,180 @@
+"""The fused kernels, with the signatures of their specification in ``reference.py``.
+
+The ops themselves are ``torch.ops.ceprop_cuda.{relax, ep_step, cep_step}``; ``csrc/library.cpp`` holds their
+contracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"ceprop_cuda's compiled library does not load ({error}). Build it for this torch "
+        f"({torch.__version__}) with `pip install --no-build-isolation .` in the source folder"
+    ) from error
+
+from .reference import CEPResult, Circuit, Contrast, EPResult, Nudge, logits
+
+build_info: dict[str, Any] = _C.build_info()
+
+
+def obstacle(circuit: Circuit, x: Tensor) -> str | None:
+    """Why the fused kernels cannot take this input, or None if they can."""
+    if x.device.type != "cpu":
+        return f"there is no fused kernel for device type {x.device.type!r}"
+    if x.dtype not in (torch.float32, torch.float64):
+        return f"the fused kernels take float32 and float64, got {x.dtype}"
+    return None
+
+
+def relax(
+    circuit: Circuit, x: Tensor, steps: int, states: Sequence[Tensor] | None = None, nudge: Nudge | None = None
+) -> list[Tensor]:
+    """See :func:`ceprop_cuda.reference.relax`."""
+    return torch.ops.ceprop_cuda.relax(
+        *_tensors(circuit, x),
+        list(states or []),
+        None if nudge is None else nudge.target,
+        steps=steps,
+        beta=0.0 if nudge is None else nudge.beta,
+        nudge_at="state" if nudge is None else nudge.at,
+        loss="mse" if nudge is None else nudge.loss,
+        **_dynamics(circuit),
+    )
+
+
+def ep_step(
+    circuit: Circuit,
+    x: Tensor,
+    nudge: Nudge,
+    *,
+    free_steps: int,
+    nudged_steps: int,
+    symmetric: bool = False,
+    accumulate: bool = False,
+    shared_update: bool = False,
+) -> EPResult:
+    """See :func:`ceprop_cuda.reference.ep_step`."""
+    d_weights, d_biases, d_feedback, free, nudged = torch.ops.ceprop_cuda.ep_step(
+        *_tensors(circuit, x),
+        nudge.target,
+        free_steps=free_steps,
+        nudged_steps=nudged_steps,
+        symmetric=symmetric,
+        accumulate=accumulate,
+        shared_update=shared_update,
+        **_nudge(nudge),
+        **_dynamics(circuit),
+    )
+    biases = [None if b is None else db for b, db in zip(circuit.biases, d_biases, strict=True)]
+    return EPResult(Contrast(d_weights, biases, d_feedback), logits(circuit, free), free, _phases(circuit, nudged))
+
+
+def cep_step(
+    circuit: Circuit,
+    x: Tensor,
+    nudge: Nudge,
+    *,
+    free_steps: int,
+    nudged_steps: int,
+    lr: Sequence[float],
+    symmetric: bool = False,
+    shared_update: bool = False,
+    weight_decay: float = 0.0,
+) -> CEPResult:
+    """See :func:`ceprop_cuda.reference.cep_step`; but the parameters of ``circuit`` move in place."""
+    before = _with_own_readout(circuit)
+    free = _new_states(x, circuit.weights, circuit.readout)
+    nudged = _new_states(x, circuit.weights, circuit.readout, 1 + symmetric)
+    torch.ops.ceprop_cuda.cep_step(
+        *_tensors(circuit, x),
+        nudge.target,
+        free,
+        nudged,
+        free_steps=free_steps,
+        nudged_steps=nudged_steps,
+        lr=list(lr),
+        symmetric=symmetric,
+        shared_update=shared_update,
+        weight_decay=weight_decay,
+        **_nudge(nudge),
+        **_dynamics(circuit),
+    )
+    return CEPResult(circuit, logits(before, free), free, _phases(circuit, nudged))
+
+
+def _with_own_readout(circuit: Circuit) -> Circuit:
+    """``circuit`` with a copy of its readout, if it has one: the op moves the original."""
+    if not circuit.readout:
+        return circuit
+    c = circuit.biases[-1]
+    return Circuit(
+        [*circuit.weights[:-1], circuit.weights[-1].clone()],
+        [*circuit.biases[:-1], None if c is None else c.clone()],
+        circuit.free_feedback,
+        circuit.dynamics,
+        True,
+    )
+
+
+def _tensors(circuit: Circuit, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    none = x.new_empty(0)
+    return x, circuit.weights, [none if b is None else b for b in circuit.biases], circuit.free_feedback or []
+
+
+def _dynamics(circuit: Circuit) -> dict[str, Any]:
+    settings = asdict(circuit.dynamics)
+    return {
+        "dynamics": settings.pop("kind"),
+        "feedback": "tied" if circuit.free_feedback is None else "free",
+        "readout": circuit.readout,
+        **settings,
+    }
+
+
+def _nudge(nudge: Nudge) -> dict[str, Any]:
+    return {"beta": nudge.beta, "nudge_at": nudge.at, "loss": nudge.loss}
+
+
+def _phases(circuit: Circuit, nudged: list[Tensor]) -> list[list[Tensor]]:
+    """The op's flat list of states, a list per nudged phase."""
+    return [nudged[first : first + circuit.layers] for first in range(0, len(nudged), circuit.layers)]
+
+
+def _new_states(x: Tensor, weights: list[Tensor], readout: bool, phases: int = 1) -> list[Tensor]:
+    """Uninitialised states ``(B, n_l)`` of every layer, ``phases`` times."""
+    return [x.new_empty(x.shape[0], w.shape[0]) for _ in range(phases) for w in weights[: len(weights) - readout]]
+
+
+@torch.library.register_fake("ceprop_cuda::relax")
+def _(x, weights, biases, feedback_weights, states, target, *, readout, **_settings):  # type: ignore[no-untyped-def]
+    return _new_states(x, weights, readout)
+
+
+@torch.library.register_fake("ceprop_cuda::ep_step")
+def _(x, weights, biases, feedback_weights, target, *, symmetric, readout, **_settings):  # type: ignore[no-untyped-def]
+    like = [[p.new_empty(p.shape) for p in group] for group in (weights, biases, feedback_weights)]
+    return *like, _new_states(x, weights, readout), _new_states(x, weights, readout, 1 + symmetric)
+
+
+@torch.library.register_fake("ceprop_cuda::cep_step")
+def _(*_tensors, **_settings):  # type: ignore[no-untyped-def]
+    return None
+
+
+def _refuse_gradient(_ctx: Any, *_gradients: Any) -> None:
+    raise RuntimeError(
+        "the fused kernels are not differentiable: train with EP, CEP or BPTT, or relax with backend='reference'"
+    )
+
+
+for _op in ("relax", "ep_step"):
+    torch.library.register_autograd(f"ceprop_cuda::{_op}", _refuse_gradient)

@@ -1,0 +1,259 @@
+"""The learning rules: equilibrium propagation, continual EP, and BPTT as the yardstick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .network import BACKENDS, Network, backend_module, one_of, real_number, whole_number
+from .reference import Circuit, Nudge
+
+NUDGINGS = ("positive", "random_sign", "symmetric")
+
+
+@dataclass
+class StepResult:
+    """What one call of a rule saw. ``loss`` is 0-d, the free phase's mean over the batch; ``output`` ``(B, classes)``
+    the free phase's output units or logits; states are lists of ``(B, n_l)``, the input side first."""
+
+    loss: Tensor
+    output: Tensor
+    free_states: list[Tensor]
+    nudged_states: list[Tensor] = field(default_factory=list)  # end of the phase with +beta (random_sign: its sign)
+    nudged_minus_states: list[Tensor] = field(default_factory=list)  # end of the phase with -beta, when symmetric
+
+
+class Rule:
+    """What the rules share: a network, its free phase and its loss."""
+
+    def __init__(self, net: Network, free_steps: int, loss: str | None, nudge_at: str | None, backend: str) -> None:
+        whole_number("free_steps", free_steps, 0)
+        one_of("backend", backend, BACKENDS)
+        self.net = net
+        self.free_steps = free_steps
+        self.nudge_at, self.loss = net.nudging_point(nudge_at, loss)
+        self.backend = backend
+        net.free_steps = free_steps
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, y: Tensor) -> StepResult:
+        """The free phase alone: loss, output and states; x ``(B, *input_shape)``, y as for a training step."""
+        x = self.net.check_input(x)
+        target = self.net.check_target(x, y)
+        circuit = self.net.circuit()
+        states = backend_module(self.backend, circuit, x).relax(circuit, x, self.free_steps)
+        output = reference.logits(circuit, states)
+        return StepResult(reference.loss(output, target, self.loss), output, states)
+
+
+class NudgedRule(Rule):
+    """What EP and continual EP share: the nudged phase."""
+
+    def __init__(
+        self,
+        net: Network,
+        free_steps: int,
+        nudged_steps: int,
+        beta: float,
+        nudging: str,
+        nudge_at: str | None,
+        loss: str | None,
+        shared_update: bool,
+        backend: str,
+    ) -> None:
+        whole_number("nudged_steps", nudged_steps, 1)
+        real_number("beta", beta, lambda value: value != 0, "a finite number other than 0")
+        one_of("nudging", nudging, NUDGINGS)
+        one_of("shared_update", shared_update, (True, False))
+        if shared_update and net.free_feedback is None:
+            raise ValueError("shared_update=True needs a network with feedback='free', got tied feedback")
+        super().__init__(net, free_steps, loss, nudge_at, backend)
+        self.nudged_steps = nudged_steps
+        self.beta = float(beta)
+        self.nudging = nudging
+        self.shared_update = shared_update
+
+    def _nudge(self, target: Tensor) -> Nudge:
+        sign = -1 if self.nudging == "random_sign" and torch.rand(()).item() < 0.5 else 1
+        return Nudge(target, sign * self.beta, self.nudge_at, self.loss)
+
+    def _nudged_result(self, target: Tensor, ran: reference.EPResult | reference.CEPResult) -> StepResult:
+        return StepResult(
+            reference.loss(ran.output, target, self.loss),
+            ran.output,
+            ran.free_states,
+            ran.nudged_states[0],
+            ran.nudged_states[1] if self.nudging == "symmetric" else [],
+        )
+
+
+class EP(NudgedRule):
+    """Equilibrium propagation: free phase, nudged phase, one contrast per batch (arXiv 1905.13633, 2006.03824).
+
+    Args:
+        net: the network; its ``free_steps`` becomes ``free_steps``.
+        free_steps, nudged_steps: lengths T and K of the phases.
+        beta: strength of the nudge; may be negative, not 0.
+        nudging: "positive" (as ``beta`` says), "random_sign" (a fair coin on its sign per batch, from torch's global
+            generator) or "symmetric" (a phase each with +beta and -beta, contrast over 2 beta).
+        nudge_at: "state", rho(a) + beta (y - s) (2005.04168), or "drive", rho(a + beta (y - s)) (2006.03824).
+            None: "state", with a readout "drive".
+        loss: "mse", ||y - s||^2 / 2, or "cross_entropy" (linear output units or a readout). None: "mse", with a
+            readout "cross_entropy".
+        accumulate: sum the contrasts of consecutive nudged steps (2005.04168); differs for free feedback only.
+        shared_update: forward and feedback weights both get the mean of their two updates (Kolen-Pollack).
+        backend: "auto", "fused" or "reference".
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        free_steps: int,
+        nudged_steps: int,
+        beta: float,
+        nudging: str = "positive",
+        nudge_at: str | None = None,
+        loss: str | None = None,
+        accumulate: bool = False,
+        shared_update: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        one_of("accumulate", accumulate, (True, False))
+        super().__init__(net, free_steps, nudged_steps, beta, nudging, nudge_at, loss, shared_update, backend)
+        self.accumulate = accumulate
+
+    @torch.no_grad()
+    def backward(self, x: Tensor, y: Tensor) -> StepResult:
+        """Add EP's estimate of the loss gradient to every ``p.grad``, like ``loss.backward()``.
+
+        Args:
+            x: ``(B, *input_shape)``.
+            y: class indices ``(B,)`` int64, or float targets ``(B, classes)``.
+
+        Raises:
+            ValueError, TypeError: a shape, dtype or device does not fit; no gradient was changed.
+        """
+        x = self.net.check_input(x)
+        nudge = self._nudge(self.net.check_target(x, y))
+        circuit = self.net.circuit()
+        ran = backend_module(self.backend, circuit, x).ep_step(
+            circuit,
+            x,
+            nudge,
+            free_steps=self.free_steps,
+            nudged_steps=self.nudged_steps,
+            symmetric=self.nudging == "symmetric",
+            accumulate=self.accumulate,
+            shared_update=self.shared_update,
+        )
+        result = self._nudged_result(nudge.target, ran)
+        _subtract_from_grads(circuit, ran.contrast)
+        return result
+
+
+class CEP(NudgedRule):
+    """Continual equilibrium propagation: the weights move at every nudged step (arXiv 2005.04168, 2005.04169).
+
+    With tied feedback C-EP, with free feedback C-VF. The rule is its own optimizer: plain gradient steps.
+
+    Args:
+        lr: learning rate of each connection, input side first (with a readout, its rate comes last); one number: all.
+        weight_decay: every update also subtracts ``lr * weight_decay * p``, as torch.optim.SGD does.
+        the others: as for :class:`EP`. "symmetric" goes back towards the free state by ``nudged_steps`` un-nudged steps
+            between its two nudged phases.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        free_steps: int,
+        nudged_steps: int,
+        beta: float,
+        lr: float | Sequence[float],
+        nudging: str = "positive",
+        nudge_at: str | None = None,
+        loss: str | None = None,
+        shared_update: bool = False,
+        weight_decay: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(net, free_steps, nudged_steps, beta, nudging, nudge_at, loss, shared_update, backend)
+        rates = [lr] * len(net.weights) if isinstance(lr, (int, float)) else list(lr)
+        if len(rates) != len(net.weights):
+            raise ValueError(f"lr must hold {len(net.weights)} rates, input side first, got {len(rates)}: {lr!r}")
+        for connection, rate in enumerate(rates):
+            real_number(f"lr[{connection}]", rate, lambda value: value >= 0, "a finite number >= 0")
+        real_number("weight_decay", weight_decay, lambda value: value >= 0, "a finite number >= 0")
+        self.lr = [float(rate) for rate in rates]
+        self.weight_decay = float(weight_decay)
+
+    @torch.no_grad()
+    def step(self, x: Tensor, y: Tensor) -> StepResult:
+        """One batch: free phase, nudged phase and continual updates of the parameters, in place.
+
+        Args:
+            x: ``(B, *input_shape)``.
+            y: class indices ``(B,)`` int64, or float targets ``(B, classes)``.
+
+        Raises:
+            ValueError, TypeError: a shape, dtype or device does not fit; no parameter was changed.
+        """
+        x = self.net.check_input(x)
+        nudge = self._nudge(self.net.check_target(x, y))
+        circuit = self.net.circuit()
+        ran = backend_module(self.backend, circuit, x).cep_step(
+            circuit,
+            x,
+            nudge,
+            free_steps=self.free_steps,
+            nudged_steps=self.nudged_steps,
+            lr=self.lr,
+            symmetric=self.nudging == "symmetric",
+            shared_update=self.shared_update,
+            weight_decay=self.weight_decay,
+        )
+        for p, moved in zip(circuit.parameters(), ran.circuit.parameters(), strict=True):
+            if moved is not p:  # the reference returns new tensors, the kernels write in place
+                p.copy_(moved)
+        return self._nudged_result(nudge.target, ran)
+
+
+class BPTT(Rule):
+    """Backpropagation through the last steps of the free phase: the exact gradient that EP estimates (1905.13633).
+
+    Args:
+        unrolled_steps: number K <= ``free_steps`` of last steps that the gradient goes back through.
+        loss: as for :class:`EP`.
+        backend: of the steps before the unrolled ones, which always run in PyTorch under autograd.
+    """
+
+    def __init__(
+        self, net: Network, free_steps: int, unrolled_steps: int, loss: str | None = None, backend: str = "auto"
+    ) -> None:
+        whole_number("unrolled_steps", unrolled_steps, 1)
+        super().__init__(net, free_steps, loss, None, backend)
+        if unrolled_steps > free_steps:
+            raise ValueError(f"unrolled_steps must be at most free_steps={free_steps}, got {unrolled_steps}")
+        self.unrolled_steps = unrolled_steps
+
+    @torch.no_grad()
+    def backward(self, x: Tensor, y: Tensor) -> StepResult:
+        """Add the loss gradient to every ``p.grad``; x and y as for :meth:`EP.backward`."""
+        x = self.net.check_input(x)
+        target = self.net.check_target(x, y)
+        circuit = self.net.circuit()
+        states = backend_module(self.backend, circuit, x).relax(circuit, x, self.free_steps - self.unrolled_steps)
+        ran = reference.bptt(circuit, x, target, self.loss, unrolled_steps=self.unrolled_steps, states=states)
+        _subtract_from_grads(circuit, ran.contrast)
+        return StepResult(reference.loss(ran.output, target, self.loss), ran.output, ran.free_states)
+
+
+def _subtract_from_grads(circuit: Circuit, change: reference.Contrast) -> None:
+    """p.grad -= dp for every parameter that takes gradients, so that ``optimizer.step()`` moves along dp."""
+    for p, dp in zip(circuit.parameters(), change.parameters(), strict=True):
+        if p.requires_grad:
+            p.grad = -dp if p.grad is None else p.grad.sub_(dp)

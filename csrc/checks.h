@@ -1,0 +1,88 @@
+// Argument checks of the ops: every message names the argument, what was expected and what came.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+#include <string>
+
+#include "network.h"
+
+namespace ceprop {
+
+inline std::string describe(at::IntArrayRef shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+inline std::string element(const char* list, size_t index) {
+  return std::string(list) + "[" + std::to_string(index) + "]";
+}
+
+// `tensor` has this shape and the dtype and device of `like`.
+inline void check_tensor(const std::string& name, const at::Tensor& tensor, at::IntArrayRef shape,
+                         const at::Tensor& like) {
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must be ", describe(shape), ", got ", describe(tensor.sizes()));
+  TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), name, " must be ", like.scalar_type(), " like x, got ",
+                   tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.device() == like.device(), name, " must be on ", like.device(), " like x, got ",
+                    tensor.device());
+}
+
+inline void check_count(const char* name, size_t got, size_t expected, const char* what) {
+  TORCH_CHECK_VALUE(got == expected, name, " must hold ", expected, " ", what, ", got ", got);
+}
+
+inline void check_steps(const char* name, int64_t steps, int64_t least) {
+  TORCH_CHECK_VALUE(steps >= least && steps <= INT32_MAX, name, " must be an int >= ", least, ", got ", steps);
+}
+
+inline void check_number(const std::string& name, double value, bool allowed, const char* wanted) {
+  TORCH_CHECK_VALUE(std::isfinite(value) && allowed, name, " must be ", wanted, ", got ", value);
+}
+
+// The value of `choices` (pairs of name and value) that `given` names.
+template <class Value, size_t count>
+Value parse(const char* name, std::string_view given, const std::pair<const char*, Value> (&choices)[count]) {
+  std::string names;
+  for (const auto& [choice, value] : choices) {
+    if (given == choice) return value;
+    names += (names.empty() ? "'" : ", '") + std::string(choice) + "'";
+  }
+  TORCH_CHECK_VALUE(false, name, " must be one of ", names, ", got '", given, "'");
+}
+
+inline Activation parse_activation(const char* name, std::string_view given) {
+  constexpr std::pair<const char*, Activation> choices[] = {
+      {"sigmoid", Activation::sigmoid},
+      {"hard_sigmoid", Activation::hard_sigmoid},
+      {"half_hard_sigmoid", Activation::half_hard_sigmoid},
+      {"centered_hard_sigmoid", Activation::centered_hard_sigmoid},
+      {"tanh", Activation::tanh},
+      {"linear", Activation::linear}};
+  return parse(name, given, choices);
+}
+
+inline Dynamics parse_dynamics(std::string_view given) {
+  constexpr std::pair<const char*, Dynamics> choices[] = {{"prototypical", Dynamics::prototypical},
+                                                          {"energy", Dynamics::energy}};
+  return parse("dynamics", given, choices);
+}
+
+inline NudgeAt parse_nudge_at(std::string_view given) {
+  constexpr std::pair<const char*, NudgeAt> choices[] = {{"state", NudgeAt::state}, {"drive", NudgeAt::drive}};
+  return parse("nudge_at", given, choices);
+}
+
+inline Loss parse_loss(std::string_view given) {
+  constexpr std::pair<const char*, Loss> choices[] = {{"mse", Loss::mse}, {"cross_entropy", Loss::cross_entropy}};
+  return parse("loss", given, choices);
+}
+
+inline bool parse_free_feedback(std::string_view given) {
+  constexpr std::pair<const char*, bool> choices[] = {{"tied", false}, {"free", true}};
+  return parse("feedback", given, choices);
+}
+
+}  // namespace ceprop

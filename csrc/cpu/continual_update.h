@@ -1,0 +1,140 @@
+// C-EP: at every nudged step  W <- (1 - lr weight_decay) W + lr / (beta B) contrast,  on the packed weights in place.
+//
+// A worker moves the weights into its own units: those from below by the contrast of W[l], those from above by that of
+// V[l + 1]. Tied weights are held twice, and both copies get the same bits, since the terms of their sums come in the
+// same order.
+//
+// The input never changes, so connection 0 need not move before the end: its drive follows
+//   drive <- keep drive + scale (x x^T + 1) d,        1: the bias
+// and the updates gather in  sum <- keep sum + scale d,  of which W[0] gets sum^T x once.
+#pragma once
+
+template <class Tile>
+class ContinualUpdate {
+ public:
+  using T = typename Tile::Scalar;
+  static constexpr int width = Tile::width;
+  using Side = typename Contrast<Tile>::Side;
+
+  ContinualUpdate(const CepCall<T>& call, const Relaxation<Tile>& relaxation, const Contrast<Tile>& contrast,
+                  int workers)
+      : relaxation_(relaxation), contrast_(contrast), network_(call.network) {
+    for (const double rate : call.lr) {
+      rate_.push_back(rate);
+      keep_.push_back(static_cast<T>(1 - rate * call.weight_decay));
+    }
+    const int moves = call.nudged_steps * (call.symmetric ? 2 : 1);
+    kept_input_ = static_cast<T>(std::pow(1 - call.lr[0] * call.weight_decay, moves));
+    if (relaxation.layers()[0].drive) {
+      const int64_t n = relaxation.batch();
+      gram_ = Buffer<T>(relaxation.padded(n) * n);
+      sum_ = Buffer<T>(relaxation.layers()[0].panels * n * width);
+      scratch_ = Buffer<T>(workers * network_.widths[0] * width);
+    }
+  }
+
+  // x x^T + 1, in panels of its columns. Ends with a barrier.
+  void load(const Worker& worker) {
+    if (!gram_.get()) return;
+    const int64_t n = relaxation_.batch(), n_in = network_.widths[0];
+    const T* x = relaxation_.input();
+    T* packed = scratch_.get() + worker.index * n_in * width;
+    const Range mine = worker.share(panels_of(n, width));
+    for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
+      for (int64_t k = 0; k < n_in; ++k)
+        for (int64_t lane = 0; lane < width; ++lane) {
+          const int64_t sample = panel * width + lane;
+          packed[k * width + lane] = sample < n ? x[(k / width * n + sample) * width + k % width] : T(0);
+        }
+      relaxation_.for_row_blocks([&]<int rows>(int64_t row) {
+        typename Tile::Vector acc[rows][2];
+        const typename Tile::Vector one = T(network_.biases[0] ? 1 : 0) - typename Tile::Vector{};
+        for (int r = 0; r < rows; ++r) acc[r][0] = acc[r][1] = one;
+        multiply<Tile>(acc, x + row * width, n * width, packed, n_in);
+        std::memcpy(gram_.get() + (panel * n + row) * width, acc, sizeof(acc));
+      });
+    }
+    worker.wait();
+  }
+
+  // One update of everything that this worker owns, by the contrast over `divisor` (beta, or 2 beta). No barrier.
+  void move(const Worker& worker, const Between& between, int parity, double divisor) {
+    const int64_t n = relaxation_.batch();
+    const Range mine = relaxation_.mine(worker);
+    for (int64_t item = mine.begin; item < mine.end; ++item) {
+      const auto [l, panel] = relaxation_.items()[item];
+      const Layer<T>& layer = relaxation_.layers()[l];
+      const T keep = keep_[l], scale = scale_of(l, divisor);
+      const T* d = contrast_.moved(parity, l) + panel * n * width;
+      if (network_.biases[l]) contrast_.add_batch_sum(d, keep, scale, layer.bias + panel * width, width);
+      if (layer.drive)
+        move_drive(panel, d, keep, scale);
+      else
+        move_panel(layer.below, contrast_.terms(l, Side::weights, between, parity), false, panel, keep, scale);
+      if (l + 1 < network_.layers)
+        move_panel(layer.above, contrast_.terms(l + 1, Side::feedback, between, parity), true, panel, keep_[l + 1],
+                   scale_of(l + 1, divisor));
+    }
+  }
+
+  // Writes what this worker owns back into the network's parameters. No barrier.
+  void store(const Worker& worker) const {
+    const Range mine = relaxation_.mine(worker);
+    for (int64_t item = mine.begin; item < mine.end; ++item) {
+      const auto [l, panel] = relaxation_.items()[item];
+      const Layer<T>& layer = relaxation_.layers()[l];
+      const int64_t first = panel * width;
+      if (network_.biases[l]) store_panel<Tile>(layer.bias + first, 1, layer.units, first, network_.biases[l]);
+      if (layer.drive)
+        store_input_weights(panel);
+      else
+        store_panel_transposed<Tile>(layer.below.weights + first * layer.below.depth, layer.below.depth, layer.units,
+                                     first, network_.weights[l]);
+      if (network_.free_feedback && l + 1 < network_.layers)
+        store_panel<Tile>(layer.above.weights + first * layer.above.depth, layer.above.depth, layer.units, first,
+                          network_.feedback[l]);
+    }
+  }
+
+  T keep(int connection) const { return keep_[connection]; }
+  T scale_of(int connection, double divisor) const {
+    return static_cast<T>(rate_[connection] / (divisor * static_cast<double>(relaxation_.batch())));
+  }
+
+ private:
+  void move_panel(const Incoming<T>& incoming, const typename Contrast<Tile>::Terms& terms, bool upper_rows,
+                  int64_t panel, T keep, T scale) const {
+    contrast_.add_rows(terms, upper_rows, 0, incoming.depth, panel, keep, scale,
+                       incoming.weights + panel * incoming.depth * width, width, width);
+  }
+
+  void move_drive(int64_t panel, const T* d, T keep, T scale) {
+    const int64_t n = relaxation_.batch();
+    T* drive = relaxation_.layers()[0].drive + panel * n * width;
+    T* sum = sum_.get() + panel * n * width;
+    relaxation_.for_row_blocks([&]<int rows>(int64_t row) {
+      typename Tile::Vector acc[rows][2] = {};
+      multiply<Tile>(acc, gram_.get() + row * width, n * width, d, n);
+      const auto* flat = reinterpret_cast<const typename Tile::Vector*>(acc);
+      auto* to = reinterpret_cast<typename Tile::Vector*>(drive + row * width);
+      for (int i = 0; i < 2 * rows; ++i) to[i] = keep * to[i] + scale * flat[i];
+    });
+    for (int64_t i = 0; i < n * width; ++i) sum[i] = keep * sum[i] + scale * d[i];
+  }
+
+  void store_input_weights(int64_t panel) const {
+    const typename Contrast<Tile>::Terms terms{{{sum_.get(), relaxation_.input(), T(1)}}, 1};
+    contrast_.add_row_panel(terms, panel, network_.widths[1], network_.widths[0], kept_input_, T(1),
+                            network_.weights[0]);
+  }
+
+  const Relaxation<Tile>& relaxation_;
+  const Contrast<Tile>& contrast_;
+  const Network<T>& network_;
+  std::vector<double> rate_;
+  std::vector<T> keep_;
+  T kept_input_;       // what all moves together keep of W[0]
+  Buffer<T> gram_;     // [panel of samples][batch][width]
+  Buffer<T> sum_;      // [panel][batch][width], of layer 0
+  Buffer<T> scratch_;  // [worker][n_in][width]
+};

@@ -1,0 +1,50 @@
+// The kernels of one instruction set, as the ops call them, and the choice among the sets. No torch.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../network.h"
+
+namespace ceprop {
+
+template <class T>
+struct KernelsOf {
+  void (*relax)(const RelaxCall<T>&, int threads);
+  void (*ep_step)(const EpCall<T>&, int threads);
+  void (*cep_step)(const CepCall<T>&, int threads);
+};
+
+struct Kernels {
+  const char* name;
+  KernelsOf<float> of_float;
+  KernelsOf<double> of_double;
+
+  template <class T>
+  const KernelsOf<T>& of() const;
+};
+template <>
+inline const KernelsOf<float>& Kernels::of<float>() const {
+  return of_float;
+}
+template <>
+inline const KernelsOf<double>& Kernels::of<double>() const {
+  return of_double;
+}
+
+extern const Kernels default_kernels;  // plain C++, 16-byte vectors
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define CEPROP_X86_KERNELS
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+// The widest set that this machine runs, or the one that the environment variable CEPROP_CPU_CAPABILITY names
+// ("default", "avx2", "avx512"), read at every call. Throws std::invalid_argument if it names none or one that cannot
+// run here.
+const Kernels& chosen_kernels();
+
+// The names of all sets that this machine runs, the widest last.
+std::vector<std::string> runnable_kernels();
+
+}  // namespace ceprop

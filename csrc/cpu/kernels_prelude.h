@@ -1,0 +1,15 @@
+// What the kernels need from outside. Included before a source file turns on its instruction set, so that library code
+// shared with the rest of the program is compiled for every machine.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "../unit_math.h"
+#include "kernels.h"
+#include "team.h"

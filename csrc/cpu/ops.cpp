@@ -1,0 +1,308 @@
+// The ops on CPU tensors: checks, memory, and one kernel call each. Contracts: ../library.cpp.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include "../checks.h"
+#include "kernels.h"
+
+namespace ceprop {
+namespace {
+
+using at::Tensor;
+using at::TensorList;
+using Lists = std::vector<Tensor>;
+
+// The arguments that all ops share, in the order of the schema.
+struct Settings {
+  std::string_view activation, output_activation, dynamics;
+  double dt;
+  bool clip;
+  std::string_view feedback;
+  bool readout;
+};
+
+// Contiguous versions of the parameters, kept alive beside the pointers to them; those that had to be copied are
+// written back by `write_back`.
+template <class T>
+struct Parameters {
+  std::vector<Tensor> given, dense;
+
+  T* take(const Tensor& tensor) {
+    if (tensor.numel() == 0) return nullptr;
+    given.push_back(tensor);
+    dense.push_back(tensor.contiguous());
+    return dense.back().template mutable_data_ptr<T>();
+  }
+  std::vector<T*> take_all(TensorList tensors) {
+    std::vector<T*> pointers;
+    for (const Tensor& tensor : tensors) pointers.push_back(take(tensor));
+    return pointers;
+  }
+  void write_back() {
+    for (size_t i = 0; i < given.size(); ++i)
+      if (!dense[i].is_same(given[i])) given[i].copy_(dense[i]);
+  }
+};
+
+void check_network(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
+                   const Settings& settings) {
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
+                   "x must be float32 or float64, got ", x.scalar_type());
+  TORCH_CHECK_VALUE(x.dim() == 2 && x.size(0) >= 1 && x.size(1) >= 1, "x must be (B, n_in) with B, n_in >= 1, got ",
+                    describe(x.sizes()));
+  const size_t least = settings.readout ? 2 : 1;
+  TORCH_CHECK_VALUE(weights.size() >= least, "weights must hold at least ", least, " tensors, got ", weights.size());
+  check_count("biases", biases.size(), weights.size(), "tensors like the weights");
+  int64_t below = x.size(1);
+  for (size_t l = 0; l < weights.size(); ++l) {
+    const int64_t units = weights[l].dim() == 2 ? weights[l].size(0) : 0;
+    TORCH_CHECK_VALUE(units >= 1, element("weights", l), " must be (units, ", below, ") with units >= 1, got ",
+                      describe(weights[l].sizes()));
+    check_tensor(element("weights", l), weights[l], {units, below}, x);
+    if (biases[l].numel() != 0 || biases[l].dim() != 1) check_tensor(element("biases", l), biases[l], {units}, x);
+    below = units;
+  }
+  const bool free = parse_free_feedback(settings.feedback);
+  const size_t layers = weights.size() - settings.readout;
+  check_count("feedback_weights", feedback.size(), free ? layers - 1 : 0,
+              free ? "tensors with free feedback" : "tensors with tied feedback");
+  for (size_t l = 0; l < feedback.size(); ++l)
+    check_tensor(element("feedback_weights", l), feedback[l], weights[l + 1].sizes(), x);
+  check_number("dt", settings.dt, settings.dt > 0, "a finite number > 0");
+}
+
+template <class T>
+Network<T> describe_network(TensorList weights, TensorList biases, TensorList feedback, const Settings& settings,
+                            Parameters<T>& parameters) {
+  Network<T> network;
+  network.layers = static_cast<int>(weights.size()) - settings.readout;
+  network.readout = settings.readout;
+  network.free_feedback = parse_free_feedback(settings.feedback);
+  const Dynamics dynamics = parse_dynamics(settings.dynamics);
+  const Activation hidden = parse_activation("activation", settings.activation);
+  const Activation output = parse_activation("output_activation", settings.output_activation);
+  network.input_activation = hidden;
+  network.widths.push_back(weights[0].size(1));
+  for (int l = 0; l < network.layers; ++l) {
+    const bool is_top = l + 1 == network.layers;
+    network.rules.push_back({is_top && !settings.readout ? output : hidden, dynamics, !is_top && !network.free_feedback,
+                             settings.clip, settings.dt});
+  }
+  for (const Tensor& w : weights) network.widths.push_back(w.size(0));
+  network.weights = parameters.take_all(weights);
+  network.biases = parameters.take_all(biases);
+  network.feedback = parameters.take_all(feedback);
+  return network;
+}
+
+Nudge check_nudge(double beta, std::string_view nudge_at, std::string_view loss, const Settings& settings) {
+  check_number("beta", beta, beta != 0, "a finite number other than 0 in a nudged phase");
+  const Nudge nudge{beta, parse_nudge_at(nudge_at), parse_loss(loss)};
+  if (settings.readout) {
+    TORCH_CHECK_VALUE(nudge.loss == Loss::cross_entropy, "loss must be 'cross_entropy' with a readout, got '", loss,
+                      "'");
+    TORCH_CHECK_VALUE(nudge.at == NudgeAt::drive, "nudge_at must be 'drive' with a readout, got '", nudge_at, "'");
+  } else if (nudge.loss == Loss::cross_entropy) {
+    TORCH_CHECK_VALUE(
+        settings.output_activation == "linear",
+        "loss = 'cross_entropy' needs output_activation = 'linear' or a readout, got output_activation = '",
+        settings.output_activation, "'");
+  }
+  return nudge;
+}
+
+// The target as contiguous floats [B, classes].
+Tensor check_target(const Tensor& target, const Tensor& x, int64_t classes) {
+  TORCH_CHECK_VALUE(target.device() == x.device(), "target must be on ", x.device(), " like x, got ", target.device());
+  if (target.dim() != 1) {
+    check_tensor("target", target, {x.size(0), classes}, x);
+    return target.contiguous();
+  }
+  TORCH_CHECK_VALUE(target.size(0) == x.size(0), "target must be (", x.size(0), ",) class indices or (", x.size(0),
+                    ", ", classes, ") floats, got ", describe(target.sizes()));
+  TORCH_CHECK_TYPE(target.scalar_type() == at::kLong, "class indices in target must be int64, got ",
+                   target.scalar_type());
+  Tensor one_hot = at::zeros({x.size(0), classes}, x.options());
+  const auto index = target.accessor<int64_t, 1>();
+  for (int64_t sample = 0; sample < x.size(0); ++sample) {
+    TORCH_CHECK_VALUE(index[sample] >= 0 && index[sample] < classes, "target must hold class indices in 0 .. ",
+                      classes - 1, ", got ", index[sample], " at ", sample);
+    one_hot[sample][index[sample]] = 1;
+  }
+  return one_hot;
+}
+
+// Fresh states [B, n_l] of every layer, `phases` times.
+Lists new_states(const Tensor& x, TensorList weights, bool readout, int phases) {
+  Lists states;
+  for (int phase = 0; phase < phases; ++phase)
+    for (const Tensor& w : weights.slice(0, weights.size() - readout))
+      states.push_back(at::empty({x.size(0), w.size(0)}, x.options()));
+  return states;
+}
+
+Lists new_like(TensorList tensors) {
+  Lists result;
+  for (const Tensor& tensor : tensors) result.push_back(at::empty(tensor.sizes(), tensor.options()));
+  return result;
+}
+
+const Kernels& kernels() {
+  try {
+    return chosen_kernels();
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}
+
+Lists relax_cpu(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights, TensorList states,
+                const std::optional<Tensor>& target, int64_t steps, double beta, std::string_view nudge_at,
+                std::string_view loss, std::string_view activation, std::string_view output_activation,
+                std::string_view dynamics, double dt, bool clip, std::string_view feedback, bool readout) {
+  const Settings settings{activation, output_activation, dynamics, dt, clip, feedback, readout};
+  check_network(x, weights, biases, feedback_weights, settings);
+  check_steps("steps", steps, 0);
+  const size_t layers = weights.size() - readout;
+  if (!states.empty()) check_count("states", states.size(), layers, "tensors, one per layer, or none");
+  for (size_t l = 0; l < states.size(); ++l)
+    check_tensor(element("states", l), states[l], {x.size(0), weights[l].size(0)}, x);
+  std::optional<Tensor> dense_target;
+  Nudge nudge{};
+  if (target) {
+    nudge = check_nudge(beta, nudge_at, loss, settings);
+    dense_target = check_target(*target, x, weights.back().size(0));
+  }
+  const Kernels& set = kernels();
+  const Lists result = new_states(x, weights, readout, 1);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "relax", [&] {
+    Parameters<scalar_t> parameters;
+    const Tensor dense_x = x.contiguous();
+    RelaxCall<scalar_t> call;
+    call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
+    call.batch = {x.size(0), dense_x.const_data_ptr<scalar_t>(),
+                  dense_target ? dense_target->const_data_ptr<scalar_t>() : nullptr};
+    call.nudge = nudge;
+    call.steps = static_cast<int>(steps);
+    for (const scalar_t* s : parameters.take_all(states)) call.initial.push_back(s);
+    call.states = parameters.take_all(result);
+    set.of<scalar_t>().relax(call, at::get_num_threads());
+  });
+  return result;
+}
+
+// What ep_step and cep_step share of their arguments.
+struct LearnArguments {
+  const Tensor& target;
+  int64_t free_steps, nudged_steps;
+  double beta;
+  std::string_view nudge_at, loss;
+  bool symmetric, shared_update;
+};
+
+void check_learning(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
+                    const LearnArguments& arguments, const Settings& settings) {
+  check_network(x, weights, biases, feedback, settings);
+  check_steps("free_steps", arguments.free_steps, 0);
+  check_steps("nudged_steps", arguments.nudged_steps, 1);
+  TORCH_CHECK_VALUE(!arguments.shared_update || parse_free_feedback(settings.feedback),
+                    "shared_update must be False with tied feedback, got True");
+}
+
+template <class T>
+void describe_learning(LearnCall<T>& call, const Tensor& x, const Tensor& target, const LearnArguments& arguments,
+                       const Nudge& nudge, TensorList free_states, TensorList nudged_states,
+                       Parameters<T>& parameters) {
+  call.batch = {x.size(0), x.const_data_ptr<T>(), target.const_data_ptr<T>()};
+  call.nudge = nudge;
+  call.free_steps = static_cast<int>(arguments.free_steps);
+  call.nudged_steps = static_cast<int>(arguments.nudged_steps);
+  call.symmetric = arguments.symmetric;
+  call.shared_update = arguments.shared_update;
+  call.free_states = parameters.take_all(free_states);
+  call.nudged_states = parameters.take_all(nudged_states);
+}
+
+std::tuple<Lists, Lists, Lists, Lists, Lists> ep_step_cpu(
+    const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights, const Tensor& target,
+    int64_t free_steps, int64_t nudged_steps, double beta, std::string_view nudge_at, std::string_view loss,
+    bool symmetric, bool accumulate, bool shared_update, std::string_view activation,
+    std::string_view output_activation, std::string_view dynamics, double dt, bool clip, std::string_view feedback,
+    bool readout) {
+  const Settings settings{activation, output_activation, dynamics, dt, clip, feedback, readout};
+  const LearnArguments arguments{target, free_steps, nudged_steps, beta, nudge_at, loss, symmetric, shared_update};
+  check_learning(x, weights, biases, feedback_weights, arguments, settings);
+  const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
+  const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, weights.back().size(0));
+  const Kernels& set = kernels();
+  Lists d_weights = new_like(weights), d_biases = new_like(biases), d_feedback = new_like(feedback_weights);
+  Lists free = new_states(x, weights, readout, 1), nudged = new_states(x, weights, readout, symmetric ? 2 : 1);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "ep_step", [&] {
+    Parameters<scalar_t> parameters;
+    EpCall<scalar_t> call;
+    call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
+    describe_learning(call, dense_x, dense_target, arguments, nudge, free, nudged, parameters);
+    call.accumulate = accumulate;
+    call.d_weights = parameters.take_all(d_weights);
+    call.d_biases = parameters.take_all(d_biases);
+    call.d_feedback = parameters.take_all(d_feedback);
+    set.of<scalar_t>().ep_step(call, at::get_num_threads());
+  });
+  return {std::move(d_weights), std::move(d_biases), std::move(d_feedback), std::move(free), std::move(nudged)};
+}
+
+// Autograd must learn of the change, and must not have needed the old values.
+void mark_changed(TensorList tensors, const char* name) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    TORCH_CHECK(!(at::GradMode::is_enabled() && tensors[i].requires_grad()), element(name, i),
+                " requires grad and is changed in place: call cep_step under torch.no_grad()");
+    if (!tensors[i].is_inference()) tensors[i].unsafeGetTensorImpl()->bump_version();
+  }
+}
+
+void cep_step_cpu(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights,
+                  const Tensor& target, TensorList free_states, TensorList nudged_states, int64_t free_steps,
+                  int64_t nudged_steps, double beta, std::string_view nudge_at, std::string_view loss,
+                  at::ArrayRef<double> lr, bool symmetric, bool shared_update, double weight_decay,
+                  std::string_view activation, std::string_view output_activation, std::string_view dynamics, double dt,
+                  bool clip, std::string_view feedback, bool readout) {
+  const Settings settings{activation, output_activation, dynamics, dt, clip, feedback, readout};
+  const LearnArguments arguments{target, free_steps, nudged_steps, beta, nudge_at, loss, symmetric, shared_update};
+  check_learning(x, weights, biases, feedback_weights, arguments, settings);
+  const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
+  check_count("lr", lr.size(), weights.size(), "rates, one per connection");
+  for (size_t l = 0; l < lr.size(); ++l) check_number(element("lr", l), lr[l], lr[l] >= 0, "a finite number >= 0");
+  check_number("weight_decay", weight_decay, weight_decay >= 0, "a finite number >= 0");
+  const size_t layers = weights.size() - readout;
+  check_count("free_states", free_states.size(), layers, "tensors, one per layer");
+  check_count("nudged_states", nudged_states.size(), symmetric ? 2 * layers : layers,
+              "tensors, one per layer and phase");
+  for (size_t i = 0; i < layers; ++i)
+    check_tensor(element("free_states", i), free_states[i], {x.size(0), weights[i].size(0)}, x);
+  for (size_t i = 0; i < nudged_states.size(); ++i)
+    check_tensor(element("nudged_states", i), nudged_states[i], {x.size(0), weights[i % layers].size(0)}, x);
+  const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, weights.back().size(0));
+  const Kernels& set = kernels();
+  mark_changed(weights, "weights");
+  mark_changed(biases, "biases");
+  mark_changed(feedback_weights, "feedback_weights");
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cep_step", [&] {
+    Parameters<scalar_t> parameters;
+    CepCall<scalar_t> call;
+    call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
+    describe_learning(call, dense_x, dense_target, arguments, nudge, free_states, nudged_states, parameters);
+    call.lr = lr.vec();
+    call.weight_decay = weight_decay;
+    set.of<scalar_t>().cep_step(call, at::get_num_threads());
+    parameters.write_back();
+  });
+}
+
+}  // namespace
+}  // namespace ceprop
+
+TORCH_LIBRARY_IMPL(ceprop_cuda, CPU, m) {
+  m.impl("relax", &ceprop::relax_cpu);
+  m.impl("ep_step", &ceprop::ep_step_cpu);
+  m.impl("cep_step", &ceprop::cep_step_cpu);
+}

@@ -1,0 +1,144 @@
+// The three ops: what every worker does from the first step to the last.
+#pragma once
+
+// The phase with -beta comes second.
+inline Nudge reversed(const Nudge& nudge) { return {-nudge.beta, nudge.at, nudge.loss}; }
+
+template <class Tile>
+void relax(const RelaxCall<typename Tile::Scalar>& call, int threads) {
+  Relaxation<Tile> relaxation(call.network, call.batch, threads, false);
+  run_team(threads, [&](const Worker& worker) {
+    relaxation.load(worker, call.initial);
+    const int last = relaxation.relax(worker, call.steps, 0, call.batch.target ? &call.nudge : nullptr);
+    relaxation.store(worker, last, call.states.data());
+  });
+}
+
+// Where the two learning ops agree: the fields that mark the phases, and the readout's errors at their ends.
+template <class Tile>
+class Phases {
+ public:
+  using T = typename Tile::Scalar;
+
+  Phases(const LearnCall<T>& call, Relaxation<Tile>& relaxation) : call_(call), relaxation_(relaxation) {
+    if (call.network.readout)
+      for (Buffer<T>& error : error_) error = Buffer<T>(relaxation.padded(call.network.classes()) * call.batch.size);
+  }
+
+  int count() const { return call_.symmetric ? 2 : 1; }
+
+  // Runs the free phase; returns its last field. Its states stay in `kept_free`.
+  int run_free(const Worker& worker) {
+    relaxation_.load(worker, {});
+    const int free = relaxation_.relax(worker, call_.free_steps, 0, nullptr);
+    relaxation_.copy_field(worker, free, Relaxation<Tile>::kept_free);
+    relaxation_.store(worker, free, call_.free_states.data());
+    return free;
+  }
+
+  // Stores the states at the end of a phase and takes the readout's error there. Ends with a barrier.
+  void end(const Worker& worker, int phase, int field) {
+    relaxation_.store(worker, field, call_.nudged_states.data() + phase * call_.network.layers);
+    if (call_.network.readout) relaxation_.compute_error(worker, field, T(1), error_[phase].get());
+    worker.wait();
+  }
+
+  const T* error(int phase) const { return error_[phase].get(); }
+
+ private:
+  const LearnCall<T>& call_;
+  Relaxation<Tile>& relaxation_;
+  Buffer<T> error_[2];  // [panel][batch][width]
+};
+
+template <class Tile>
+void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
+  using T = typename Tile::Scalar;
+  using Fields = Relaxation<Tile>;
+  Relaxation<Tile> relaxation(call.network, call.batch, threads, false);
+  Contrast<Tile> contrast(relaxation, call.shared_update);
+  Phases<Tile> phases(call, relaxation);
+  // Tied, the contrasts of consecutive steps telescope to the one between the ends.
+  const bool accumulate = call.accumulate && call.network.free_feedback;
+  const double scale = 1.0 / (call.nudge.beta * phases.count() * static_cast<double>(call.batch.size));
+
+  run_team(threads, [&](const Worker& worker) {
+    int field = phases.run_free(worker);
+    for (int phase = 0; phase < phases.count(); ++phase) {
+      const Nudge nudge = phase == 0 ? call.nudge : reversed(call.nudge);
+      if (phase == 1) {
+        relaxation.copy_field(worker, field, Fields::kept_plus);
+        relaxation.copy_field(worker, Fields::kept_free, field);
+        worker.wait();
+      }
+      for (int step = 0; step < call.nudged_steps; ++step) {
+        const int to = (field + 1) % Fields::ring;
+        relaxation.step(worker, field, to, &nudge);
+        if (accumulate) {
+          const Between between{field, to, field};
+          contrast.differ(worker, between, step % 2);
+          worker.wait();
+          contrast.add_to_gradients(worker, between, step % 2, T(phase + step > 0), T(phase == 0 ? scale : -scale),
+                                    call);
+        }
+        field = to;
+      }
+      phases.end(worker, phase, field);
+      if (call.network.readout) {
+        contrast.add_to_readout(worker, phases.error(phase), field, T(phase),
+                                T(1.0 / (phases.count() * static_cast<double>(call.batch.size))), call.d_weights.back(),
+                                call.d_biases.back());
+        worker.wait();
+      }
+    }
+    if (!accumulate) {
+      const Between between = call.symmetric ? Between{field, Fields::kept_plus, Fields::kept_free}
+                                             : Between{Fields::kept_free, field, Fields::kept_free};
+      contrast.differ(worker, between, 0);
+      worker.wait();
+      contrast.add_to_gradients(worker, between, 0, T(0), T(scale), call);
+    }
+  });
+}
+
+template <class Tile>
+void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
+  using T = typename Tile::Scalar;
+  using Fields = Relaxation<Tile>;
+  // The Gram form of the input's drive takes B^2 n_0 operations a step, reading and moving W[0] 2 B n_in n_0.
+  const bool literal_input = call.batch.size > 2 * call.network.widths[0];
+  Relaxation<Tile> relaxation(call.network, call.batch, threads, literal_input);
+  Contrast<Tile> contrast(relaxation, call.shared_update);
+  ContinualUpdate<Tile> update(call, relaxation, contrast, threads);
+  Phases<Tile> phases(call, relaxation);
+
+  run_team(threads, [&](const Worker& worker) {
+    int field = phases.run_free(worker);
+    update.load(worker);
+    for (int phase = 0; phase < phases.count(); ++phase) {
+      const Nudge nudge = phase == 0 ? call.nudge : reversed(call.nudge);
+      if (phase == 1) {
+        relaxation.copy_field(worker, field, Fields::kept_plus);
+        field = relaxation.relax(worker, call.nudged_steps, field, nullptr);
+      }
+      for (int step = 0; step < call.nudged_steps; ++step) {
+        const int to = (field + 1) % Fields::ring;
+        relaxation.step(worker, field, to, &nudge);
+        const Between between{field, to, field};
+        contrast.differ(worker, between, step % 2);
+        if (call.shared_update) worker.wait();  // only then other workers read d
+        update.move(worker, between, step % 2, nudge.beta * phases.count());
+        field = to;
+      }
+      phases.end(worker, phase, field);
+    }
+    update.store(worker);
+    for (int phase = 0; phase < phases.count() && call.network.readout; ++phase) {
+      const int readout = call.network.layers, at = phase + 1 < phases.count() ? Fields::kept_plus : field;
+      contrast.add_to_readout(worker, phases.error(phase), at, phase == 0 ? update.keep(readout) : T(1),
+                              update.scale_of(readout, phases.count()), call.network.weights.back(),
+                              call.network.biases.back());
+      worker.wait();
+    }
+  });
+}

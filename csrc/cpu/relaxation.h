@@ -1,0 +1,402 @@
+// A network on its way to a fixed point: packed weights, states in panels, and the step.
+#pragma once
+
+// Zero-filled memory at cache-line alignment, all taken before the workers start.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t count) : data_(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+    std::memset(data_, 0, count * sizeof(T));
+  }
+  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    return *this;
+  }
+  ~Buffer() { std::free(data_); }
+  T* get() const { return data_; }
+
+ private:
+  T* data_ = nullptr;
+};
+
+// The states of one layer at one time. `seen` is what its neighbours see: rho(state) in energy dynamics, else the
+// state itself, in the same memory.
+template <class T>
+struct Field {
+  T* state;  // [panel][batch][width]
+  T* seen;   // [panel][batch][width]
+};
+
+// Weights into a layer from one neighbour, in panels of the layer's units; null where the neighbour is not read.
+template <class T>
+struct Incoming {
+  T* weights;     // [panel][depth][width]
+  int64_t depth;  // units of the neighbour
+};
+
+template <class T>
+struct Layer {
+  UnitRule rule;
+  int64_t units, panels;
+  T* bias;            // [panel][width]
+  T* drive;           // [panel][batch][width]: what reaches layer 0 from the input, bias included; else null
+  Incoming<T> below;  // W[l]
+  Incoming<T> above;  // V[l + 1], tied: W[l + 1]; in the top layer a readout
+};
+
+// A unit belongs to one worker, which holds the weights into it from below and from above and is the only one to
+// write them and its state: no reduction, and the same bits for every number of workers.
+template <class Tile>
+class Relaxation {
+ public:
+  using T = typename Tile::Scalar;
+  static constexpr int width = Tile::width;
+  // Fields are numbered: a ring of three, in which the steps of a phase go round (a step may overwrite the oldest
+  // while slow workers still read the two others), and two that keep what a phase left.
+  static constexpr int ring = 3, kept_free = 3, kept_plus = 4, fields = 5;
+
+  // With `literal_input` layer 0 reads the input anew at every step, as weights that move step by step require;
+  // else its drive is computed once.
+  Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, bool literal_input)
+      : network_(network), batch_(batch) {
+    const int64_t n = batch.size;
+    scratch_ = keep(workers * network.widths[0] * width);
+    error_ = keep(padded(network.classes()) * n);
+    x_ = keep(padded(network.widths[0]) * n);
+    target_ = keep(padded(network.classes()) * n);
+    for (int l = 0; l < network.layers; ++l) {
+      Layer<T> layer{};
+      layer.rule = network.rules[l];
+      layer.units = network.widths[l + 1];
+      layer.panels = panels_of(layer.units, width);
+      layer.bias = keep(layer.panels * width);
+      layer.below.depth = network.widths[l];
+      if (l > 0 || literal_input)
+        layer.below.weights = keep(layer.panels * layer.below.depth * width);
+      else
+        layer.drive = keep(layer.panels * n * width);
+      if (l + 1 < network.layers || network.readout) {
+        layer.above.depth = network.widths[l + 2];
+        layer.above.weights = keep(layer.panels * layer.above.depth * width);
+      }
+      for (int field = 0; field < fields; ++field) {
+        T* state = keep(layer.panels * n * width);
+        fields_[field].push_back(
+            {state, layer.rule.dynamics == Dynamics::energy ? keep(layer.panels * n * width) : state});
+      }
+      for (int64_t panel = 0; panel < layer.panels; ++panel) {
+        items_.push_back({l, panel});
+        // The finish of a tile costs about as much as 64 of its multiplications.
+        const double depth = (layer.below.weights ? layer.below.depth : 0) + layer.above.depth + 64;
+        cost_.push_back(cost_.back() + depth * static_cast<double>(n));
+      }
+      layers_.push_back(layer);
+    }
+    if (network.readout) {
+      const int64_t top = network.widths[network.layers];
+      readout_ = {keep(padded(network.classes()) * top), top};
+      readout_bias_ = keep(padded(network.classes()));
+    }
+  }
+
+  // ---- the parts that every worker calls, in the same order ----
+
+  // Packs the batch and the weights, and computes the input's drive. Ends with a barrier.
+  void load(const Worker& worker, const std::vector<const T*>& initial) {
+    const int64_t n = batch_.size, n_in = network_.widths[0];
+    const Range inputs = worker.share(panels_of(n_in, width));
+    for (int64_t panel = inputs.begin; panel < inputs.end; ++panel) {
+      T* to = x_ + panel * n * width;
+      load_panel<Tile>(batch_.x, n, n_in, panel * width, to);
+      if (network_.rules[0].dynamics == Dynamics::energy)
+        apply_activation(network_.input_activation, to, to, n * width);
+    }
+    if (batch_.target) {
+      const Range classes = worker.share(panels_of(network_.classes(), width));
+      for (int64_t panel = classes.begin; panel < classes.end; ++panel)
+        load_panel<Tile>(batch_.target, n, network_.classes(), panel * width, target_ + panel * n * width);
+    }
+    if (network_.readout) {
+      const Range classes = worker.share(panels_of(network_.classes(), width));
+      for (int64_t panel = classes.begin; panel < classes.end; ++panel) {
+        load_panel_transposed<Tile>(network_.weights.back(), readout_.depth, network_.classes(), panel * width,
+                                    readout_.weights + panel * readout_.depth * width);
+        if (network_.biases.back())
+          load_panel<Tile>(network_.biases.back(), 1, network_.classes(), panel * width, readout_bias_ + panel * width);
+      }
+    }
+    const Range mine = worker.share(cost_);
+    for (int64_t item = mine.begin; item < mine.end; ++item) load_item(items_[item], initial);
+    worker.wait();
+    load_input_drive(worker);
+    worker.wait();
+  }
+
+  // All states move from field `from` to field `to`; with a nudge towards the target. Ends with a barrier.
+  void step(const Worker& worker, int from, int to, const Nudge* nudge) {
+    if (nudge && nudge->loss == Loss::cross_entropy) {
+      compute_error(worker, from, static_cast<T>(nudge->beta), error_);
+      worker.wait();
+    }
+    const Range mine = worker.share(cost_);
+    for (int64_t item = mine.begin; item < mine.end; ++item)
+      for_row_blocks([&]<int rows>(int64_t row) { move_units<rows>(items_[item], row, from, to, nudge); });
+    worker.wait();
+  }
+
+  // `steps` steps from ring field `from`; returns the field of the last.
+  int relax(const Worker& worker, int steps, int from, const Nudge* nudge) {
+    for (int step_index = 0; step_index < steps; ++step_index) {
+      const int to = (from + 1) % ring;
+      step(worker, from, to, nudge);
+      from = to;
+    }
+    return from;
+  }
+
+  // Each worker copies its own units; no barrier.
+  void copy_field(const Worker& worker, int from, int to) {
+    const Range mine = worker.share(cost_);
+    for (int64_t item = mine.begin; item < mine.end; ++item) {
+      const auto [l, panel] = items_[item];
+      const int64_t at = panel * batch_.size * width, count = batch_.size * width;
+      std::memcpy(fields_[to][l].state + at, fields_[from][l].state + at, count * sizeof(T));
+      std::memcpy(fields_[to][l].seen + at, fields_[from][l].seen + at, count * sizeof(T));
+    }
+  }
+
+  // states[l] [B, n_l] <- field; each worker its own units; no barrier.
+  void store(const Worker& worker, int field, T* const* states) const {
+    const Range mine = worker.share(cost_);
+    for (int64_t item = mine.begin; item < mine.end; ++item) {
+      const auto [l, panel] = items_[item];
+      store_panel<Tile>(fields_[field][l].state + panel * batch_.size * width, batch_.size, layers_[l].units,
+                        panel * width, states[l]);
+    }
+  }
+
+  // to = scale (y - softmax(logits)), [panel][batch][width], zero in the lanes past the classes; no barrier.
+  void compute_error(const Worker& worker, int field, T scale, T* to) {
+    const int64_t n = batch_.size, classes = network_.classes(), panels = panels_of(classes, width);
+    const T* top = fields_[field].back().state;
+    const Range blocks = worker.share(row_blocks());
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      const Range rows = block_rows(block);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        T* logits = to + (panel * n + rows.begin) * width;
+        if (!network_.readout) {
+          std::memcpy(logits, top + (panel * n + rows.begin) * width, (rows.end - rows.begin) * width * sizeof(T));
+          continue;
+        }
+        with_constant_rows<Tile::max_rows>(rows.end - rows.begin, [&]<int count>() {
+          typename Tile::Vector acc[count][2];
+          start_from_bias(acc, readout_bias_ + panel * width);
+          multiply<Tile>(acc, top + rows.begin * width, n * width, readout_.weights + panel * readout_.depth * width,
+                         readout_.depth);
+          std::memcpy(logits, acc, sizeof(acc));
+        });
+      }
+      for (int64_t row = rows.begin; row < rows.end; ++row) softmax_error(row, scale, to);
+    }
+  }
+
+  // ---- what the learning rules read and write ----
+
+  const std::vector<Layer<T>>& layers() const { return layers_; }
+  const Field<T>& field(int index, int layer) const { return fields_[index][layer]; }
+  const T* input() const { return x_; }  // [panel][batch][width], rho(x) in energy dynamics
+  int64_t batch() const { return batch_.size; }
+  const Network<T>& network() const { return network_; }
+
+  struct Item {
+    int layer;
+    int64_t panel;
+  };
+  const std::vector<Item>& items() const { return items_; }
+  Range mine(const Worker& worker) const { return worker.share(cost_); }
+  int64_t padded(int64_t units) const { return panels_of(units, width) * width; }
+
+  // body<rows>(first row) for the batch in blocks of nearly equal size.
+  template <class Body>
+  void for_row_blocks(const Body& body) const {
+    for (int64_t block = 0; block < row_blocks(); ++block) {
+      const Range rows = block_rows(block);
+      with_constant_rows<Tile::max_rows>(rows.end - rows.begin,
+                                         [&]<int count>() { body.template operator()<count>(rows.begin); });
+    }
+  }
+
+ private:
+  T* keep(int64_t count) {
+    memory_.emplace_back(count);
+    return memory_.back().get();
+  }
+
+  int64_t row_blocks() const { return (batch_.size + Tile::max_rows - 1) / Tile::max_rows; }
+  Range block_rows(int64_t block) const {
+    return {batch_.size * block / row_blocks(), batch_.size * (block + 1) / row_blocks()};
+  }
+
+  void load_item(const Item& item, const std::vector<const T*>& initial) {
+    const auto [l, panel] = item;
+    Layer<T>& layer = layers_[l];
+    const int64_t n = batch_.size, first = panel * width;
+    if (network_.biases[l]) load_panel<Tile>(network_.biases[l], 1, layer.units, first, layer.bias + first);
+    if (layer.below.weights)
+      load_panel_transposed<Tile>(network_.weights[l], layer.below.depth, layer.units, first,
+                                  layer.below.weights + first * layer.below.depth);
+    if (layer.above.weights) {
+      const bool is_top = l + 1 == network_.layers;
+      const T* matrix = network_.free_feedback && !is_top ? network_.feedback[l] : network_.weights[l + 1];
+      load_panel<Tile>(matrix, layer.above.depth, layer.units, first, layer.above.weights + first * layer.above.depth);
+    }
+    const Field<T>& start = fields_[0][l];
+    if (!initial.empty()) load_panel<Tile>(initial[l], n, layer.units, first, start.state + first * n);
+    if (layer.rule.dynamics == Dynamics::energy)
+      apply_activation(layer.rule.activation, start.state + first * n, start.seen + first * n, n * width);
+  }
+
+  // drive = b + x W[0]^T; a panel of W[0] is packed, used for all rows and forgotten.
+  void load_input_drive(const Worker& worker) {
+    const Layer<T>& layer = layers_[0];
+    if (!layer.drive) return;
+    T* packed = scratch_ + worker.index * layer.below.depth * width;
+    const Range panels = worker.share(layer.panels);
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+      load_panel_transposed<Tile>(network_.weights[0], layer.below.depth, layer.units, panel * width, packed);
+      for_row_blocks([&]<int rows>(int64_t row) {
+        typename Tile::Vector acc[rows][2];
+        start_from_bias(acc, layer.bias + panel * width);
+        multiply<Tile>(acc, x_ + row * width, batch_.size * width, packed, layer.below.depth);
+        std::memcpy(layer.drive + (panel * batch_.size + row) * width, acc, sizeof(acc));
+      });
+    }
+  }
+
+  template <int rows>
+  static void start_from_bias(typename Tile::Vector (&acc)[rows][2], const T* bias) {
+    for (int row = 0; row < rows; ++row) std::memcpy(acc[row], bias, sizeof(acc[row]));
+  }
+
+  // `rows` samples of one panel of units: drive, then next state.
+  template <int rows>
+  void move_units(const Item& item, int64_t row, int from, int to, const Nudge* nudge) {
+    const auto [l, panel] = item;
+    const Layer<T>& layer = layers_[l];
+    const bool is_top = l + 1 == network_.layers;
+    const int64_t stride = batch_.size * width, at = panel * stride + row * width;
+    alignas(64) T drive[rows * width];
+    {
+      typename Tile::Vector acc[rows][2];
+      if (layer.drive)
+        std::memcpy(acc, layer.drive + at, sizeof(acc));
+      else
+        start_from_bias(acc, layer.bias + panel * width);
+      if (layer.below.weights)
+        multiply<Tile>(acc, (l ? fields_[from][l - 1].seen : x_) + row * width, stride,
+                       layer.below.weights + panel * layer.below.depth * width, layer.below.depth);
+      if (!is_top)
+        multiply<Tile>(acc, fields_[from][l + 1].seen + row * width, stride,
+                       layer.above.weights + panel * layer.above.depth * width, layer.above.depth);
+      else if (network_.readout && nudge)
+        multiply<Tile>(acc, error_ + row * width, stride, layer.above.weights + panel * layer.above.depth * width,
+                       layer.above.depth);
+      std::memcpy(drive, acc, sizeof(acc));
+    }
+    const T* state = fields_[from][l].state + at;
+    const bool nudged = nudge && is_top && !network_.readout;
+    alignas(64) T pull[rows * width];
+    if (nudged) {
+      const T beta = static_cast<T>(nudge->beta);
+      const T* given = (nudge->loss == Loss::mse ? target_ : error_) + at;
+      for (int i = 0; i < rows * width; ++i)
+        pull[i] = nudge->loss == Loss::mse ? beta * (given[i] - state[i]) : given[i];
+    }
+    const Field<T>& next = fields_[to][l];
+    finish(layer.rule, rows * width, drive, state, nudged ? pull : nullptr, nudged && nudge->at == NudgeAt::drive,
+           next.state + at);
+    if (next.seen != next.state) apply_activation(layer.rule.activation, next.state + at, next.seen + at, rows * width);
+  }
+
+  // Calls `body.template operator()<A>()`.
+  template <class Body>
+  static void with_activation(Activation activation, const Body& body) {
+    switch (activation) {
+      case Activation::sigmoid:
+        return body.template operator()<Activation::sigmoid>();
+      case Activation::hard_sigmoid:
+        return body.template operator()<Activation::hard_sigmoid>();
+      case Activation::half_hard_sigmoid:
+        return body.template operator()<Activation::half_hard_sigmoid>();
+      case Activation::centered_hard_sigmoid:
+        return body.template operator()<Activation::centered_hard_sigmoid>();
+      case Activation::tanh:
+        return body.template operator()<Activation::tanh>();
+      case Activation::linear:
+        return body.template operator()<Activation::linear>();
+    }
+  }
+
+  static void apply_activation(Activation activation, const T* from, T* to, int64_t count) {
+    with_activation(activation, [&]<Activation A>() {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < count; ++i) to[i] = rho<A>(from[i]);
+    });
+  }
+
+  static void finish(const UnitRule& rule, int count, const T* drive, const T* state, const T* pull, bool at_drive,
+                     T* next) {
+    const T dt = static_cast<T>(rule.dt);
+    const bool gain = rule.gain, clips = rule.clip;
+    with_activation(rule.activation, [&]<Activation A>() {
+      const auto all = [&]<Dynamics D>(const auto& inside, const auto& outside) {
+#pragma GCC ivdep
+        for (int i = 0; i < count; ++i)
+          next[i] = next_state<A, D>(drive[i], state[i], inside(i), outside(i), gain, clips, dt);
+      };
+      const auto zero = [](int) { return T(0); };
+      const auto pulled = [&](int i) { return pull[i]; };
+      const auto either = [&]<Dynamics D>() {
+        if (!pull)
+          all.template operator()<D>(zero, zero);
+        else if (at_drive)
+          all.template operator()<D>(pulled, zero);
+        else
+          all.template operator()<D>(zero, pulled);
+      };
+      if (rule.dynamics == Dynamics::prototypical)
+        either.template operator()<Dynamics::prototypical>();
+      else
+        either.template operator()<Dynamics::energy>();
+    });
+  }
+
+  // Row `row` of `to` holds logits and becomes scale (y - softmax(logits)).
+  void softmax_error(int64_t row, T scale, T* to) const {
+    const int64_t classes = network_.classes(), stride = batch_.size * width;
+    const auto at = [&](int64_t c) { return (c / width) * stride + row * width + c % width; };
+    T most = to[at(0)];
+    for (int64_t c = 1; c < classes; ++c) most = to[at(c)] > most ? to[at(c)] : most;
+    T sum = 0;
+    for (int64_t c = 0; c < classes; ++c) sum += to[at(c)] = exponential(to[at(c)] - most);
+    for (int64_t c = 0; c < classes; ++c) to[at(c)] = scale * (target_[at(c)] - to[at(c)] / sum);
+    for (int64_t c = classes; c < padded(classes); ++c) to[at(c)] = 0;
+  }
+
+  const Network<T>& network_;
+  const Batch<T>& batch_;
+  std::vector<Buffer<T>> memory_;
+  std::vector<Layer<T>> layers_;
+  std::vector<Field<T>> fields_[fields];
+  T* x_;        // [panel][batch][width]
+  T* target_;   // [panel][batch][width]
+  T* error_;    // [panel][batch][width]
+  T* scratch_;  // [worker][n_in][width]
+  Incoming<T> readout_{};
+  T* readout_bias_ = nullptr;
+  std::vector<Item> items_;
+  std::vector<double> cost_{0.0};
+};

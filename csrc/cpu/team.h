@@ -1,0 +1,110 @@
+// The workers of one op call: who they are, how they wait for each other, how they share the work.
+#pragma once
+
+#include <omp.h>
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace ceprop {
+
+// All workers wait until the last has come. Spins for some microseconds, the length of a step, then gives the core
+// away: where another process holds a core, spinning for it would cost its whole time slice.
+class Barrier {
+ public:
+  void wait(int workers) {
+    if (workers == 1) return;
+    const int phase = phase_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == workers - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      phase_.store(phase + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+      if (spins < 2000)
+        pause();
+      else
+        std::this_thread::yield();
+    }
+  }
+
+ private:
+  static void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> phase_{0};
+};
+
+// Saturated sigmoids make denormal numbers, which cost a hundred times a normal one: flush them to zero here, and
+// give the thread its mode back at the end.
+class FlushDenormals {
+ public:
+#if defined(__x86_64__)
+  FlushDenormals() : mode_(_mm_getcsr()) { _mm_setcsr(mode_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(mode_); }
+#elif defined(__aarch64__)
+  FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(mode_));
+    asm volatile("msr fpcr, %0" ::"r"(mode_ | (uint64_t(1) << 24)));
+  }
+  ~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(mode_)); }
+#endif
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
+
+ private:
+#if defined(__x86_64__)
+  unsigned mode_;
+#elif defined(__aarch64__)
+  uint64_t mode_;
+#endif
+};
+
+struct Range {
+  int64_t begin, end;
+};
+
+// One thread of the team, in the parallel region.
+struct Worker {
+  int index, count;
+  Barrier* barrier;
+
+  void wait() const { barrier->wait(count); }
+
+  Range share(int64_t items) const { return {items * index / count, items * (index + 1) / count}; }
+
+  // The consecutive items of this worker when item i costs cost[i + 1] - cost[i] (running sums from 0): an item goes
+  // to the worker in whose share of the total its middle lies.
+  Range share(const std::vector<double>& cost) const {
+    const auto first_of = [&](int worker) {
+      const double limit = cost.back() * worker / count;
+      size_t item = 0;
+      while (item + 1 < cost.size() && (cost[item] + cost[item + 1]) / 2 < limit) ++item;
+      return static_cast<int64_t>(item);
+    };
+    return {first_of(index), index + 1 == count ? static_cast<int64_t>(cost.size()) - 1 : first_of(index + 1)};
+  }
+};
+
+// Runs body(worker) on `threads` threads at once. Body must not throw.
+template <class Body>
+void run_team(int threads, const Body& body) {
+  Barrier barrier;
+#pragma omp parallel num_threads(threads)
+  {
+    const FlushDenormals flush;
+    body(Worker{omp_get_thread_num(), omp_get_num_threads(), &barrier});
+  }
+}
+
+}  // namespace ceprop

@@ -1,0 +1,93 @@
+// Plain structs that describe a network and its phases to any kernel. No torch, no device code.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace ceprop {
+
+enum class Activation { sigmoid, hard_sigmoid, half_hard_sigmoid, centered_hard_sigmoid, tanh, linear };
+enum class Dynamics { prototypical, energy };
+enum class NudgeAt { state, drive };
+enum class Loss { mse, cross_entropy };
+
+// How units turn their drive into their next state.
+struct UnitRule {
+  Activation activation;
+  Dynamics dynamics;
+  bool gain;  // energy: the drive is multiplied by rho'(s)
+  bool clip;  // energy: states are kept in [0, 1]
+  double dt;  // energy: step size
+};
+
+// A chain of dense layers. Connection l joins width n[l] (n[0]: the input) to width n[l + 1]. Matrices are dense and
+// row-major. With a readout the last weight and bias are R and c, which read layer `layers - 1` outside the dynamics.
+template <class T>
+struct Network {
+  int layers;  // with states
+  bool readout;
+  bool free_feedback;
+  std::vector<int64_t> widths;  // n_in, n_0, ..., n_{L-1}, and the classes of a readout
+  std::vector<UnitRule> rules;  // one per layer
+  Activation input_activation;  // energy: layer 0 sees rho(x)
+  std::vector<T*> weights;      // [n[l + 1], n[l]]
+  std::vector<T*> biases;       // [n[l + 1]], or null for none
+  std::vector<T*> feedback;     // V[1], V[2], ... like the weights; empty when tied
+
+  int64_t classes() const { return widths.back(); }
+};
+
+struct Nudge {
+  double beta;
+  NudgeAt at;
+  Loss loss;
+};
+
+// What a batch is, whatever is done with it.
+template <class T>
+struct Batch {
+  int64_t size;
+  const T* x;       // [B, n_in]
+  const T* target;  // [B, classes], or null for a free phase
+};
+
+template <class T>
+struct RelaxCall {
+  Network<T> network;
+  Batch<T> batch;
+  Nudge nudge;
+  int steps;
+  std::vector<const T*> initial;  // [B, n_l] per layer; empty: zeros
+  std::vector<T*> states;         // out, [B, n_l] per layer
+};
+
+// What the steps of learning share: a free phase, then a phase with +beta and if symmetric one with -beta.
+template <class T>
+struct LearnCall {
+  Network<T> network;
+  Batch<T> batch;
+  Nudge nudge;
+  int free_steps;
+  int nudged_steps;
+  bool symmetric;
+  bool shared_update;
+  std::vector<T*> free_states;    // out, [B, n_l] per layer
+  std::vector<T*> nudged_states;  // out, [B, n_l] per layer and phase
+};
+
+template <class T>
+struct EpCall : LearnCall<T> {
+  bool accumulate;             // sum the contrasts of consecutive steps
+  std::vector<T*> d_weights;   // out, like the weights
+  std::vector<T*> d_biases;    // out, or null
+  std::vector<T*> d_feedback;  // out, like the feedback
+};
+
+// Moves the network's weights, biases and feedback in place.
+template <class T>
+struct CepCall : LearnCall<T> {
+  std::vector<double> lr;  // per connection
+  double weight_decay;
+};
+
+}  // namespace ceprop

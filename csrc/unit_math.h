@@ -1,0 +1,130 @@
+// One step of one unit: activations, their derivatives, the dynamics and the nudge, once for host and device.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#ifndef __CUDA_ARCH__
+#include <bit>
+#endif
+
+#include "network.h"
+
+// Forced inline on the host, so that no copy compiled for one instruction set is shared with another.
+#ifdef __CUDACC__
+#define CEPROP_INLINE __host__ __device__ __forceinline__
+#else
+#define CEPROP_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace ceprop {
+
+// In these selections a NaN fails every comparison and is passed on, so that a diverged state stays visible.
+template <class T>
+CEPROP_INLINE T clip(T x, T low, T high) {
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+
+template <class T>
+struct ExpFormat;
+template <>
+struct ExpFormat<float> {
+  using Bits = int32_t;
+  static constexpr float low = -87.0f, high = 88.0f;          // 2^n stays a normal number
+  static constexpr float round = 12582912.0f;                 // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float ln2_high = 0.693359375f;             // 10 bits: n * ln2_high is exact
+  static constexpr float ln2_low = -2.12194440054690583e-4f;  // ln 2 - ln2_high
+  static constexpr int mantissa = 23, bias = 127, terms = 7;
+};
+template <>
+struct ExpFormat<double> {
+  using Bits = int64_t;
+  static constexpr double low = -708.0, high = 709.0;
+  static constexpr double round = 6755399441055744.0;       // 1.5 * 2^52
+  static constexpr double ln2_high = 0x1.62e42fee00000p-1;  // 32 bits: n * ln2_high is exact
+  static constexpr double ln2_low = 0x1.a39ef35793c76p-33;
+  static constexpr int mantissa = 52, bias = 1023, terms = 13;
+};
+
+// e^x = power (1 + fraction), power = 2^n, |fraction| < 0.42: kept apart for the sake of e^x - 1.
+template <class T>
+struct SplitExp {
+  T power, fraction;
+};
+
+// Branch-free, so that compilers turn a loop of it into vector code. The fraction is e^r - 1 by its Taylor series,
+// |r| <= ln(2) / 2, cut where the next term is below rounding.
+template <class T>
+CEPROP_INLINE SplitExp<T> split_exp(T x) {
+  using Format = ExpFormat<T>;
+  using Bits = typename Format::Bits;
+  x = clip(x, Format::low, Format::high);
+  const T shifted = x * T(1.44269504088896340736) + Format::round;
+  const T n = shifted - Format::round;
+  const T r = (x - n * Format::ln2_high) - n * Format::ln2_low;
+  constexpr double inverse_factorial[] = {
+      1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+      1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+  T series = T(inverse_factorial[Format::terms]);
+  for (int k = Format::terms - 1; k >= 2; --k) series = series * r + T(inverse_factorial[k]);
+#ifdef __CUDA_ARCH__
+  const T power = ldexp(T(1), static_cast<int>(n));
+#else
+  const Bits exponent = std::bit_cast<Bits>(shifted) - std::bit_cast<Bits>(T(Format::round)) + Format::bias;
+  const T power = std::bit_cast<T>(static_cast<Bits>(exponent << Format::mantissa));
+#endif
+  return {power, r + r * r * series};
+}
+
+template <class T>
+CEPROP_INLINE T exponential(T x) {
+  const SplitExp<T> e = split_exp(x);
+  return e.power + e.power * e.fraction;
+}
+
+// 1 / (1 + e^(-4 (x - 1/2)))
+template <class T>
+CEPROP_INLINE T steep_sigmoid(T x) {
+  return T(1) / (T(1) + exponential(T(2) - T(4) * x));
+}
+
+// (e^2x - 1) / (e^2x + 1), from e^2x - 1 without cancellation near 0
+template <class T>
+CEPROP_INLINE T hyperbolic_tangent(T x) {
+  const SplitExp<T> e = split_exp(T(2) * x);
+  const T minus_one = e.power * e.fraction + (e.power - T(1));
+  return minus_one / (minus_one + T(2));
+}
+
+template <Activation A, class T>
+CEPROP_INLINE T rho(T x) {
+  if constexpr (A == Activation::sigmoid) return steep_sigmoid(x);
+  if constexpr (A == Activation::hard_sigmoid) return clip(x, T(0), T(1));
+  if constexpr (A == Activation::half_hard_sigmoid) return clip(x / T(2), T(0), T(1));
+  if constexpr (A == Activation::centered_hard_sigmoid) return clip(x, T(-0.5), T(0.5));
+  if constexpr (A == Activation::tanh) return hyperbolic_tangent(x);
+  if constexpr (A == Activation::linear) return x;
+}
+
+// At a kink the slope of the unclipped side: energy dynamics start at 0 and must be able to leave it.
+template <Activation A, class T>
+CEPROP_INLINE T rho_prime(T x) {
+  if constexpr (A == Activation::sigmoid) return T(4) * rho<A>(x) * (T(1) - rho<A>(x));
+  if constexpr (A == Activation::hard_sigmoid) return x >= T(0) && x <= T(1) ? T(1) : T(0);
+  if constexpr (A == Activation::half_hard_sigmoid) return x >= T(0) && x <= T(2) ? T(0.5) : T(0);
+  if constexpr (A == Activation::centered_hard_sigmoid) return x >= T(-0.5) && x <= T(0.5) ? T(1) : T(0);
+  if constexpr (A == Activation::tanh) return T(1) - rho<A>(x) * rho<A>(x);
+  if constexpr (A == Activation::linear) return T(1);
+}
+
+// The next state of a unit with drive a and state s, pulled by `inside` before and by `outside` after rho.
+//   prototypical  rho(a + inside) + outside
+//   energy        clip(s + dt (-s + rho'(s) a + inside + outside))
+template <Activation A, Dynamics D, class T>
+CEPROP_INLINE T next_state(T a, T s, T inside, T outside, bool gain, bool clips, T dt) {
+  if constexpr (D == Dynamics::prototypical) return rho<A>(a + inside) + outside;
+  const T moved = s + dt * (-s + (gain ? rho_prime<A>(s) * a : a) + inside + outside);
+  return clips ? clip(moved, T(0), T(1)) : moved;
+}
+
+}  // namespace ceprop
