@@ -154,20 +154,30 @@ def _new_states(x: Tensor, weights: list[Tensor], readout: bool, phases: int = 1
     return [x.new_empty(x.shape[0], w.shape[0]) for _ in range(phases) for w in weights[: len(weights) - readout]]
 
 
+def _check_devices(x: Tensor, **lists: list[Tensor]) -> None:
+    """One tensor on the meta device among others would bring the call to the fake kernel, which computes nothing."""
+    for name, tensors in lists.items():
+        for index, tensor in enumerate(tensors):
+            if tensor.device != x.device:
+                raise ValueError(f"{name}[{index}] must be on {x.device} like x, got {tensor.device}")
+
+
 @torch.library.register_fake("ceprop_cuda::relax")
 def _(x, weights, biases, feedback_weights, states, target, *, readout, **_settings):  # type: ignore[no-untyped-def]
+    _check_devices(x, weights=weights, biases=biases, feedback_weights=feedback_weights, states=states)
     return _new_states(x, weights, readout)
 
 
 @torch.library.register_fake("ceprop_cuda::ep_step")
 def _(x, weights, biases, feedback_weights, target, *, symmetric, readout, **_settings):  # type: ignore[no-untyped-def]
+    _check_devices(x, weights=weights, biases=biases, feedback_weights=feedback_weights)
     like = [[p.new_empty(p.shape) for p in group] for group in (weights, biases, feedback_weights)]
     return *like, _new_states(x, weights, readout), _new_states(x, weights, readout, 1 + symmetric)
 
 
 @torch.library.register_fake("ceprop_cuda::cep_step")
-def _(*_tensors, **_settings):  # type: ignore[no-untyped-def]
-    return None
+def _(x, weights, biases, feedback_weights, *_outputs, **_settings):  # type: ignore[no-untyped-def]
+    _check_devices(x, weights=weights, biases=biases, feedback_weights=feedback_weights)
 
 
 def _refuse_gradient(_ctx: Any, *_gradients: Any) -> None:

@@ -5,8 +5,8 @@
 // same order.
 //
 // The input never changes, so connection 0 need not move before the end: its drive follows
-//   drive <- keep drive + scale (x x^T + 1) d,        1: the bias
-// and the updates gather in  sum <- keep sum + scale d,  of which W[0] gets sum^T x once.
+//   drive <- drive - decay drive + scale (x x^T + 1) d,        1: the bias
+// and the updates gather in  sum <- sum - decay sum + scale d,  of which W[0] gets sum^T x once.
 #pragma once
 
 template <class Tile>
@@ -21,10 +21,10 @@ class ContinualUpdate {
       : relaxation_(relaxation), contrast_(contrast), network_(call.network) {
     for (const double rate : call.lr) {
       rate_.push_back(rate);
-      keep_.push_back(static_cast<T>(1 - rate * call.weight_decay));
+      decay_.push_back(rate * call.weight_decay);
     }
     const int moves = call.nudged_steps * (call.symmetric ? 2 : 1);
-    kept_input_ = static_cast<T>(std::pow(1 - call.lr[0] * call.weight_decay, moves));
+    input_decay_ = static_cast<T>(1 - std::pow(1 - decay_[0], moves));
     if (relaxation.layers()[0].drive) {
       const int64_t n = relaxation.batch();
       gram_ = Buffer<T>(relaxation.padded(n) * n);
@@ -64,16 +64,16 @@ class ContinualUpdate {
     for (int64_t item = mine.begin; item < mine.end; ++item) {
       const auto [l, panel] = relaxation_.items()[item];
       const Layer<T>& layer = relaxation_.layers()[l];
-      const T keep = keep_[l], scale = scale_of(l, divisor);
+      const Blend<T> own = blend(l, divisor);
       const T* d = contrast_.moved(parity, l) + panel * n * width;
-      if (network_.biases[l]) contrast_.add_batch_sum(d, keep, scale, layer.bias + panel * width, width);
+      if (network_.biases[l]) contrast_.add_batch_sum(d, own, layer.bias + panel * width, width);
       if (layer.drive)
-        move_drive(panel, d, keep, scale);
+        move_drive(panel, d, own);
       else
-        move_panel(layer.below, contrast_.terms(l, Side::weights, between, parity), false, panel, keep, scale);
+        move_panel(layer.below, contrast_.terms(l, Side::weights, between, parity), false, panel, own);
       if (l + 1 < network_.layers)
-        move_panel(layer.above, contrast_.terms(l + 1, Side::feedback, between, parity), true, panel, keep_[l + 1],
-                   scale_of(l + 1, divisor));
+        move_panel(layer.above, contrast_.terms(l + 1, Side::feedback, between, parity), true, panel,
+                   blend(l + 1, divisor));
     }
   }
 
@@ -96,19 +96,19 @@ class ContinualUpdate {
     }
   }
 
-  T keep(int connection) const { return keep_[connection]; }
-  T scale_of(int connection, double divisor) const {
-    return static_cast<T>(rate_[connection] / (divisor * static_cast<double>(relaxation_.batch())));
+  // How connection c takes a contrast over `divisor`.
+  Blend<T> blend(int c, double divisor) const {
+    return {static_cast<T>(decay_[c]), static_cast<T>(rate_[c] / (divisor * static_cast<double>(relaxation_.batch())))};
   }
 
  private:
   void move_panel(const Incoming<T>& incoming, const typename Contrast<Tile>::Terms& terms, bool upper_rows,
-                  int64_t panel, T keep, T scale) const {
-    contrast_.add_rows(terms, upper_rows, 0, incoming.depth, panel, keep, scale,
+                  int64_t panel, const Blend<T>& blend) const {
+    contrast_.add_rows(terms, upper_rows, 0, incoming.depth, panel, blend,
                        incoming.weights + panel * incoming.depth * width, width, width);
   }
 
-  void move_drive(int64_t panel, const T* d, T keep, T scale) {
+  void move_drive(int64_t panel, const T* d, const Blend<T>& blend) {
     const int64_t n = relaxation_.batch();
     T* drive = relaxation_.layers()[0].drive + panel * n * width;
     T* sum = sum_.get() + panel * n * width;
@@ -117,14 +117,14 @@ class ContinualUpdate {
       multiply<Tile>(acc, gram_.get() + row * width, n * width, d, n);
       const auto* flat = reinterpret_cast<const typename Tile::Vector*>(acc);
       auto* to = reinterpret_cast<typename Tile::Vector*>(drive + row * width);
-      for (int i = 0; i < 2 * rows; ++i) to[i] = keep * to[i] + scale * flat[i];
+      for (int i = 0; i < 2 * rows; ++i) to[i] = blend(to[i], flat[i]);
     });
-    for (int64_t i = 0; i < n * width; ++i) sum[i] = keep * sum[i] + scale * d[i];
+    for (int64_t i = 0; i < n * width; ++i) sum[i] = blend(sum[i], d[i]);
   }
 
   void store_input_weights(int64_t panel) const {
-    const typename Contrast<Tile>::Terms terms{{{sum_.get(), relaxation_.input(), T(1)}}, 1};
-    contrast_.add_row_panel(terms, panel, network_.widths[1], network_.widths[0], kept_input_, T(1),
+    const typename Contrast<Tile>::Terms terms{{{sum_.get(), relaxation_.input()}}, 1, T(1)};
+    contrast_.add_row_panel(terms, panel, network_.widths[1], network_.widths[0], Blend<T>{input_decay_, T(1)},
                             network_.weights[0]);
   }
 
@@ -132,8 +132,8 @@ class ContinualUpdate {
   const Contrast<Tile>& contrast_;
   const Network<T>& network_;
   std::vector<double> rate_;
-  std::vector<T> keep_;
-  T kept_input_;       // what all moves together keep of W[0]
+  std::vector<double> decay_;
+  T input_decay_;      // what all moves together take from W[0]
   Buffer<T> gram_;     // [panel of samples][batch][width]
   Buffer<T> sum_;      // [panel][batch][width], of layer 0
   Buffer<T> scratch_;  // [worker][n_in][width]

@@ -1,9 +1,12 @@
 // The local contrast between two fields, as sums of outer products over the batch.
 //
-//   tied          dW[c] = r'[c]^T r'[c-1] - r[c]^T r[c-1]                                   r: what neighbours see
-//   vector field  dW[c] = d[c]^T r*[c-1],   dV[c] = r*[c]^T d[c-1],   d = s' - s
+//   tied          dW[c] = r'[c]^T r'[c-1] - r[c]^T r[c-1] = d[c]^T r'[c-1] + r[c]^T d[c-1],   d = r' - r
+//   vector field  dW[c] = d[c]^T r*[c-1],   dV[c] = r*[c]^T d[c-1],                           d = s' - s
 //   shared        both get the mean of the vector field's two
-//   input         dW[0] = d[0]^T x in every case,   db[c] = sum d[c];   tied: d = r' - r
+//   input         dW[0] = d[0]^T x in every case;   db[c] = sum d[c]
+//
+// r is what neighbours see of a state s. The tied form on the right is the one computed: it never subtracts two large
+// sums, so that in float32 the contrast keeps the digits that the states have.
 #pragma once
 
 // The fields a contrast is taken between, and the one that stands for r* in vector fields.
@@ -21,11 +24,11 @@ class Contrast {
   struct Term {
     const T* upper;
     const T* lower;
-    T sign;
   };
   struct Terms {
     Term term[2];
     int count;
+    T factor;  // of their sum
   };
   enum class Side { weights, feedback };  // of a vector field; tied has no difference
 
@@ -41,102 +44,96 @@ class Contrast {
     }
   }
 
-  // d of this worker's units. `parity` alternates between steps, so that slow workers can still read the last d while
-  // this one is written. No barrier.
-  void differ(const Worker& worker, const Between& between, int parity) {
-    const Range mine = relaxation_.mine(worker);
-    for (int64_t item = mine.begin; item < mine.end; ++item) {
-      const auto [l, panel] = relaxation_.items()[item];
-      const T* before = shown(between.earlier, l) + panel * stride();
-      const T* after = shown(between.later, l) + panel * stride();
-      T* d = moved_[parity][l].get() + panel * stride();
-      for (int64_t i = 0; i < stride(); ++i) d[i] = after[i] - before[i];
-    }
+  // d of one panel of units, by its owner. `parity` alternates between steps, so that slow workers can still read the
+  // last d while this one is written.
+  void differ(const typename Relaxation<Tile>::Item& item, const Between& between, int parity) {
+    const auto [l, panel] = item;
+    const T* before = shown(between.earlier, l) + panel * stride();
+    const T* after = shown(between.later, l) + panel * stride();
+    T* d = moved_[parity][l].get() + panel * stride();
+    for (int64_t i = 0; i < stride(); ++i) d[i] = after[i] - before[i];
   }
 
   const T* moved(int parity, int layer) const { return moved_[parity][layer].get(); }
 
   // What moves connection c: its weights, or in a vector field its feedback.
   Terms terms(int c, Side side, const Between& between, int parity) const {
-    if (c == 0) return {{{moved(parity, 0), relaxation_.input(), T(1)}}, 1};
-    const auto seen = [&](int field, int layer) { return static_cast<const T*>(relaxation_.field(field, layer).seen); };
-    if (!network_.free_feedback)
-      return {{{seen(between.later, c), seen(between.later, c - 1), T(1)},
-               {seen(between.earlier, c), seen(between.earlier, c - 1), T(-1)}},
-              2};
-    const Term weights{moved(parity, c), seen(between.fixed, c - 1), T(1)};
-    const Term feedback{seen(between.fixed, c), moved(parity, c - 1), T(1)};
-    if (shared_update_) return {{{weights.upper, weights.lower, T(0.5)}, {feedback.upper, feedback.lower, T(0.5)}}, 2};
-    return {{side == Side::weights ? weights : feedback}, 1};
+    if (c == 0) return {{{moved(parity, 0), relaxation_.input()}}, 1, T(1)};
+    const bool tied = !network_.free_feedback;
+    const Term up{moved(parity, c), relaxation_.field(tied ? between.later : between.fixed, c - 1).seen};
+    const Term down{relaxation_.field(tied ? between.earlier : between.fixed, c).seen, moved(parity, c - 1)};
+    if (tied || shared_update_) return {{up, down}, 2, tied ? T(1) : T(0.5)};
+    return {{side == Side::weights ? up : down}, 1, T(1)};
   }
 
-  // out = keep * out + scale * contrast for the rows [first, end) and one panel of lanes. `upper_rows`: a row is a unit
+  // out is blended with the contrast for the rows [first, end) and one panel of lanes. `upper_rows`: a row is a unit
   // of the upper layer and a lane one of the lower, as in row-major weights; else the other way round. `out` points to
   // row 0; only `valid` lanes are touched.
-  void add_rows(const Terms& terms, bool upper_rows, int64_t first, int64_t end, int64_t lane_panel, T keep, T scale,
-                T* out, int64_t out_stride, int64_t valid) const {
+  void add_rows(const Terms& terms, bool upper_rows, int64_t first, int64_t end, int64_t lane_panel,
+                const Blend<T>& blend, T* out, int64_t out_stride, int64_t valid) const {
+    const Blend<T> scaled{blend.decay, blend.scale * terms.factor, blend.fresh};
     for (int64_t row = first; row < end; row += Tile::update_rows) {
       const int64_t at = row / width * stride() + row % width;
       Product<T> products[2];
       for (int i = 0; i < terms.count; ++i) {
-        const auto& [upper, lower, sign] = terms.term[i];
-        products[i] = {(upper_rows ? upper : lower) + at, (upper_rows ? lower : upper) + lane_panel * stride(), sign};
+        const auto& [upper, lower] = terms.term[i];
+        products[i] = {(upper_rows ? upper : lower) + at, (upper_rows ? lower : upper) + lane_panel * stride()};
       }
       const int64_t rows = end - row < Tile::update_rows ? end - row : Tile::update_rows;
       with_constant_rows<Tile::update_rows>(rows, [&]<int count>() {
-        outer_products<Tile, count>(products, terms.count, relaxation_.batch(), keep, scale, out + row * out_stride,
+        outer_products<Tile, count>(products, terms.count, relaxation_.batch(), scaled, out + row * out_stride,
                                     out_stride, valid);
       });
     }
   }
 
   // The same for a row-major [upper units][lower units] matrix: the rows of one upper panel, all lanes.
-  void add_row_panel(const Terms& terms, int64_t row_panel, int64_t upper, int64_t lower, T keep, T scale,
+  void add_row_panel(const Terms& terms, int64_t row_panel, int64_t upper, int64_t lower, const Blend<T>& blend,
                      T* matrix) const {
     const int64_t first = row_panel * width, end = first + width < upper ? first + width : upper;
     for (int64_t lane_panel = 0; lane_panel * width < lower; ++lane_panel) {
       const int64_t lane = lane_panel * width, valid = lower - lane < width ? lower - lane : width;
-      add_rows(terms, true, first, end, lane_panel, keep, scale, matrix + lane, lower, valid);
+      add_rows(terms, true, first, end, lane_panel, blend, matrix + lane, lower, valid);
     }
   }
 
-  // out = keep * out + scale * sum over the batch of one panel [batch][width]; only `valid` lanes are touched.
-  void add_batch_sum(const T* panel, T keep, T scale, T* out, int64_t valid) const {
+  // out is blended with the sum over the batch of one panel [batch][width]; only `valid` lanes are touched.
+  void add_batch_sum(const T* panel, const Blend<T>& blend, T* out, int64_t valid) const {
     for (int64_t lane = 0; lane < valid; ++lane) {
       T sum = 0;
       for (int64_t sample = 0; sample < relaxation_.batch(); ++sample) sum += panel[sample * width + lane];
-      out[lane] = keep == T(0) ? scale * sum : keep * out[lane] + scale * sum;
+      out[lane] = blend(out[lane], sum);
     }
   }
 
-  // Row-major gradients = keep * gradients + scale * contrast for every connection of the dynamics. No barrier.
-  void add_to_gradients(const Worker& worker, const Between& between, int parity, T keep, T scale,
+  // Row-major gradients, blended with the contrast of every connection of the dynamics. No barrier.
+  void add_to_gradients(const Worker& worker, const Between& between, int parity, const Blend<T>& blend,
                         const EpCall<T>& to) {
     const Range mine = worker.share(row_cost_);
     for (int64_t item = mine.begin; item < mine.end; ++item) {
       const auto [c, panel] = row_panels_[item];
       const int64_t upper = network_.widths[c + 1], lower = network_.widths[c], first = panel * width;
-      add_row_panel(terms(c, Side::weights, between, parity), panel, upper, lower, keep, scale, to.d_weights[c]);
+      add_row_panel(terms(c, Side::weights, between, parity), panel, upper, lower, blend, to.d_weights[c]);
       if (c > 0 && network_.free_feedback)
-        add_row_panel(terms(c, Side::feedback, between, parity), panel, upper, lower, keep, scale,
-                      to.d_feedback[c - 1]);
+        add_row_panel(terms(c, Side::feedback, between, parity), panel, upper, lower, blend, to.d_feedback[c - 1]);
       if (to.d_biases[c])
-        add_batch_sum(moved(parity, c) + panel * stride(), keep, scale, to.d_biases[c] + first,
+        add_batch_sum(moved(parity, c) + panel * stride(), blend, to.d_biases[c] + first,
                       upper - first < width ? upper - first : width);
     }
   }
 
-  // R and c = keep * them + scale * (e^T s, sum e), e: [panel][batch][width] of the classes, s: the top layer's states
+  // R and c, blended with e^T s and sum e, e: [panel][batch][width] of the classes, s: the top layer's states
   // in `field`. No barrier.
-  void add_to_readout(const Worker& worker, const T* error, int field, T keep, T scale, T* weights, T* biases) const {
+  void add_to_readout(const Worker& worker, const T* error, int field, const Blend<T>& blend, T* weights,
+                      T* biases) const {
     const int64_t classes = network_.classes();
-    const Terms terms{{{error, relaxation_.field(field, network_.layers - 1).state, T(1)}}, 1};
+    const Terms terms{{{error, relaxation_.field(field, network_.layers - 1).state}}, 1, T(1)};
     const Range mine = worker.share(panels_of(classes, width));
     for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
       const int64_t first = panel * width;
-      add_row_panel(terms, panel, classes, network_.widths[network_.layers], keep, scale, weights);
+      add_row_panel(terms, panel, classes, network_.widths[network_.layers], blend, weights);
       if (biases)
-        add_batch_sum(error + panel * stride(), keep, scale, biases + first,
+        add_batch_sum(error + panel * stride(), blend, biases + first,
                       classes - first < width ? classes - first : width);
     }
   }

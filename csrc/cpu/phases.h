@@ -73,30 +73,31 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
       }
       for (int step = 0; step < call.nudged_steps; ++step) {
         const int to = (field + 1) % Fields::ring;
-        relaxation.step(worker, field, to, &nudge);
-        if (accumulate) {
-          const Between between{field, to, field};
-          contrast.differ(worker, between, step % 2);
-          worker.wait();
-          contrast.add_to_gradients(worker, between, step % 2, T(phase + step > 0), T(phase == 0 ? scale : -scale),
+        const Between between{field, to, field};
+        relaxation.step(worker, field, to, &nudge, [&](const typename Fields::Item& item) {
+          if (accumulate) contrast.differ(item, between, step % 2);
+        });
+        if (accumulate)
+          contrast.add_to_gradients(worker, between, step % 2, {0, T(phase == 0 ? scale : -scale), phase + step == 0},
                                     call);
-        }
         field = to;
       }
       phases.end(worker, phase, field);
       if (call.network.readout) {
-        contrast.add_to_readout(worker, phases.error(phase), field, T(phase),
-                                T(1.0 / (phases.count() * static_cast<double>(call.batch.size))), call.d_weights.back(),
-                                call.d_biases.back());
+        contrast.add_to_readout(
+            worker, phases.error(phase), field,
+            Blend<T>{0, T(1.0 / (phases.count() * static_cast<double>(call.batch.size))), phase == 0},
+            call.d_weights.back(), call.d_biases.back());
         worker.wait();
       }
     }
     if (!accumulate) {
       const Between between = call.symmetric ? Between{field, Fields::kept_plus, Fields::kept_free}
                                              : Between{Fields::kept_free, field, Fields::kept_free};
-      contrast.differ(worker, between, 0);
+      const Range mine = relaxation.mine(worker);
+      for (int64_t item = mine.begin; item < mine.end; ++item) contrast.differ(relaxation.items()[item], between, 0);
       worker.wait();
-      contrast.add_to_gradients(worker, between, 0, T(0), T(scale), call);
+      contrast.add_to_gradients(worker, between, 0, {0, T(scale), true}, call);
     }
   });
 }
@@ -123,10 +124,9 @@ void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
       }
       for (int step = 0; step < call.nudged_steps; ++step) {
         const int to = (field + 1) % Fields::ring;
-        relaxation.step(worker, field, to, &nudge);
         const Between between{field, to, field};
-        contrast.differ(worker, between, step % 2);
-        if (call.shared_update) worker.wait();  // only then other workers read d
+        relaxation.step(worker, field, to, &nudge,
+                        [&](const typename Fields::Item& item) { contrast.differ(item, between, step % 2); });
         update.move(worker, between, step % 2, nudge.beta * phases.count());
         field = to;
       }
@@ -135,8 +135,9 @@ void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
     update.store(worker);
     for (int phase = 0; phase < phases.count() && call.network.readout; ++phase) {
       const int readout = call.network.layers, at = phase + 1 < phases.count() ? Fields::kept_plus : field;
-      contrast.add_to_readout(worker, phases.error(phase), at, phase == 0 ? update.keep(readout) : T(1),
-                              update.scale_of(readout, phases.count()), call.network.weights.back(),
+      Blend<T> blend = update.blend(readout, phases.count());
+      if (phase > 0) blend.decay = 0;
+      contrast.add_to_readout(worker, phases.error(phase), at, blend, call.network.weights.back(),
                               call.network.biases.back());
       worker.wait();
     }

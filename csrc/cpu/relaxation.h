@@ -58,6 +58,12 @@ class Relaxation {
   // while slow workers still read the two others), and two that keep what a phase left.
   static constexpr int ring = 3, kept_free = 3, kept_plus = 4, fields = 5;
 
+  // One panel of one layer, the unit of work.
+  struct Item {
+    int layer;
+    int64_t panel;
+  };
+
   // With `literal_input` layer 0 reads the input anew at every step, as weights that move step by step require;
   // else its drive is computed once.
   Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, bool literal_input)
@@ -135,15 +141,20 @@ class Relaxation {
     worker.wait();
   }
 
-  // All states move from field `from` to field `to`; with a nudge towards the target. Ends with a barrier.
-  void step(const Worker& worker, int from, int to, const Nudge* nudge) {
+  // All states move from field `from` to field `to`; with a nudge towards the target. after(item) is called for every
+  // panel that this worker has moved. Ends with a barrier.
+  template <class After>
+  void step(const Worker& worker, int from, int to, const Nudge* nudge, const After& after) {
     if (nudge && nudge->loss == Loss::cross_entropy) {
       compute_error(worker, from, static_cast<T>(nudge->beta), error_);
       worker.wait();
     }
     const Range mine = worker.share(cost_);
-    for (int64_t item = mine.begin; item < mine.end; ++item)
-      for_row_blocks([&]<int rows>(int64_t row) { move_units<rows>(items_[item], row, from, to, nudge); });
+    for (int64_t index = mine.begin; index < mine.end; ++index) {
+      const Item& item = items_[index];
+      for_row_blocks([&]<int rows>(int64_t row) { move_units<rows>(item, row, from, to, nudge); });
+      after(item);
+    }
     worker.wait();
   }
 
@@ -151,7 +162,7 @@ class Relaxation {
   int relax(const Worker& worker, int steps, int from, const Nudge* nudge) {
     for (int step_index = 0; step_index < steps; ++step_index) {
       const int to = (from + 1) % ring;
-      step(worker, from, to, nudge);
+      step(worker, from, to, nudge, [](const Item&) {});
       from = to;
     }
     return from;
@@ -211,10 +222,6 @@ class Relaxation {
   int64_t batch() const { return batch_.size; }
   const Network<T>& network() const { return network_; }
 
-  struct Item {
-    int layer;
-    int64_t panel;
-  };
   const std::vector<Item>& items() const { return items_; }
   Range mine(const Worker& worker) const { return worker.share(cost_); }
   int64_t padded(int64_t units) const { return panels_of(units, width) * width; }

@@ -30,6 +30,9 @@ inline void with_constant_rows(int64_t rows, const Body& body) {
   }
 }
 
+// The sums of this many products start from zero: so rounding stays that of their own size, not that of the total.
+inline constexpr int64_t products_per_sum = 128;
+
 // acc[row][lane] += sum_k a[k][row] b[k][lane]
 //   a: panels of states, element (row, k) at a[(k / width) * panel_stride + row * width + k % width]
 //   b: [depth][width]
@@ -38,17 +41,25 @@ inline void multiply(typename Tile::Vector (&acc)[rows][2], const typename Tile:
                      const typename Tile::Scalar* b, int64_t depth) {
   using Vector = typename Tile::Vector;
   constexpr int width = Tile::width;
-  for (int64_t first = 0; first < depth; first += width, a += panel_stride) {
-    const int64_t count = depth - first < width ? depth - first : width;
-    for (int64_t k = 0; k < count; ++k, b += width) {
-      const Vector b0 = *reinterpret_cast<const Vector*>(b);
-      const Vector b1 = *reinterpret_cast<const Vector*>(b + Tile::lanes);
+  while (depth > 0) {
+    Vector sum[rows][2] = {};
+    for (int64_t done = 0; done < products_per_sum && depth > 0; done += width, depth -= width, a += panel_stride) {
+      const int64_t count = depth < width ? depth : width;
+      for (int64_t k = 0; k < count; ++k, b += width) {
+        const Vector b0 = *reinterpret_cast<const Vector*>(b);
+        const Vector b1 = *reinterpret_cast<const Vector*>(b + Tile::lanes);
 #pragma GCC unroll 12
-      for (int row = 0; row < rows; ++row) {
-        const Vector broadcast = a[row * width + k] - Vector{};
-        acc[row][0] += broadcast * b0;
-        acc[row][1] += broadcast * b1;
+        for (int row = 0; row < rows; ++row) {
+          const Vector broadcast = a[row * width + k] - Vector{};
+          sum[row][0] += broadcast * b0;
+          sum[row][1] += broadcast * b1;
+        }
       }
+    }
+#pragma GCC unroll 12
+    for (int row = 0; row < rows; ++row) {
+      acc[row][0] += sum[row][0];
+      acc[row][1] += sum[row][1];
     }
   }
 }
@@ -58,15 +69,28 @@ template <class T>
 struct Product {
   const T* rows;
   const T* lanes;
-  T sign;
 };
 
-// out[row][lane] = keep * out[row][lane] + scale * sum_products sign * sum_batch rows[batch][row] * lanes[batch][lane]
-//   out: row stride `stride`; only the first `valid` lanes are touched; with keep = 0 it is not read.
+// How a sum enters a number: out = out - decay * out + scale * sum; fresh: out = scale * sum. A decay, not what it
+// keeps: rounding 1 - decay would add up over the steps.
+template <class T>
+struct Blend {
+  T decay;
+  T scale;
+  bool fresh = false;
+
+  template <class Number>
+  Number operator()(const Number& out, const Number& sum) const {
+    return fresh ? scale * sum : out + (scale * sum - decay * out);
+  }
+};
+
+// out[row][lane] is blended with sum_products sum_batch rows[batch][row] * lanes[batch][lane]
+//   out: row stride `stride`; only the first `valid` lanes are touched
 template <class Tile, int rows>
 inline void outer_products(const Product<typename Tile::Scalar>* products, int count, int64_t batch,
-                           typename Tile::Scalar keep, typename Tile::Scalar scale, typename Tile::Scalar* out,
-                           int64_t stride, int64_t valid) {
+                           const Blend<typename Tile::Scalar>& blend, typename Tile::Scalar* out, int64_t stride,
+                           int64_t valid) {
   using T = typename Tile::Scalar;
   using Vector = typename Tile::Vector;
   using Unaligned = typename Tile::Unaligned;
@@ -75,10 +99,9 @@ inline void outer_products(const Product<typename Tile::Scalar>* products, int c
   for (int term = 0; term < count; ++term) {
     const T* left = products[term].rows;
     const T* right = products[term].lanes;
-    const T sign = products[term].sign;
     for (int64_t sample = 0; sample < batch; ++sample, left += width, right += width) {
-      const Vector r0 = *reinterpret_cast<const Vector*>(right) * sign;
-      const Vector r1 = *reinterpret_cast<const Vector*>(right + lanes) * sign;
+      const Vector r0 = *reinterpret_cast<const Vector*>(right);
+      const Vector r1 = *reinterpret_cast<const Vector*>(right + lanes);
 #pragma GCC unroll 8
       for (int row = 0; row < rows; ++row) {
         const Vector broadcast = left[row] - Vector{};
@@ -91,12 +114,12 @@ inline void outer_products(const Product<typename Tile::Scalar>* products, int c
     if (valid == width) {
       Unaligned* to = reinterpret_cast<Unaligned*>(out);
       Unaligned* to1 = reinterpret_cast<Unaligned*>(out + lanes);
-      *to = keep == T(0) ? acc[row][0] * scale : *to * keep + acc[row][0] * scale;
-      *to1 = keep == T(0) ? acc[row][1] * scale : *to1 * keep + acc[row][1] * scale;
+      *to = blend(Vector(*to), acc[row][0]);
+      *to1 = blend(Vector(*to1), acc[row][1]);
     } else {
       for (int64_t lane = 0; lane < valid; ++lane) {
-        const T sum = scale * acc[row][lane / lanes][lane % lanes];
-        out[lane] = keep == T(0) ? sum : keep * out[lane] + sum;
+        const T sum = acc[row][lane / lanes][lane % lanes];
+        out[lane] = blend(out[lane], sum);
       }
     }
   }

@@ -1,0 +1,196 @@
+"""The fused kernels against the float64 reference: every variant, instruction set and number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from problems import relative_error
+from torch import Tensor
+from variants import CHANGE_OVER_STATE, SHAPES, TOLERANCES, build, copy_of, name_of, network_variants
+
+from ceprop_cuda import ops, reference
+from ceprop_cuda.reference import Circuit, Dynamics, Nudge
+
+VARIANTS = network_variants()
+KERNELS = ops.build_info["cpu_kernels_runnable"].split(", ")
+
+Results = dict[str, list[Tensor]]
+
+
+@pytest.fixture(params=KERNELS)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each instruction set that this machine runs."""
+    monkeypatch.setenv("CEPROP_CPU_CAPABILITY", request.param)
+    return request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def run_relax(module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results:
+    free = module.relax(circuit, x, 7)
+    return {"states": free + module.relax(circuit, x, 4, free, nudge)}
+
+
+def run_ep(module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> Results:
+    ran = module.ep_step(circuit, x, nudge, free_steps=8, nudged_steps=5, **settings)
+    return {
+        "states": [ran.output, *ran.free_states, *sum(ran.nudged_states, [])],
+        "contrasts": ran.contrast.parameters(),
+    }
+
+
+def run_cep(module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> Results:
+    lr = [0.02 * (connection + 1) for connection in range(len(circuit.weights))]
+    moved = copy_of(circuit)
+    ran = module.cep_step(moved, x, nudge, free_steps=8, nudged_steps=5, lr=lr, **settings)
+    results = {
+        "states": [ran.output, *ran.free_states, *sum(ran.nudged_states, [])],
+        "parameters": ran.circuit.parameters(),
+    }
+    if circuit.weights[0].dtype == torch.float64:  # in float32 the parameters' rounding is too large a part of them
+        before = circuit.parameters()
+        results["changes"] = [p - q for p, q in zip(ran.circuit.parameters(), before, strict=True)]
+    return results
+
+
+def all_runs(module: ModuleType, variant: dict[str, Any], circuit: Circuit, x: Tensor, nudge: Nudge) -> Results:
+    """Every kind of call that the variant's network takes, under one name each."""
+    results = {f"relax {key}": value for key, value in run_relax(module, circuit, x, nudge).items()}
+    shared = (False, True) if variant["feedback"] == "free" else (False,)
+    for symmetric in (False, True):
+        for shared_update in shared:
+            common = {"symmetric": symmetric, "shared_update": shared_update}
+            for extra in (False, True):
+                ep = run_ep(module, circuit, x, nudge, accumulate=extra, **common)
+                cep = run_cep(module, circuit, x, nudge, weight_decay=0.1 * extra, **common)
+                results |= {f"ep {common} {extra} {key}": value for key, value in ep.items()}
+                results |= {f"cep {common} {extra} {key}": value for key, value in cep.items()}
+    return results
+
+
+def largest(tensors: list[Tensor]) -> float:
+    return max(t.double().norm().item() for t in tensors)
+
+
+def check(variant: dict[str, Any], dtype: torch.dtype) -> None:
+    """ops in ``dtype`` against the reference in float64, as far off as the tolerance table allows."""
+    problem, nudge = build(variant, dtype)
+    exact_circuit = Circuit(
+        [w.double() for w in problem.circuit.weights],
+        [None if b is None else b.double() for b in problem.circuit.biases],
+        None if problem.circuit.free_feedback is None else [v.double() for v in problem.circuit.free_feedback],
+        problem.circuit.dynamics,
+        problem.circuit.readout,
+    )
+    exact_nudge = Nudge(problem.target.double(), nudge.beta, nudge.at, nudge.loss)
+    exact = all_runs(reference, variant, exact_circuit, problem.x.double(), exact_nudge)
+    fused = all_runs(ops, variant, problem.circuit, problem.x, nudge)
+    plain = all_runs(reference, variant, problem.circuit, problem.x, nudge) if dtype == torch.float32 else exact
+    tolerance = TOLERANCES[dtype]
+    floors = {"states": 1, "parameters": 1, "contrasts": 1 / abs(nudge.beta), "changes": CHANGE_OVER_STATE}
+    for kind in fused:
+        wanted = exact[kind]
+        # What nearly vanishes (the contrast far below a barely nudged output) is measured by its fellows' size.
+        sizes = [max(w.norm().item(), 1e-2 * largest(wanted)) for w in wanted]
+        errors, plain_errors = (
+            [(a.double() - w).norm().item() / size for a, w, size in zip(got[kind], wanted, sizes, strict=True)]
+            for got in (fused, plain)
+        )
+        assert [(f.dtype, f.shape) for f in fused[kind]] == [(dtype, w.shape) for w in wanted]
+        allowed = tolerance["factor"] * max(plain_errors) + tolerance["floor"] * floors[kind.split()[-1]]
+        assert max(errors) <= allowed, f"{kind}: {errors}"
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+def test_float64(variant: dict[str, Any]) -> None:
+    check(variant, torch.float64)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+def test_float32(variant: dict[str, Any]) -> None:
+    check(variant, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("variant", VARIANTS[::5], ids=name_of)
+def test_instruction_sets(kernels: str, variant: dict[str, Any], dtype: torch.dtype) -> None:
+    assert ops._C.build_info()["cpu_kernels"] == kernels
+    check(variant, dtype)
+
+
+def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CEPROP_CPU_CAPABILITY", "mmx")
+    problem, _ = build(VARIANTS[0], torch.float32)
+    with pytest.raises(ValueError, match=r"CEPROP_CPU_CAPABILITY must be one of default.*, got mmx"):
+        ops.relax(problem.circuit, problem.x, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("feedback", ["tied", "free"])
+def test_bitwise_the_same_for_every_number_of_threads(
+    threads: Callable[[int], None], shape: tuple, feedback: str, dtype: torch.dtype
+) -> None:
+    variant = {**VARIANTS[0], "shape": shape, "feedback": feedback}
+    runs = []
+    for count in (1, 1, 2, 3, 5):
+        threads(count)
+        problem, nudge = build(variant, dtype)
+        runs.append(all_runs(ops, variant, problem.circuit, problem.x, nudge))
+    for run in runs[1:]:
+        for kind, tensors in runs[0].items():
+            assert all(torch.equal(a, b) for a, b in zip(tensors, run[kind], strict=True)), kind
+
+
+def test_both_copies_of_tied_weights_stay_the_same() -> None:
+    # W is held twice, for the way up and the way down. With zero further learning, the next call's states tell
+    # whether what was written back is what the phase went on with.
+    problem, nudge = build({**VARIANTS[0], "shape": ((20, 33, 40, 7), 7)}, torch.float64)
+    one_call, two_calls = copy_of(problem.circuit), copy_of(problem.circuit)
+    lr = [0.1] * 3
+    ran = ops.cep_step(one_call, problem.x, nudge, free_steps=0, nudged_steps=2, lr=lr)
+    ops.cep_step(two_calls, problem.x, nudge, free_steps=0, nudged_steps=1, lr=lr)
+    first = ops.relax(problem.circuit, problem.x, 1, None, nudge)
+    second = ops.relax(two_calls, problem.x, 1, first, nudge)
+    for a, b in zip(second, ran.nudged_states[0], strict=True):
+        assert relative_error(a, b) < 1e-14
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_activations_over_the_whole_range(kernels: str, activation: str, dtype: torch.dtype) -> None:
+    # With zero weights a unit's next state is rho(bias).
+    fine = torch.linspace(-30, 30, 20001, dtype=torch.float64)
+    tiny = torch.logspace(-30, 0, 301, dtype=torch.float64)
+    far = torch.tensor([1e3, 1e30], dtype=torch.float64)
+    drive = torch.cat([fine, tiny, -tiny, far, -far, torch.zeros(1, dtype=torch.float64)]).to(dtype)
+    circuit = Circuit([torch.zeros(len(drive), 1, dtype=dtype)], [drive], None, Dynamics(activation, activation))
+    got = ops.relax(circuit, torch.zeros(1, 1, dtype=dtype), 1)[0][0]
+    exact = reference.rho(activation, drive.double())
+    epsilon = torch.finfo(dtype).eps
+    # The sigmoid's argument 2 - 4x is rounded, which its slope of at most 1 passes on.
+    if activation == "sigmoid":
+        relative = (got.double() - exact).abs() / (exact + epsilon)
+        allowed = (4 + 4 * drive.double().abs()).clamp(max=200) * epsilon
+        assert bool((relative <= allowed).all())
+    else:
+        assert bool(((got.double() - exact).abs() <= 4 * epsilon * exact.abs()).all())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_not_finite_drives_stay_visible(kernels: str, activation: str, bad: float) -> None:
+    bias = torch.tensor([0.3, bad, 0.3])
+    circuit = Circuit([torch.zeros(3, 2)], [bias], None, Dynamics(activation, activation))
+    got = ops.relax(circuit, torch.zeros(4, 2), 1)[0]
+    assert torch.equal(got.isnan(), reference.relax(circuit, torch.zeros(4, 2), 1)[0].isnan())
+    assert torch.allclose(got, reference.rho(activation, bias).expand(4, 3), equal_nan=True)
