@@ -84,7 +84,8 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 def extension(with_cuda: bool):
     """One extension of all sources; kernels pick their instruction set at run time, so no flag names a machine."""
     folders = ["csrc", "csrc/cpu"] + ["csrc/cuda"] * with_cuda
-    sources = sorted(str(path.relative_to(ROOT)) for f in folders for path in (ROOT / f).iterdir() if path.suffix in (".cpp", ".cu"))  # fmt: skip
+    files = sorted(path for folder in folders for path in (ROOT / folder).iterdir())
+    sources = [str(path.relative_to(ROOT)) for path in files if path.suffix in (".cpp", ".cu")]
     headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
     debug = os.environ.get("DEBUG", "0") == "1"
     cxx = ["-g", "-O0"] if debug else ["-O3", "-g0"]

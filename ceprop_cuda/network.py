@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -68,7 +69,7 @@ class Network(nn.Module):
         input_shape: shape of one sample, e.g. ``(784,)`` or ``(1, 28, 28)`` with a leading ``nn.Flatten``.
         activation: of the hidden units: "sigmoid" 1/(1+exp(-4(x-1/2))), "hard_sigmoid" clip(x, 0, 1),
             "half_hard_sigmoid" clip(x/2, 0, 1), "centered_hard_sigmoid" clip(x, -1/2, 1/2), "tanh" or "linear".
-        output_activation: of the output units; None: the same.
+        output_activation: of the output units; None: the same. With a readout there are none.
         dynamics: "prototypical", s <- rho(a) (arXiv 1905.13633, section 3), or "energy",
             s <- clip(s + dt (-s + rho'(s) a)).
         dt: step size of the energy dynamics.
@@ -99,6 +100,8 @@ class Network(nn.Module):
         free_steps: int = 50,
     ) -> None:
         super().__init__()
+        if readout is not None and output_activation is not None:
+            raise ValueError(f"output_activation must be None with a readout, got {output_activation!r}")
         output_activation = activation if output_activation is None else output_activation
         one_of("activation", activation, ACTIVATIONS)
         one_of("output_activation", output_activation, ACTIVATIONS)
@@ -200,8 +203,12 @@ class Network(nn.Module):
         """Degrees between W[l] and V[l], l = 1 .. L-1; 0 everywhere when tied."""
         result = []
         for weight, feedback in zip(self.weights[1 : self.layers], self.feedback[1 : self.layers], strict=True):
-            v = weight if feedback is None else feedback
-            cosine = torch.nn.functional.cosine_similarity(weight.flatten().double(), v.flatten().double(), dim=0)
+            if feedback is None:
+                result.append(0.0)
+                continue
+            cosine = torch.nn.functional.cosine_similarity(
+                weight.flatten().double(), feedback.flatten().double(), dim=0
+            )
             result.append(math.degrees(math.acos(min(1.0, max(-1.0, cosine.item())))))
         return result
 
@@ -237,11 +244,10 @@ class Network(nn.Module):
     def check_input(self, x: Tensor) -> Tensor:
         """``x`` as ``(B, n_in)``; ValueError or TypeError if shape, dtype or device do not fit."""
         weight = self._linears[0].weight
-        accepted = [self.input_shape]
-        if self._flattens and self.input_shape != (weight.shape[1],):
-            accepted.append((weight.shape[1],))
-        fits = x.ndim >= 2 and (
-            tuple(x.shape[1:]) in accepted or (self._flattens and math.prod(x.shape[1:]) == weight.shape[1])
+        # A leading Flatten takes flat samples as well as shaped ones.
+        is_flat_on_one_side = self._flattens and (x.ndim == 2 or len(self.input_shape) == 1)
+        fits = tuple(x.shape[1:]) == self.input_shape or (
+            is_flat_on_one_side and x.ndim >= 2 and math.prod(x.shape[1:]) == weight.shape[1]
         )
         if not fits or x.shape[0] < 1:
             wanted = ", ".join(map(str, self.input_shape))
@@ -296,7 +302,7 @@ def mlp(*sizes: int, bias: bool = True, **settings: Any) -> Network:
         raise ValueError(f"mlp needs at least an input and an output size, got {sizes}")
     for position, size in enumerate(sizes):
         whole_number(f"sizes[{position}]", size, 1)
-    linears = [nn.Linear(below, above, bias=bias) for below, above in zip(sizes, sizes[1:], strict=False)]
+    linears = [nn.Linear(below, above, bias=bias) for below, above in pairwise(sizes)]
     return Network(nn.Sequential(nn.Flatten(), *linears), input_shape=(sizes[0],), **settings)
 
 
@@ -318,8 +324,8 @@ def _chain(model: nn.Sequential, input_shape: tuple[int, ...]) -> tuple[list[nn.
                 raise TypeError(f"{where} is a Linear on samples of shape {input_shape}: begin with nn.Flatten()")
             if module.in_features != width:
                 raise ValueError(f"{where} must take {width} features, got in_features={module.in_features}")
-            if module in linears:
-                raise TypeError(f"{where} is the same module as an earlier one: each connection needs its own weights")
+            if any(module.weight is other.weight or module.bias is other.bias is not None for other in linears):
+                raise TypeError(f"{where} shares parameters with an earlier Linear: each connection needs its own")
             linears.append(module)
             width = module.out_features
         else:

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 
 ACTIVATIONS = ("sigmoid", "hard_sigmoid", "half_hard_sigmoid", "centered_hard_sigmoid", "tanh", "linear")
 
@@ -39,9 +38,7 @@ class Dynamics:
 class Circuit:
     """The parameters of a chain of dense layers, with its dynamics.
 
-    ``feedback[l]`` carries layer l back to layer l-1: ``W[l]`` itself when tied, ``V[l]`` when free; ``feedback[0]``
-    is None. With ``readout`` the last weight and bias are R ``(classes, n_{L-1})`` and c ``(classes,)``, outside the
-    dynamics.
+    With ``readout`` the last weight and bias are R ``(classes, n_{L-1})`` and c ``(classes,)``, outside the dynamics.
     """
 
     weights: list[Tensor]  # W[l] (n_l, n_{l-1})
@@ -55,8 +52,9 @@ class Circuit:
         return len(self.weights) - self.readout
 
     @property
-    def feedback(self) -> list[Tensor | None]:
-        return [None, *(self.weights[1 : self.layers] if self.free_feedback is None else self.free_feedback)]
+    def feedback(self) -> list[Tensor]:
+        """What carries layers 1, 2, ... back to the ones below: W[1], W[2], ... when tied, else V[1], V[2], ..."""
+        return self.weights[1 : self.layers] if self.free_feedback is None else self.free_feedback
 
     def parameters(self) -> list[Tensor]:
         """All weights, biases and free feedback weights that exist, in this order."""
@@ -74,14 +72,14 @@ class Nudge:
 
 
 class Contrast(NamedTuple):
-    """What two states of the nudged phase say about each parameter: the direction in which it should move, or None.
+    """What two states of the nudged phase say about each parameter: the direction in which it should move.
 
     Without the readout's, unless a function says that it adds them.
     """
 
-    weights: list[Tensor | None]
-    biases: list[Tensor | None]
-    feedback: list[Tensor | None]  # V[1], V[2], ...; empty when tied
+    weights: list[Tensor]
+    biases: list[Tensor | None]  # None where there is none
+    feedback: list[Tensor]  # V[1], V[2], ...; empty when tied
 
     def parameters(self) -> list[Tensor]:
         """All changes that exist, in the order of :meth:`Circuit.parameters`."""
@@ -110,7 +108,7 @@ def rho(name: str, x: Tensor) -> Tensor:
 
 
 def rho_prime(name: str, x: Tensor) -> Tensor:
-    """The derivative of :func:`rho`; at a kink the slope of the unclipped side, as autograd has it."""
+    """The derivative of :func:`rho`; at a kink the slope of the unclipped side, so that a unit can leave it."""
     if name == "sigmoid":
         return 4 * rho(name, x) * (1 - rho(name, x))
     if name == "hard_sigmoid":
@@ -164,7 +162,7 @@ def drives(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> list[Tensor
     for layer in range(circuit.layers):
         drive = F.linear(seen[layer], circuit.weights[layer], circuit.biases[layer])
         if layer + 1 < circuit.layers:
-            drive = drive + seen[layer + 2] @ circuit.feedback[layer + 1]
+            drive = drive + seen[layer + 2] @ circuit.feedback[layer]
         result.append(drive)
     return result
 
@@ -229,7 +227,12 @@ def loss(answer: Tensor, target: Tensor, kind: str) -> Tensor:
 
 
 def contrast(
-    circuit: Circuit, x: Tensor, earlier: Sequence[Tensor], later: Sequence[Tensor], fixed: Sequence[Tensor], beta: float
+    circuit: Circuit,
+    x: Tensor,
+    earlier: Sequence[Tensor],
+    later: Sequence[Tensor],
+    fixed: Sequence[Tensor],
+    beta: float,
 ) -> Contrast:
     """The local contrast between two states, over ``beta`` and the batch size.
 
@@ -266,10 +269,12 @@ def readout_contrast(circuit: Circuit, states: Sequence[Tensor], nudge: Nudge) -
 def combine(changes: Sequence[Contrast], scale: float = 1.0) -> Contrast:
     """``scale`` times the sum of ``changes``, parameter by parameter."""
 
-    def add(parts: tuple) -> Tensor | None:
+    def add(parts: tuple) -> Any:
         return None if parts[0] is None else scale * sum(parts)
 
-    return Contrast(*([add(parts) for parts in zip(*lists, strict=True)] for lists in zip(*changes, strict=True)))
+    lists = zip(*changes, strict=True)
+    weights, biases, feedback = ([add(parts) for parts in zip(*group, strict=True)] for group in lists)
+    return Contrast(weights, biases, feedback)
 
 
 def share_update(change: Contrast) -> Contrast:
@@ -337,19 +342,23 @@ class CEPResult(NamedTuple):
     nudged_states: list[list[Tensor]]  # as in EPResult
 
 
-def moved(circuit: Circuit, change: Contrast, lr: Sequence[float], weight_decay: float) -> Circuit:
-    """p <- p + lr_l (dp - weight_decay p) wherever ``change`` has a dp."""
+def moved(circuit: Circuit, change: Contrast, lr: Sequence[float], weight_decay: float, first: int = 0) -> Circuit:
+    """p <- p + lr_l (dp - weight_decay p); ``change`` speaks of connection ``first`` and those above it."""
 
-    def move(p: Tensor, dp: Tensor | None, rate: float) -> Tensor:
-        return p if dp is None else p + rate * (dp - weight_decay * p)
+    def move(p: Tensor, dp: Tensor, connection: int) -> Tensor:
+        return p + lr[connection] * (dp - weight_decay * p)
 
-    weights, biases, feedback = list(circuit.weights), list(circuit.biases), circuit.free_feedback
-    for layer, (dw, db) in enumerate(zip(change.weights, change.biases, strict=True)):
-        weights[layer] = move(weights[layer], dw, lr[layer])
-        biases[layer] = move(biases[layer], db, lr[layer])
-    if feedback is not None:
-        feedback = [move(v, dv, rate) for v, dv, rate in zip(feedback, change.feedback, lr[1:], strict=False)]
-    return replace(circuit, weights=weights, biases=biases, free_feedback=feedback)
+    weights, biases, feedback = list(circuit.weights), list(circuit.biases), list(circuit.free_feedback or [])
+    for c, (dw, db) in enumerate(zip(change.weights, change.biases, strict=True), first):
+        weights[c] = move(weights[c], dw, c)
+        b = biases[c]
+        if b is not None and db is not None:
+            biases[c] = move(b, db, c)
+    for c, dv in enumerate(change.feedback, 1):
+        feedback[c - 1] = move(feedback[c - 1], dv, c)
+    return replace(
+        circuit, weights=weights, biases=biases, free_feedback=None if circuit.free_feedback is None else feedback
+    )
 
 
 def cep_step(
@@ -373,7 +382,7 @@ def cep_step(
     """
     free = states = relax(circuit, x, free_steps)
     output = logits(circuit, free)
-    ends = []
+    ends: list[list[Tensor]] = []
     for signed in (nudge, replace(nudge, beta=-nudge.beta)) if symmetric else (nudge,):
         if ends:
             states = relax(circuit, x, nudged_steps, states)
@@ -382,8 +391,8 @@ def cep_step(
             change = contrast(circuit, x, before, states, before, (2 if symmetric else 1) * signed.beta)
             circuit = moved(circuit, share_update(change) if shared_update else change, lr, weight_decay)
         ends.append(states)
-    still = Contrast([None] * circuit.layers, [None] * circuit.layers, [None] * len(circuit.free_feedback or []))
-    circuit = moved(circuit, with_readout(circuit, still, ends, nudge), lr, weight_decay)
+    of_readout = with_readout(circuit, Contrast([], [], []), ends, nudge)
+    circuit = moved(circuit, of_readout, lr, weight_decay, first=circuit.layers)
     return CEPResult(circuit, output, free, ends)
 
 
@@ -398,21 +407,19 @@ def bptt(
 ) -> BPTTResult:
     """The exact gradient of the loss ``unrolled_steps`` steps after ``states``, back to them and no further."""
 
-    def leaves(parameters: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return [None if p is None else p.detach().requires_grad_() for p in parameters]
+    def leaf(p: Tensor) -> Tensor:
+        return p.detach().requires_grad_()
 
     with torch.enable_grad():
         circuit = replace(
             circuit,
-            weights=leaves(circuit.weights),
-            biases=leaves(circuit.biases),
-            free_feedback=None if circuit.free_feedback is None else leaves(circuit.free_feedback),
+            weights=[leaf(w) for w in circuit.weights],
+            biases=[None if b is None else leaf(b) for b in circuit.biases],
+            free_feedback=None if circuit.free_feedback is None else [leaf(v) for v in circuit.free_feedback],
         )
         states = relax(circuit, x, unrolled_steps, states)
         output = logits(circuit, states)
-        found = iter(
-            torch.autograd.grad(loss(output, target, loss_kind), circuit.parameters(), materialize_grads=True)
-        )
+        found = iter(torch.autograd.grad(loss(output, target, loss_kind), circuit.parameters(), materialize_grads=True))
     change = Contrast(
         [-next(found) for _ in circuit.weights],
         [None if b is None else -next(found) for b in circuit.biases],

@@ -158,7 +158,8 @@ class EP(NudgedRule):
 class CEP(NudgedRule):
     """Continual equilibrium propagation: the weights move at every nudged step (arXiv 2005.04168, 2005.04169).
 
-    With tied feedback C-EP, with free feedback C-VF. The rule is its own optimizer: plain gradient steps.
+    With tied feedback C-EP, with free feedback C-VF. The rule is its own optimizer: plain gradient steps on every
+    parameter, whether it requires grad or not; ``lr`` 0 keeps a connection as it is.
 
     Args:
         lr: learning rate of each connection, input side first (with a readout, its rate comes last); one number: all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
@@ -43,7 +44,7 @@ def run_relax(module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge) -> 
 def run_ep(module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> Results:
     ran = module.ep_step(circuit, x, nudge, free_steps=8, nudged_steps=5, **settings)
     return {
-        "states": [ran.output, *ran.free_states, *sum(ran.nudged_states, [])],
+        "states": [ran.output, *ran.free_states, *chain(*ran.nudged_states)],
         "contrasts": ran.contrast.parameters(),
     }
 
@@ -53,7 +54,7 @@ def run_cep(module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge, **set
     moved = copy_of(circuit)
     ran = module.cep_step(moved, x, nudge, free_steps=8, nudged_steps=5, lr=lr, **settings)
     results = {
-        "states": [ran.output, *ran.free_states, *sum(ran.nudged_states, [])],
+        "states": [ran.output, *ran.free_states, *chain(*ran.nudged_states)],
         "parameters": ran.circuit.parameters(),
     }
     if circuit.weights[0].dtype == torch.float64:  # in float32 the parameters' rounding is too large a part of them

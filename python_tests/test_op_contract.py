@@ -111,7 +111,9 @@ def test_weights_that_are_rows_of_one_tensor() -> None:
     flat = torch.cat([w.flatten() for w in circuit.weights])
     first, second = flat.split([w.numel() for w in circuit.weights])
     views = Circuit([first.view(9, 6), second.view(5, 9)], copy_of(circuit).biases, None, circuit.dynamics)
-    assert all(torch.equal(a, b) for a, b in zip(every_op(x, circuit, Nudge(target, 0.3)), every_op(x, views, Nudge(target, 0.3)), strict=True))  # fmt: skip
+    nudge = Nudge(target, 0.3)
+    pairs = zip(every_op(x, circuit, nudge), every_op(x, views, nudge), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
     assert torch.equal(flat, torch.cat([w.flatten() for w in circuit.weights]))
 
 

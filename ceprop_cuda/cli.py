@@ -1,0 +1,224 @@
+"""The command line: ``ceprop train | eval | info``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__, ops
+from .data import DATASETS, Batches, Dataset, load
+from .network import BACKENDS
+from .presets import PRESETS, Preset
+from .trainer import Diverged, Trainer, read_checkpoint
+
+TEST_BATCH = 500  # samples; only changes how long a test takes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's) and return its exit status: 0, or 1 if training diverged,
+    2 if something that the user gave is wrong, 130 if interrupted."""
+    args = _parser().parse_args(argv)
+    # Where no bar can be drawn, a line per epoch takes its place.
+    logging.basicConfig(level=logging.WARNING if _has_bar() else logging.INFO, format="%(message)s")
+    try:
+        args.run(args)
+    except Diverged as error:
+        return _fail(1, str(error))
+    except (ValueError, OSError) as error:
+        return _fail(2, str(error))
+    except KeyboardInterrupt as error:
+        return _fail(130, str(error) or "interrupted")
+    return 0
+
+
+def _fail(status: int, message: str) -> int:
+    print(f"ceprop: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _has_bar() -> bool:
+    return sys.stderr.isatty()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ceprop", description="Equilibrium propagation with fused kernels.")
+    parser.add_argument("--version", action="version", version=f"ceprop {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a network; without options continual EP on the bundled digits",
+        epilog="presets:\n" + "".join(f"  {name:<10}{preset.source}\n" for name, preset in PRESETS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.set_defaults(run=_train)
+    train.add_argument("--preset", choices=PRESETS, metavar="NAME", help="settings, see below (default: digits)")
+    train.add_argument("--data", choices=DATASETS, help="data set (default: digits for the preset digits, else mnist)")
+    _add_data_options(train)
+    train.add_argument("--epochs", type=_positive, metavar="N", help="epochs in all (default: the preset's)")
+    train.add_argument(
+        "--lr", type=float, nargs="+", metavar="X", help="learning rate per connection, input side first"
+    )
+    train.add_argument("--seed", type=int, metavar="S", help="of weights, signs of beta and orders (default: 0)")
+    train.add_argument("--backend", choices=BACKENDS, help="what runs the network (default: auto)")
+    train.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: a new one under runs/)")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --out, by its own settings")
+    train.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's)")
+
+    evaluate = commands.add_parser("eval", help="measure a trained network on its test set")
+    evaluate.set_defaults(run=_eval)
+    evaluate.add_argument("--run", dest="out", type=Path, required=True, metavar="DIR", help="run directory")
+    _add_data_options(evaluate)
+
+    info = commands.add_parser("info", help="versions, build and devices")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of torchvision data sets (default: data)")
+    parser.add_argument("--download", action="store_true", help="fetch a missing data set into --data-dir")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def _train(args: argparse.Namespace) -> None:
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.resume:
+        config, epochs = _settings_to_resume(args)
+    else:
+        config = _settings(args)
+        epochs = PRESETS[config["preset"]].epochs
+    dataset = _dataset(config, args)
+    # The seed comes last before the weights are drawn, so that nothing above can change them.
+    torch.manual_seed(config["seed"])
+    trainer, preset = _trainer(config, dataset)
+    out = args.out or _new_directory(config)
+    try:
+        history = trainer.fit(
+            Batches(dataset.train_x, dataset.train_y, preset.batch_size, shuffle=True, seed=config["seed"]),
+            args.epochs or epochs,
+            test=Batches(dataset.test_x, dataset.test_y, TEST_BATCH),
+            out=out,
+            resume=args.resume,
+            config=config,
+            progress=_has_bar(),
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_resume(out)) from None
+    print(f"test error {history[-1]['test_error']:.2f} % after {len(history)} epochs, run directory {out}")
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a new run: everything that its result depends on, but the number of epochs."""
+    preset = args.preset or "digits"
+    data_dir = args.data_dir or Path("data")
+    return {
+        "preset": preset,
+        "data": args.data or ("digits" if preset == "digits" else "mnist"),
+        "data_dir": str(data_dir.absolute()),
+        "seed": args.seed or 0,
+        "backend": args.backend or "auto",
+        "lr": args.lr or list(PRESETS[preset].lr),
+    }
+
+
+def _settings_to_resume(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """The settings and planned epochs of the run in ``args.out``; ValueError if options contradict them."""
+    if args.out is None:
+        raise ValueError("--resume needs --out DIR, the run directory to go on with")
+    checkpoint = read_checkpoint(args.out)
+    config = _settings_of(checkpoint, args.out)
+    for name in ("preset", "data", "seed", "backend", "lr"):
+        given = getattr(args, name)
+        if given is not None and given != config[name]:
+            raise ValueError(f"--{name} {given} contradicts the run in {args.out}, which has {config[name]}")
+    return config, checkpoint["epochs"]
+
+
+def _settings_of(checkpoint: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    config: dict[str, Any] = checkpoint["config"]
+    if config.get("preset") not in PRESETS:
+        raise ValueError(f"the run in {out} was not made by `ceprop train`: its config.json names no known preset")
+    return config
+
+
+def _dataset(config: Mapping[str, Any], args: argparse.Namespace) -> Dataset:
+    return load(config["data"], args.data_dir or config["data_dir"], download=args.download)
+
+
+def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Preset]:
+    preset = PRESETS[config["preset"]]
+    if len(config["lr"]) != len(preset.lr):
+        raise ValueError(f"--lr takes {len(preset.lr)} rates for {config['preset']}, got {len(config['lr'])}")
+    preset = replace(preset, lr=tuple(config["lr"]))
+    net = preset.network(dataset.train_x[0].numel(), dataset.classes)
+    return Trainer(preset.rule(net, config["backend"]), preset.optimizer(net)), preset
+
+
+def _new_directory(config: Mapping[str, Any]) -> Path:
+    """A directory under runs/ that did not exist before; made at once, so that no other process takes it."""
+    name = f"{config['preset']}-{config['data']}-{config['seed']}"
+    for number in count(1):
+        out = Path("runs", name if number == 1 else f"{name}-{number}")
+        try:
+            out.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return out
+    raise AssertionError("unreachable")
+
+
+def _how_to_resume(out: Path) -> str:
+    try:
+        finished = len(read_checkpoint(out)["history"])
+    except FileNotFoundError:
+        return "interrupted before the run began"
+    return f"interrupted; {finished} finished epochs are kept, go on by `ceprop train --resume --out {out}`"
+
+
+def _eval(args: argparse.Namespace) -> None:
+    checkpoint = read_checkpoint(args.out)
+    config = _settings_of(checkpoint, args.out)
+    dataset = _dataset(config, args)
+    trainer, _ = _trainer(config, dataset)
+    trainer.rule.net.load_state_dict(checkpoint["network"])
+    result = trainer.evaluate(Batches(dataset.test_x, dataset.test_y, TEST_BATCH))
+    print(
+        f"test error {result['error']:.2f} %, loss {result['loss']:.4g} on {config['data']} after "
+        f"{len(checkpoint['history'])} epochs of {config['preset']}"
+    )
+
+
+def _info(_args: argparse.Namespace) -> None:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    facts = {
+        "ceprop_cuda": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **ops.build_info,
+        "threads": torch.get_num_threads(),
+        "devices": ", ".join(["cpu", *(f"cuda:{index} ({name})" for index, name in enumerate(gpus))]),
+    }
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")

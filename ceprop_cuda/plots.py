@@ -1,0 +1,59 @@
+"""Figures of a run, and the atomic write that all files of a run go through."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Put what ``write`` writes at ``path``: whoever reads it, or kills this, finds the old file or the new one.
+
+    The unfinished file lies beside it as ``<name>.tmp``; the next write replaces one that a kill left there.
+    """
+    unfinished = path.with_name(path.name + ".tmp")
+    with open(unfinished, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def curves(history: Sequence[Mapping[str, float | None]], path: Path) -> None:
+    """Draw the training and, where there is one, the test error over the epochs as a PNG image at ``path``.
+
+    Args:
+        history: one mapping per epoch with "epoch", "train_error" and "test_error" in percent, as
+            :meth:`ceprop_cuda.Trainer.fit` returns them.
+        path: replaced atomically.
+    """
+    # Half a second to import, which only those who draw should pay. The object interface, not pyplot, because that
+    # keeps figures and a backend in global state that belongs to the caller.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+    figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    drawn: list[float] = []
+    for key, label in (("train_error", "training"), ("test_error", "test")):
+        points = [(row["epoch"], row[key]) for row in history if row[key] is not None]
+        if not points:
+            continue
+        epochs, errors = zip(*points, strict=True)
+        drawn += errors
+        axes.plot(epochs, errors, label=f"{label} (last: {errors[-1]:.2f} %)", marker="." if len(points) < 50 else "")
+    axes.set(xlabel="epoch", ylabel="error (%)", title="Share of wrongly classified samples")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if drawn:
+        axes.legend()
+        if min(drawn) > 0 and max(drawn) / min(drawn) > 5:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_ylim(bottom=0)
+    axes.grid(which="both", alpha=0.3)
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))

@@ -1,0 +1,371 @@
+"""Training over epochs, in run directories that a kill at any moment leaves fit to resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from tqdm.auto import tqdm
+
+from .network import Network, log, whole_number
+from .plots import curves, write_atomically
+from .rules import BPTT, CEP, EP, StepResult
+
+Metrics = dict[str, float | None]
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+CONFIG = "config.json"
+CURVES = "curves.png"
+SECONDS_BETWEEN_DRAWINGS = 10
+
+
+class Diverged(RuntimeError):
+    """States or parameters became NaN or infinite. Nothing was saved since the last good epoch."""
+
+
+class Trainer:
+    """Runs a learning rule over epochs of batches.
+
+    Args:
+        rule: an EP or BPTT rule, which only computes gradients, or CEP, which moves the weights itself.
+        optimizer: steps after every batch of EP or BPTT; None for CEP.
+        scheduler: of ``optimizer``'s learning rates, stepped after every epoch; any that needs no metric.
+
+    Raises ValueError or TypeError if these do not go together.
+    """
+
+    def __init__(
+        self,
+        rule: EP | CEP | BPTT,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
+    ) -> None:
+        name = type(rule).__name__
+        if not isinstance(rule, (EP, CEP, BPTT)):
+            raise TypeError(f"rule must be an EP, CEP or BPTT, got {name}")
+        if isinstance(rule, CEP):
+            if optimizer is not None or scheduler is not None:
+                raise ValueError("CEP moves the weights itself by its lr=: it takes no optimizer and no scheduler")
+        elif not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"{name} only computes gradients: it needs a torch.optim optimizer, got {optimizer!r}")
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise TypeError("scheduler must step without a metric, got ReduceLROnPlateau")
+        if scheduler is not None and scheduler.optimizer is not optimizer:
+            raise ValueError("scheduler must be that of the optimizer given, got one of another optimizer")
+        self.rule = rule
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+
+    def fit(
+        self,
+        train_batches: Iterable[Sequence[Tensor]],
+        epochs: int,
+        test: Iterable[Sequence[Tensor]] | None = None,
+        out: str | Path | None = None,
+        resume: bool = False,
+        config: Mapping[str, Any] | None = None,
+        progress: bool = True,
+    ) -> list[Metrics]:
+        """Train until ``epochs`` epochs are done.
+
+        Args:
+            train_batches: batches ``(x, y)`` for the rule, iterated once per epoch: :class:`ceprop_cuda.data.Batches`,
+                a DataLoader, a list.
+            epochs: number of epochs, those done before a resume included.
+            test: batches to measure the test error on after every epoch.
+            out: run directory. Holds after every epoch checkpoint.pt (for ``torch.load(weights_only=True)``),
+                metrics.jsonl and config.json, and every few seconds and at the end curves.png; each is replaced
+                atomically.
+            resume: go on from ``out``'s checkpoint. The result is bitwise that of an uninterrupted run if the orders of
+                ``train_batches`` come from their ``state_dict()``, their ``generator`` or torch's global CPU generator.
+            config: what the run is, as JSON values. Stored in config.json beside "epochs" and "versions"; a resumed run
+                must give the same.
+            progress: show a bar on stderr.
+
+        Returns:
+            One dict per epoch: "epoch" (from 1), "train_error" and "test_error" in percent (test_error is None without
+            ``test``), "train_loss", and "seconds" of training, without the test. Training error and loss are those of
+            the free phases of the training steps.
+
+        Raises:
+            Diverged: states or parameters are no longer finite; ``out`` keeps the last good epoch.
+            FileExistsError: ``out`` holds a run already and ``resume`` is False.
+            FileNotFoundError: there is no checkpoint to resume from.
+            ValueError, TypeError: an argument is wrong, or does not fit the checkpoint.
+            In all these cases but the first, nothing was changed.
+        """
+        whole_number("epochs", epochs, 1)
+        for name, batches in (("train_batches", train_batches), ("test", test)):
+            if isinstance(batches, Iterator):
+                raise TypeError(f"{name} is iterated once per epoch, got an iterator, which ends after the first")
+        if resume and out is None:
+            raise ValueError("resume=True needs out=, the run directory to go on from")
+        plan = {"epochs": epochs, "config": json.loads(json.dumps(dict(config or {})))}
+        run = None if out is None else _RunDirectory(Path(out))
+        parts = self._parts(train_batches)
+        history: list[Metrics] = []
+        if run is not None:
+            if resume:
+                history = _restore(run.checkpoint(), plan, parts)
+            else:
+                run.refuse_if_used()
+            run.save(plan, history, parts)
+        for epoch in range(len(history) + 1, epochs + 1):
+            history.append(self._epoch(train_batches, test, epoch, epochs, progress))
+            if run is not None:
+                run.save(plan, history, parts)
+        return history
+
+    def evaluate(self, batches: Iterable[Sequence[Tensor]]) -> dict[str, float]:
+        """The free phase's "loss", mean over the samples, and "error" in percent on ``batches`` of ``(x, y)``.
+
+        Raises Diverged if states are not finite, ValueError if there is no batch.
+        """
+        return self._evaluate(batches, "evaluation")
+
+    def _evaluate(self, batches: Iterable[Sequence[Tensor]], where: str) -> dict[str, float]:
+        tally = _Tally(self.rule.net)
+        for number, (x, y) in enumerate(batches, 1):
+            out = self.rule.predict(x, y)
+            _refuse_bad_states(f"{where}, batch {number}", self.rule.net, x, out)
+            tally.add(out, y)
+        loss, error = tally.means()
+        return {"loss": loss, "error": error}
+
+    def _epoch(
+        self,
+        train_batches: Iterable[Sequence[Tensor]],
+        test: Iterable[Sequence[Tensor]] | None,
+        epoch: int,
+        epochs: int,
+        progress: bool,
+    ) -> Metrics:
+        tally = _Tally(self.rule.net)
+        shown = began = time.perf_counter()
+        number = 0
+        total = len(train_batches) if isinstance(train_batches, Sized) else None
+        with tqdm(desc=f"epoch {epoch}/{epochs}", total=total, unit="batch", disable=not progress) as bar:
+            for number, (x, y) in enumerate(train_batches, 1):
+                out = self._learn(x, y)
+                _refuse_bad_states(f"epoch {epoch}, batch {number}", self.rule.net, x, out)
+                tally.add(out, y)
+                bar.update()
+                if progress and time.perf_counter() - shown > 0.5:  # reading the tally waits for the device
+                    bar.set_postfix_str(_summary(*tally.means()))
+                    shown = time.perf_counter()
+            loss, error = tally.means()
+            seconds = time.perf_counter() - began
+            bad = _bad_parameters(self.rule.net)
+            if bad:
+                raise _diverged(f"epoch {epoch}, batch {number}", bad)
+            if self.scheduler is not None:
+                self.scheduler.step()
+            test_error = None if test is None else self._evaluate(test, f"test after epoch {epoch}")["error"]
+            summary = _summary(loss, error, test_error)
+            bar.set_postfix_str(summary)
+        log.info(f"epoch {epoch}/{epochs}: {summary}, {seconds:.1f} s")
+        return {
+            "epoch": epoch,
+            "train_error": error,
+            "test_error": test_error,
+            "train_loss": loss,
+            "seconds": seconds,
+        }
+
+    def _learn(self, x: Tensor, y: Tensor) -> StepResult:
+        if isinstance(self.rule, CEP):
+            return self.rule.step(x, y)
+        assert self.optimizer is not None  # __init__ has seen to it
+        self.rule.net.zero_grad()
+        out = self.rule.backward(x, y)
+        self.optimizer.step()
+        return out
+
+    def _parts(self, batches: Iterable[Sequence[Tensor]]) -> dict[str, Any]:
+        """Everything with a state of its own, by its name in the checkpoint; None where there is no such part."""
+        order: Any = batches if hasattr(batches, "state_dict") else None
+        generator = getattr(batches, "generator", None)
+        if order is None and isinstance(generator, torch.Generator):
+            order = _GeneratorState(generator)
+        return {
+            "optimizer": self.optimizer,  # first, because it refuses a state that does not fit before it changes
+            "scheduler": self.scheduler,
+            "train_batches": order,
+            "network": self.rule.net,
+        }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+class _Tally:
+    """Sums over the samples of an epoch, kept on the network's device: adding does not wait for it, reading does."""
+
+    def __init__(self, net: Network) -> None:
+        device = net.weights[0].device
+        self._samples = 0
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._wrong = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, out: StepResult, y: Tensor) -> None:
+        """Count a batch; ``y`` are class indices ``(B,)`` or float targets ``(B, classes)``."""
+        self._samples += len(y)
+        self._loss += out.loss * len(y)
+        self._wrong += (out.output.argmax(1) != (y if y.ndim == 1 else y.argmax(1))).sum()
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss, and wrongly classified samples in percent; ValueError if there was no sample."""
+        if self._samples == 0:
+            raise ValueError("there is no batch to train or test on")
+        return self._loss.item() / self._samples, 100 * self._wrong.item() / self._samples
+
+
+def _summary(loss: float, error: float, test_error: float | None = None) -> str:
+    text = f"loss {loss:.4g}, error {error:.2f} %"
+    return text if test_error is None else f"{text}, test error {test_error:.2f} %"
+
+
+def _refuse_bad_states(where: str, net: Network, x: Tensor, out: StepResult) -> None:
+    """Raise Diverged if a state is NaN or infinite."""
+    phases = [phase for phase in (out.free_states, out.nudged_states, out.nudged_minus_states) if phase]
+    # One number to wait for per batch: a NaN or an infinity survives the sum. So may an overflow of finite states,
+    # which the search for the layer then finds to be none.
+    if torch.cat([s.flatten() for phase in phases for s in phase]).sum().isfinite():
+        return
+    bad = [
+        f"states of layer {layer}"
+        for layer, states in enumerate(zip(*phases, strict=True))
+        if not all(_is_finite(s) for s in states)
+    ]
+    if bad and not _is_finite(x):
+        raise Diverged(f"{where}: the inputs hold NaN or infinite values")
+    if bad:
+        raise _diverged(where, bad + _bad_parameters(net))
+
+
+def _bad_parameters(net: Network) -> list[str]:
+    groups = (("weights", net.weights), ("biases", net.biases), ("feedback weights", net.feedback))
+    return [
+        f"{name} of connection {connection}"
+        for name, parameters in groups
+        for connection, p in enumerate(parameters)
+        if p is not None and not _is_finite(p)
+    ]
+
+
+def _diverged(where: str, bad: Sequence[str]) -> Diverged:
+    return Diverged(f"{where}: {', '.join(bad)} are not finite (learning rate too high?)")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Saving
+
+
+class _GeneratorState:
+    """A DataLoader's generator as a part of the checkpoint."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._generator.set_state(state["generator"])
+
+
+class _RunDirectory:
+    """The files of a run. The checkpoint holds all that the others do, and is always written first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._drawn = -math.inf
+
+    def refuse_if_used(self) -> None:
+        for name in (CHECKPOINT, METRICS, CONFIG):
+            if (self.path / name).exists():
+                raise FileExistsError(
+                    f"{self.path} holds a run already ({name}): go on with it by resume=True (--resume), or name "
+                    "another folder"
+                )
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What :meth:`save` saved last, loaded to the CPU."""
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            raise FileNotFoundError(f"there is no run in {self.path}: no {CHECKPOINT}")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+
+    def save(self, plan: Mapping[str, Any], history: Sequence[Metrics], parts: Mapping[str, Any]) -> None:
+        """Bring all files up to date; ``parts`` as of :meth:`Trainer._parts`."""
+        from . import __version__  # not before the package is complete
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        state = {name: None if part is None else part.state_dict() for name, part in parts.items()}
+        checkpoint = {**plan, "history": list(history), "rng": torch.get_rng_state(), **state}
+        write_atomically(self.path / CHECKPOINT, lambda file: torch.save(checkpoint, file))
+        versions = {"ceprop_cuda": __version__, "torch": torch.__version__, "python": platform.python_version()}
+        described = json.dumps({**plan["config"], "epochs": plan["epochs"], "versions": versions}, indent=2)
+        write_atomically(self.path / CONFIG, lambda file: file.write(described.encode() + b"\n"))
+        lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
+        write_atomically(self.path / METRICS, lambda file: file.write(lines.encode()))
+        # A drawing takes longer than an epoch of a small network. That of no epoch loads matplotlib before training
+        # begins: interrupts, which mostly hit training, have been seen to crash the process within that import.
+        waited = time.monotonic() > self._drawn + SECONDS_BETWEEN_DRAWINGS
+        if waited or len(history) in (0, 1, plan["epochs"]):
+            curves(history, self.path / CURVES)
+            self._drawn = time.monotonic()
+
+
+def read_checkpoint(out: str | Path) -> dict[str, Any]:
+    """The checkpoint of the run directory ``out``, on the CPU: "epochs" (planned), "config", "history" (as of
+    :meth:`Trainer.fit`), "network" (a state_dict), and what else a resumed run needs.
+
+    Raises FileNotFoundError if there is none, ValueError if it is damaged.
+    """
+    return _RunDirectory(Path(out)).checkpoint()
+
+
+def _restore(checkpoint: Mapping[str, Any], plan: Mapping[str, Any], parts: Mapping[str, Any]) -> list[Metrics]:
+    """Give ``parts`` and torch's generator the states they had, and return the history; ValueError if they do not fit,
+    before any of them is changed."""
+    old, new = checkpoint["config"], plan["config"]
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise ValueError(f"config[{key!r}] is {new.get(key)!r}, but the run to resume has {old.get(key)!r}")
+    history: list[Metrics] = list(checkpoint["history"])
+    if len(history) > plan["epochs"]:
+        raise ValueError(f"epochs={plan['epochs']}, but the run to resume has finished {len(history)} already")
+    for name, part in parts.items():
+        if (part is None) != (checkpoint[name] is None):
+            had = "none" if part is not None else "one"
+            raise ValueError(f"the {name} state is missing on one side: the run to resume has {had}")
+    shapes, saved = (
+        {name: tuple(p.shape) for name, p in state.items()}
+        for state in (parts["network"].state_dict(), checkpoint["network"])
+    )
+    if shapes != saved:
+        raise ValueError(f"the network has parameters {shapes}, but that of the run to resume has {saved}")
+    for name, part in parts.items():
+        if part is not None:
+            part.load_state_dict(checkpoint[name])
+    torch.set_rng_state(checkpoint["rng"])
+    return history

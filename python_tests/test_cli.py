@@ -1,0 +1,249 @@
+"""The command line, end to end in processes of its own, and its errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_data import write_mnist
+
+import ceprop_cuda
+from ceprop_cuda import CEP, Trainer, cli, mlp, ops
+from ceprop_cuda.presets import PRESETS
+from ceprop_cuda.trainer import read_checkpoint
+
+PACKAGE = str(Path(ceprop_cuda.__file__).parents[1])
+ENVIRONMENT = os.environ | {"PYTHONPATH": PACKAGE}
+QUICK = ("train", "--backend", "reference", "--threads", "1")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def ceprop(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ceprop_cuda", *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+
+
+def config_of(run: str) -> dict[str, Any]:
+    return json.loads((Path(run) / "config.json").read_text())
+
+
+def metrics_of(run: str) -> list[dict[str, Any]]:
+    lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def assert_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str, status: int = 2) -> None:
+    capsys.readouterr()
+    assert cli.main(arguments) == status
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.startswith("ceprop: ")
+    assert len(shown.err.splitlines()) == 1
+    assert shown.out == ""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# In processes of their own
+
+
+def test_train_and_eval_end_to_end() -> None:
+    trained = ceprop("train", "--epochs", "2")
+    assert trained.returncode == 0, trained.stderr
+    run = "runs/digits-digits-0"
+    error = metrics_of(run)[-1]["test_error"]
+    assert f"test error {error:.2f} % after 2 epochs, run directory {run}" in trained.stdout
+    assert error < 30
+    assert sorted(os.listdir(run)) == ["checkpoint.pt", "config.json", "curves.png", "metrics.jsonl"]
+    evaluated = ceprop("eval", "--run", run)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert f"test error {error:.2f} %, loss 0." in evaluated.stdout
+    assert "on digits after 2 epochs of digits" in evaluated.stdout
+
+
+def test_an_interrupt_keeps_the_last_epoch_and_says_how_to_resume() -> None:
+    command = [sys.executable, "-m", "ceprop_cuda", *QUICK, "--epochs", "500", "--out", "a"]
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (Path("a/metrics.jsonl").exists() and metrics_of("a")):
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, shown = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    kept = len(metrics_of("a"))
+    assert process.returncode == 130
+    assert shown.splitlines()[-1].startswith(f"ceprop: interrupted; {kept} finished epochs are kept")
+    assert "ceprop train --resume --out a" in shown
+    assert "Traceback" not in shown
+
+    assert cli.main(["train", "--resume", "--out", "a", "--epochs", str(kept + 1), "--threads", "1"]) == 0
+    assert cli.main([*QUICK, "--epochs", str(kept + 1), "--out", "b"]) == 0
+    assert metrics_of("a") == metrics_of("b")
+
+
+def test_the_process_ends_with_the_status() -> None:
+    ended = ceprop("eval", "--run", "nowhere")
+    assert ended.returncode == 2
+    assert ended.stderr == "ceprop: there is no run in nowhere: no checkpoint.pt\n"
+    assert ended.stdout == ""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# In this process
+
+
+def test_settings_of_a_run(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    options = ["--preset", "c-vf-1h", "--data-dir", str(tmp_path), "--epochs", "1", "--seed", "3", "--lr", "0.2", "0.1"]
+    assert cli.main([*QUICK, *options, "--threads", "3"]) == 0
+    config = config_of("runs/c-vf-1h-mnist-3")
+    del config["versions"]
+    assert config == {
+        "preset": "c-vf-1h",
+        "data": "mnist",
+        "data_dir": str(tmp_path),
+        "seed": 3,
+        "backend": "reference",
+        "lr": [0.2, 0.1],
+        "epochs": 1,
+    }
+    assert torch.get_num_threads() == 3
+    orders = torch.Generator().manual_seed(3)
+    torch.randperm(30, generator=orders)  # that of the only epoch
+    assert torch.equal(read_checkpoint("runs/c-vf-1h-mnist-3")["train_batches"]["generator"], orders.get_state())
+
+
+def test_defaults_come_from_the_preset(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "data")  # where data is looked for by default
+    assert cli.main([*QUICK, "--preset", "p-1h", "--epochs", "1"]) == 0
+    config = config_of("runs/p-1h-mnist-0")
+    assert config["lr"] == list(PRESETS["p-1h"].lr)
+    assert config["data_dir"] == str(tmp_path / "data")
+
+
+def test_the_seed_decides_the_run_and_a_second_run_gets_a_folder_of_its_own() -> None:
+    for seed in ("0", "0", "1"):
+        assert cli.main([*QUICK, "--epochs", "1", "--seed", seed]) == 0
+    assert sorted(os.listdir("runs")) == ["digits-digits-0", "digits-digits-0-2", "digits-digits-1"]
+    assert metrics_of("runs/digits-digits-0") == metrics_of("runs/digits-digits-0-2")
+    assert metrics_of("runs/digits-digits-0") != metrics_of("runs/digits-digits-1")
+
+
+def test_resume_takes_the_settings_of_the_run_and_refuses_others(capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", "a"]
+    assert cli.main([*QUICK, "--epochs", "1", "--seed", "4", *out]) == 0
+    resume = ["train", "--resume", *out]
+    assert_refused(capsys, ["train", "--resume"], "--resume needs --out DIR")
+    assert_refused(capsys, [*resume, "--seed", "5"], "--seed 5 contradicts the run in a, which has 4")
+    assert_refused(capsys, [*resume, "--preset", "p-1h"], "--preset p-1h contradicts the run in a, which has digits")
+    assert_refused(capsys, [*resume, "--data", "mnist"], "--data mnist contradicts the run in a, which has digits")
+    assert_refused(capsys, [*resume, "--backend", "auto"], "--backend auto contradicts")
+    assert_refused(capsys, [*resume, "--lr", "1", "2"], "--lr [1.0, 2.0] contradicts")
+    assert_refused(capsys, [*QUICK, *out], "a holds a run already (checkpoint.pt): go on with it by")
+    assert len(metrics_of("a")) == 1
+    assert cli.main([*resume, "--seed", "4", "--epochs", "2", "--threads", "1"]) == 0
+    assert cli.main([*QUICK, "--epochs", "2", "--seed", "4", "--out", "b"]) == 0
+    assert metrics_of("a") == metrics_of("b")
+    assert config_of("a")["backend"] == "reference"
+    assert cli.main(resume) == 0  # to the planned number of epochs, which is reached
+    assert len(metrics_of("a")) == 2
+    assert_refused(capsys, [*resume, "--epochs", "1"], "epochs=1, but the run to resume has finished 2")
+
+
+def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert_refused(capsys, ["train", "--preset", "p-1h"], f"mnist is not in {Path('data').absolute()}/MNIST/raw")
+    assert_refused(capsys, ["train", "--preset", "p-1h", "--data-dir", "elsewhere"], "mnist is not in elsewhere/MNIST")
+    assert_refused(capsys, ["train", "--lr", "1"], "--lr takes 2 rates for digits, got 1")
+    assert_refused(capsys, ["train", "--lr", "1", "-2"], "lr[1] must be a finite number >= 0, got -2.0")
+    assert_refused(capsys, ["train", "--lr", "nan", "1"], "lr[0] must be a finite number >= 0, got nan")
+    assert_refused(capsys, ["train", "--resume", "--out", "nowhere"], "there is no run in nowhere")
+    assert_refused(capsys, ["eval", "--run", "nowhere"], "there is no run in nowhere")
+    Path("occupied").write_text("a file")
+    assert_refused(capsys, ["train", "--out", "occupied"], "occupied")
+    assert not Path("runs").exists()
+
+
+def test_unknown_choices_and_commands_show_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["train", "--preset", "ep-9h"], "invalid choice: 'ep-9h'"),
+        (["train", "--data", "cifar"], "invalid choice: 'cifar'"),
+        (["fly"], "invalid choice: 'fly'"),
+        ([], "required: COMMAND"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x"])
+def test_counts_are_positive(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--epochs", "--threads"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["train", option, value])
+        assert ended.value.code == 2
+        assert f"argument {option}" in capsys.readouterr().err
+
+
+def test_divergence_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*QUICK, "--out", "a", "--epochs", "2", "--lr", "1e4", "1e4"]
+    assert_refused(capsys, options, "epoch 1, batch", status=1)
+    assert metrics_of("a") == []
+
+
+def test_runs_of_others_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    x = torch.rand(4, 3)
+    Trainer(CEP(mlp(3, 2), 2, 2, 0.1, 0.1)).fit([(x, torch.zeros(4).long())], 1, out="a", progress=False)
+    for command in (["eval", "--run", "a"], ["train", "--resume", "--out", "a"]):
+        assert_refused(capsys, command, "the run in a was not made by `ceprop train`")
+
+
+def test_eval_finds_moved_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_mnist(tmp_path / "old")
+    assert cli.main([*QUICK, "--preset", "c-ep-1h", "--epochs", "1", "--data-dir", "old", "--out", "a"]) == 0
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert_refused(capsys, ["eval", "--run", "a"], f"mnist is not in {tmp_path}/old/MNIST/raw")
+    assert cli.main(["eval", "--run", "a", "--data-dir", "new"]) == 0
+    assert f"test error {metrics_of('a')[0]['test_error']:.2f} %" in capsys.readouterr().out
+
+
+def test_info_tells_versions_build_and_devices(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "build_info", {"compiler": "some 1.2", "kernels": ["a", "b"]})
+    assert cli.main(["info"]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown["ceprop_cuda"] == ceprop_cuda.__version__
+    assert shown["torch"] == torch.__version__
+    assert shown["compiler"] == "some 1.2"
+    assert shown["kernels"] == "['a', 'b']"
+    assert shown["threads"] == str(torch.get_num_threads())
+    assert shown["devices"].startswith("cpu")
+
+
+def test_help_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for name, preset in PRESETS.items():
+        assert f"  {name:<10}{preset.source}" in shown
