@@ -16,9 +16,10 @@ import torch
 
 from . import __version__, ops
 from .data import DATASETS, Batches, Dataset, load
-from .network import BACKENDS
+from .network import BACKENDS, FusedUnavailable
 from .presets import PRESETS, Preset
-from .trainer import Diverged, Trainer, read_checkpoint
+from .run_directory import read_checkpoint
+from .trainer import Diverged, Trainer
 
 TEST_BATCH = 500  # samples; only changes how long a test takes
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
     except Diverged as error:
         return _fail(1, str(error))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FusedUnavailable) as error:
         return _fail(2, str(error))
     except KeyboardInterrupt as error:
         return _fail(130, str(error) or "interrupted")

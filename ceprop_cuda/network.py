@@ -39,6 +39,10 @@ def real_number(name: str, value: object, allowed: Callable[[float], bool], want
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
+class FusedUnavailable(RuntimeError):
+    """``backend="fused"`` was asked for, and the kernels cannot take this network or input."""
+
+
 @cache
 def say_once(level: int, message: str) -> None:
     log.log(level, message)
@@ -47,7 +51,7 @@ def say_once(level: int, message: str) -> None:
 def backend_module(backend: str, circuit: Circuit, x: Tensor) -> ModuleType:
     """The module whose ``relax``, ``ep_step`` and ``cep_step`` do the work: ``ops`` or ``reference``.
 
-    Raises RuntimeError if ``backend`` is "fused" and the kernels cannot take this network or input.
+    Raises FusedUnavailable if ``backend`` is "fused" and the kernels cannot take this network or input.
     """
     if backend == "reference":
         return reference
@@ -56,7 +60,7 @@ def backend_module(backend: str, circuit: Circuit, x: Tensor) -> ModuleType:
         say_once(logging.INFO, f"running the fused kernels on {x.device.type}")
         return ops
     if backend == "fused":
-        raise RuntimeError(f"backend='fused' cannot run this: {obstacle}; use backend='auto' or 'reference'")
+        raise FusedUnavailable(f"backend='fused' cannot run this: {obstacle}; use backend='auto' or 'reference'")
     say_once(logging.WARNING, f"backend='auto' runs the slow reference: {obstacle}")
     return reference
 

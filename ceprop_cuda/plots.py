@@ -1,33 +1,17 @@
-"""Figures of a run, and the atomic write that all files of a run go through."""
+"""Figures of a run."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import BinaryIO
+import io
+from collections.abc import Mapping, Sequence
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Put what ``write`` writes at ``path``: whoever reads it, or kills this, finds the old file or the new one.
-
-    The unfinished file lies beside it as ``<name>.tmp``; the next write replaces one that a kill left there.
-    """
-    unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-
-
-def curves(history: Sequence[Mapping[str, float | None]], path: Path) -> None:
-    """Draw the training and, where there is one, the test error over the epochs as a PNG image at ``path``.
+def curves(history: Sequence[Mapping[str, float | None]]) -> bytes:
+    """A PNG image of the training and, where there is one, the test error over the epochs.
 
     Args:
         history: one mapping per epoch with "epoch", "train_error" and "test_error" in percent, as
             :meth:`ceprop_cuda.Trainer.fit` returns them.
-        path: replaced atomically.
     """
     # Half a second to import, which only those who draw should pay. The object interface, not pyplot, because that
     # keeps figures and a backend in global state that belongs to the caller.
@@ -56,4 +40,6 @@ def curves(history: Sequence[Mapping[str, float | None]], path: Path) -> None:
         else:
             axes.set_ylim(bottom=0)
     axes.grid(which="both", alpha=0.3)
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()

@@ -1,11 +1,8 @@
-"""Training over epochs, in run directories that a kill at any moment leaves fit to resume."""
+"""Training over epochs, and what it measures."""
 
 from __future__ import annotations
 
 import json
-import math
-import pickle
-import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
@@ -17,16 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from .network import Network, log, whole_number
-from .plots import curves, write_atomically
 from .rules import BPTT, CEP, EP, StepResult
-
-Metrics = dict[str, float | None]
-
-CHECKPOINT = "checkpoint.pt"
-METRICS = "metrics.jsonl"
-CONFIG = "config.json"
-CURVES = "curves.png"
-SECONDS_BETWEEN_DRAWINGS = 10
+from .run_directory import GeneratorState, Metrics, RunDirectory, restore
 
 
 class Diverged(RuntimeError):
@@ -111,12 +100,12 @@ class Trainer:
         if resume and out is None:
             raise ValueError("resume=True needs out=, the run directory to go on from")
         plan = {"epochs": epochs, "config": json.loads(json.dumps(dict(config or {})))}
-        run = None if out is None else _RunDirectory(Path(out))
+        run = None if out is None else RunDirectory(Path(out))
         parts = self._parts(train_batches)
         history: list[Metrics] = []
         if run is not None:
             if resume:
-                history = _restore(run.checkpoint(), plan, parts)
+                history = restore(run.checkpoint(), plan, parts)
             else:
                 run.refuse_if_used()
             run.save(plan, history, parts)
@@ -196,7 +185,7 @@ class Trainer:
         order: Any = batches if hasattr(batches, "state_dict") else None
         generator = getattr(batches, "generator", None)
         if order is None and isinstance(generator, torch.Generator):
-            order = _GeneratorState(generator)
+            order = GeneratorState(generator)
         return {
             "optimizer": self.optimizer,  # first, because it refuses a state that does not fit before it changes
             "scheduler": self.scheduler,
@@ -270,102 +259,3 @@ def _diverged(where: str, bad: Sequence[str]) -> Diverged:
 
 def _is_finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Saving
-
-
-class _GeneratorState:
-    """A DataLoader's generator as a part of the checkpoint."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self._generator = generator
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._generator.set_state(state["generator"])
-
-
-class _RunDirectory:
-    """The files of a run. The checkpoint holds all that the others do, and is always written first."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._drawn = -math.inf
-
-    def refuse_if_used(self) -> None:
-        for name in (CHECKPOINT, METRICS, CONFIG):
-            if (self.path / name).exists():
-                raise FileExistsError(
-                    f"{self.path} holds a run already ({name}): go on with it by resume=True (--resume), or name "
-                    "another folder"
-                )
-
-    def checkpoint(self) -> dict[str, Any]:
-        """What :meth:`save` saved last, loaded to the CPU."""
-        path = self.path / CHECKPOINT
-        if not path.exists():
-            raise FileNotFoundError(f"there is no run in {self.path}: no {CHECKPOINT}")
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-
-    def save(self, plan: Mapping[str, Any], history: Sequence[Metrics], parts: Mapping[str, Any]) -> None:
-        """Bring all files up to date; ``parts`` as of :meth:`Trainer._parts`."""
-        from . import __version__  # not before the package is complete
-
-        self.path.mkdir(parents=True, exist_ok=True)
-        state = {name: None if part is None else part.state_dict() for name, part in parts.items()}
-        checkpoint = {**plan, "history": list(history), "rng": torch.get_rng_state(), **state}
-        write_atomically(self.path / CHECKPOINT, lambda file: torch.save(checkpoint, file))
-        versions = {"ceprop_cuda": __version__, "torch": torch.__version__, "python": platform.python_version()}
-        described = json.dumps({**plan["config"], "epochs": plan["epochs"], "versions": versions}, indent=2)
-        write_atomically(self.path / CONFIG, lambda file: file.write(described.encode() + b"\n"))
-        lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
-        write_atomically(self.path / METRICS, lambda file: file.write(lines.encode()))
-        # A drawing takes longer than an epoch of a small network. That of no epoch loads matplotlib before training
-        # begins: interrupts, which mostly hit training, have been seen to crash the process within that import.
-        waited = time.monotonic() > self._drawn + SECONDS_BETWEEN_DRAWINGS
-        if waited or len(history) in (0, 1, plan["epochs"]):
-            curves(history, self.path / CURVES)
-            self._drawn = time.monotonic()
-
-
-def read_checkpoint(out: str | Path) -> dict[str, Any]:
-    """The checkpoint of the run directory ``out``, on the CPU: "epochs" (planned), "config", "history" (as of
-    :meth:`Trainer.fit`), "network" (a state_dict), and what else a resumed run needs.
-
-    Raises FileNotFoundError if there is none, ValueError if it is damaged.
-    """
-    return _RunDirectory(Path(out)).checkpoint()
-
-
-def _restore(checkpoint: Mapping[str, Any], plan: Mapping[str, Any], parts: Mapping[str, Any]) -> list[Metrics]:
-    """Give ``parts`` and torch's generator the states they had, and return the history; ValueError if they do not fit,
-    before any of them is changed."""
-    old, new = checkpoint["config"], plan["config"]
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            raise ValueError(f"config[{key!r}] is {new.get(key)!r}, but the run to resume has {old.get(key)!r}")
-    history: list[Metrics] = list(checkpoint["history"])
-    if len(history) > plan["epochs"]:
-        raise ValueError(f"epochs={plan['epochs']}, but the run to resume has finished {len(history)} already")
-    for name, part in parts.items():
-        if (part is None) != (checkpoint[name] is None):
-            had = "none" if part is not None else "one"
-            raise ValueError(f"the {name} state is missing on one side: the run to resume has {had}")
-    shapes, saved = (
-        {name: tuple(p.shape) for name, p in state.items()}
-        for state in (parts["network"].state_dict(), checkpoint["network"])
-    )
-    if shapes != saved:
-        raise ValueError(f"the network has parameters {shapes}, but that of the run to resume has {saved}")
-    for name, part in parts.items():
-        if part is not None:
-            part.load_state_dict(checkpoint[name])
-    torch.set_rng_state(checkpoint["rng"])
-    return history

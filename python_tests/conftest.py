@@ -6,6 +6,9 @@ import pytest
 import torch
 
 
+pytest.register_assert_rewrite("training_runs")  # failures in shared checks show their values, too
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: runs on a CUDA GPU; skipped where there is none")
 

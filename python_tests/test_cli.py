@@ -19,7 +19,7 @@ from test_data import write_mnist
 import ceprop_cuda
 from ceprop_cuda import CEP, Trainer, cli, mlp, ops
 from ceprop_cuda.presets import PRESETS
-from ceprop_cuda.trainer import read_checkpoint
+from ceprop_cuda.run_directory import read_checkpoint
 
 PACKAGE = str(Path(ceprop_cuda.__file__).parents[1])
 ENVIRONMENT = os.environ | {"PYTHONPATH": PACKAGE}
@@ -208,6 +208,21 @@ def test_divergence_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str])
     options = [*QUICK, "--out", "a", "--epochs", "2", "--lr", "1e4", "1e4"]
     assert_refused(capsys, options, "epoch 1, batch", status=1)
     assert metrics_of("a") == []
+
+
+def test_a_fused_backend_that_cannot_run_is_one_line_and_other_runtime_errors_are_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ["train", "--backend", "fused", "--epochs", "1"]
+    monkeypatch.setattr(ops, "obstacle", lambda _circuit, _x: "the kernels are on strike")
+    assert_refused(capsys, train, "backend='fused' cannot run this: the kernels are on strike; use backend='auto'")
+
+    def fail(_circuit: Any, _x: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(ops, "obstacle", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cli.main(train)
 
 
 def test_runs_of_others_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,110 +1,33 @@
-"""Epochs, metrics, run directories, and what a kill or a divergence leaves behind."""
+"""Epochs, metrics, arguments, and what a divergence leaves behind."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from training_runs import (
+    FILES,
+    MAKERS,
+    assert_same_run,
+    contents,
+    cvf_trainer,
+    fit,
+    read_metrics,
+    samples,
+    started,
+    test_batches,
+    train_batches,
+    without_seconds,
+)
 
-import ceprop_cuda
-from ceprop_cuda import BPTT, CEP, EP, Diverged, Trainer, mlp, plots
-from ceprop_cuda.data import Batches
-from ceprop_cuda.plots import curves, write_atomically
-from ceprop_cuda.trainer import Metrics, read_checkpoint
-
-FILES = ["checkpoint.pt", "config.json", "curves.png", "metrics.jsonl"]
-
-
-def samples(count: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Three classes around three corners of the unit cube of 12 dimensions: x (count, 12), y (count,)."""
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.arange(count) % 3
-    centres = torch.eye(3).repeat_interleave(4, dim=1)
-    return (0.8 * centres[y] + 0.2 * torch.rand(count, 12, generator=generator)), y
-
-
-def train_batches() -> Batches:
-    return Batches(*samples(), batch_size=8, shuffle=True, seed=7)
-
-
-def test_batches() -> Batches:
-    return Batches(*samples(30, seed=1), batch_size=16)
-
-
-test_batches.__test__ = False  # type: ignore[attr-defined]
-
-
-def ep_trainer() -> Trainer:
-    """EP with momentum and a schedule: an optimizer and a scheduler with states of their own."""
-    net = mlp(12, 8, 3)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[1, 3], gamma=0.5)
-    return Trainer(EP(net, free_steps=12, nudged_steps=5, beta=0.2), optimizer, scheduler)
-
-
-def cvf_trainer() -> Trainer:
-    """C-VF with random signs of beta, which torch's global generator draws."""
-    net = mlp(12, 8, 3, feedback="free")
-    net.set_angle(0)
-    return Trainer(CEP(net, free_steps=12, nudged_steps=5, beta=0.2, lr=(0.05, 0.02), nudging="random_sign"))
-
-
-MAKERS = {"ep": ep_trainer, "cvf": cvf_trainer}
-
-
-def started(name: str) -> Trainer:
-    """A trainer in the state that every run of these tests begins with."""
-    torch.manual_seed(11)
-    return MAKERS[name]()
-
-
-def fit(trainer: Trainer, out: Path | None = None, epochs: int = 3, batches: Any = None, **settings: Any) -> Any:
-    batches = train_batches() if batches is None else batches
-    return trainer.fit(batches, epochs, test=test_batches(), out=out, progress=False, **settings)
-
-
-def without_seconds(history: list[Metrics]) -> list[Metrics]:
-    return [{key: value for key, value in metrics.items() if key != "seconds"} for metrics in history]
-
-
-def read_metrics(out: Path) -> list[Metrics]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.iterdir()}
-
-
-@cache
-def uninterrupted(name: str, epochs: int) -> tuple[dict[str, Tensor], list[Metrics]]:
-    trainer = started(name)
-    history = fit(trainer, epochs=epochs)
-    return trainer.rule.net.state_dict(), history
-
-
-def assert_same_run(trainer: Trainer, out: Path, name: str, epochs: int = 3) -> None:
-    """``trainer`` and its files ended bitwise as an uninterrupted run in memory does, seconds aside."""
-    expected_network, expected = uninterrupted(name, epochs)
-    for key, p in expected_network.items():
-        assert torch.equal(trainer.rule.net.state_dict()[key], p), key
-        assert torch.equal(read_checkpoint(out)["network"][key], p), key
-    assert without_seconds(read_metrics(out)) == without_seconds(expected)
-    assert sorted(contents(out)) == FILES
-
+from ceprop_cuda import BPTT, CEP, EP, Diverged, Trainer, mlp
+from ceprop_cuda.data import Batches, load
 
 # ---------------------------------------------------------------------------------------------------------------
-# Metrics
+# Metrics and learning
 
 
 def test_metrics_are_those_of_the_training_steps_and_the_test() -> None:
@@ -156,6 +79,30 @@ def test_bptt_trains_too() -> None:
     assert history[-1]["train_loss"] < history[0]["train_loss"] / 2
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_one_and_two_threads_learn_the_same_weights(threads: Callable[[int], None]) -> None:
+    digits = load("digits")
+    learned = []
+    for count in (1, 2):
+        threads(count)
+        torch.manual_seed(0)
+        net = mlp(64, 48, 10)
+        before = net.weights[0].clone()
+        batches = Batches(digits.train_x, digits.train_y, batch_size=20, shuffle=True)
+        rule = CEP(net, free_steps=10, nudged_steps=5, beta=0.5, lr=(0.04, 0.02), backend="fused")
+        Trainer(rule).fit(batches, 2, progress=False)
+        assert not torch.equal(net.weights[0], before)
+        learned.append(net.state_dict())
+    for key, p in learned[0].items():
+        assert torch.equal(p, learned[1][key]), key
+
+
 def test_without_test_batches_there_is_no_test_error() -> None:
     history = started("ep").fit(train_batches(), 1, progress=False)
     assert history[0]["test_error"] is None
@@ -190,250 +137,6 @@ def test_the_bar_shows_loss_and_error(capsys: pytest.CaptureFixture[str]) -> Non
         assert f"error {metrics['train_error']:.2f} %, test error {metrics['test_error']:.2f} %" in shown
     started("ep").fit(train_batches(), 1, progress=False)
     assert capsys.readouterr().err == ""
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Run directories
-
-
-def test_a_run_directory_holds_what_it_should(tmp_path: Path) -> None:
-    out = tmp_path / "runs" / "a"
-    history = fit(started("ep"), out, config={"preset": "none", "lr": (0.1, 0.2)})
-    assert sorted(contents(out)) == FILES
-    assert read_metrics(out) == history
-    config = json.loads((out / "config.json").read_text())
-    assert config["preset"] == "none"
-    assert config["lr"] == [0.1, 0.2]
-    assert config["epochs"] == 3
-    assert config["versions"]["torch"] == torch.__version__
-    assert config["versions"]["ceprop_cuda"] == ceprop_cuda.__version__
-    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("name", MAKERS)
-def test_the_checkpoint_loads_as_plain_data(name: str, tmp_path: Path) -> None:
-    trainer = started(name)
-    history = fit(trainer, tmp_path)
-    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert checkpoint["history"] == history
-    assert checkpoint["network"].keys() == trainer.rule.net.state_dict().keys()
-    assert (checkpoint["optimizer"] is None) == (name == "cvf")
-    assert torch.equal(checkpoint["rng"], torch.get_rng_state())
-
-
-def test_a_used_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
-    fit(started("ep"), tmp_path, epochs=1)
-    before = contents(tmp_path)
-    trainer = started("ep")
-    weights = [p.clone() for p in trainer.rule.net.parameters()]
-    with pytest.raises(FileExistsError, match=r"holds a run already.*resume=True.*another folder"):
-        fit(trainer, tmp_path)
-    assert contents(tmp_path) == before
-    assert all(torch.equal(p, q) for p, q in zip(weights, trainer.rule.net.parameters(), strict=True))
-
-
-def test_each_of_the_files_marks_a_directory_as_used(tmp_path: Path) -> None:
-    for name in ("checkpoint.pt", "config.json", "metrics.jsonl"):
-        out = tmp_path / name
-        out.mkdir()
-        (out / name).write_text("something")
-        with pytest.raises(FileExistsError, match=name):
-            fit(started("ep"), out)
-        assert contents(out) == {name: b"something"}
-
-
-@pytest.mark.parametrize("existing", [False, True])
-def test_nothing_to_resume_is_refused(existing: bool, tmp_path: Path) -> None:
-    out = tmp_path / "a"
-    if existing:
-        out.mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no run in .*no checkpoint\.pt"):
-        fit(started("ep"), out, resume=True)
-    assert out.exists() == existing
-
-
-def test_resume_refuses_what_does_not_fit_and_changes_nothing(tmp_path: Path) -> None:
-    fit(started("ep"), tmp_path, epochs=2, config={"seed": 1})
-    before = contents(tmp_path)
-
-    def refused(trainer: Trainer, message: str, config: Any = None, **settings: Any) -> None:
-        torch.manual_seed(5)
-        rng = torch.get_rng_state()
-        weights = {key: p.clone() for key, p in trainer.rule.net.state_dict().items()}
-        with pytest.raises(ValueError, match=message):
-            fit(trainer, tmp_path, resume=True, config=config or {"seed": 1}, **settings)
-        assert contents(tmp_path) == before
-        assert all(torch.equal(p, weights[key]) for key, p in trainer.rule.net.state_dict().items())
-        assert torch.equal(torch.get_rng_state(), rng)
-
-    refused(started("ep"), r"config\['seed'\] is 2, but the run to resume has 1", {"seed": 2})
-    refused(started("ep"), r"config\['lr'\] is 0.1, but the run to resume has None", {"seed": 1, "lr": 0.1})
-    refused(started("ep"), "epochs=1, but the run to resume has finished 2", epochs=1)
-    refused(started("ep"), "train_batches", batches=list(train_batches()))
-    net = mlp(12, 8, 3)
-    refused(Trainer(CEP(net, 5, 5, 0.1, 0.1)), "optimizer")
-    refused(Trainer(EP(net, 5, 5, 0.1), torch.optim.SGD(net.parameters(), 0.1)), "scheduler")
-    wide = mlp(12, 9, 3)
-    optimizer = torch.optim.SGD(wide.parameters(), lr=0.1)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1])
-    refused(Trainer(EP(wide, 5, 5, 0.1), optimizer, scheduler), r"\(9, 12\).*\(8, 12\)")
-
-
-def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
-    fit(started("ep"), tmp_path, epochs=1)
-    path = tmp_path / "checkpoint.pt"
-    whole = path.read_bytes()
-    for damaged in (b"", b"no checkpoint", whole[: len(whole) // 2]):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read"):
-            fit(started("ep"), tmp_path, resume=True)
-
-
-def test_a_finished_run_resumes_to_more_epochs(tmp_path: Path) -> None:
-    fit(started("cvf"), tmp_path, epochs=1)
-    trainer = Trainer(MAKERS["cvf"]().rule)  # other weights and another state of the global generator
-    history = fit(trainer, tmp_path, resume=True)
-    assert history == read_metrics(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 3
-    assert_same_run(trainer, tmp_path, "cvf")
-
-
-def test_resuming_a_finished_run_trains_no_further(tmp_path: Path) -> None:
-    history = fit(started("cvf"), tmp_path)
-    trainer = cvf_trainer()
-    assert fit(trainer, tmp_path, resume=True) == history
-    assert_same_run(trainer, tmp_path, "cvf")
-
-
-@pytest.mark.parametrize("own_generator", [True, False])
-def test_a_dataloader_resumes_too(own_generator: bool, tmp_path: Path) -> None:
-    def loader() -> DataLoader[Any]:
-        generator = torch.Generator().manual_seed(3) if own_generator else None
-        return DataLoader(TensorDataset(*samples()), batch_size=8, shuffle=True, generator=generator)
-
-    whole = started("ep")
-    expected = fit(whole, batches=loader())
-    fit(started("ep"), tmp_path, epochs=1, batches=loader())
-    resumed = ep_trainer()
-    history = fit(resumed, tmp_path, resume=True, batches=loader())
-    assert without_seconds(history) == without_seconds(expected)
-    for key, p in whole.rule.net.state_dict().items():
-        assert torch.equal(resumed.rule.net.state_dict()[key], p)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Kills
-
-
-class Killed(BaseException):
-    """Stands for a kill within this process: nothing of the package catches it."""
-
-
-def test_a_kill_at_any_write_is_followed_by_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every write of a run dies before it begins, half-way, before it is put in place, and right after."""
-    replace, fsync = os.replace, os.fsync
-    moments: list[tuple[str, int]] = []
-    # Drawing takes longer than all the rest of this test.
-    monkeypatch.setattr("ceprop_cuda.trainer.curves", lambda _history, path: write_atomically(path, bytes_of_a_figure))
-
-    def bytes_of_a_figure(file: Any) -> None:
-        file.write(b"figure")
-
-    def run_until(moment: str, number: int, out: Path) -> bool:
-        """Whether the run got to its ``number``-th write, where it was killed at ``moment``."""
-        writes = 0
-
-        def dying_open(path: Path, mode: str) -> Any:
-            nonlocal writes
-            writes += 1
-            if writes == number and moment == "before":
-                raise Killed
-            return open(path, mode)
-
-        def dying_fsync(descriptor: int) -> None:
-            fsync(descriptor)
-            if writes == number and moment == "half-way":
-                os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-                raise Killed
-
-        def dying_replace(source: Path, target: Path) -> None:
-            if writes == number and moment == "unplaced":
-                raise Killed
-            replace(source, target)
-            if writes == number and moment == "placed":
-                raise Killed
-
-        with monkeypatch.context() as patch:
-            patch.setattr(plots, "open", dying_open, raising=False)
-            patch.setattr(plots.os, "fsync", dying_fsync)
-            patch.setattr(plots.os, "replace", dying_replace)
-            try:
-                fit(started("cvf"), out, epochs=2)
-            except Killed:
-                return True
-        return False
-
-    for moment in ("before", "half-way", "unplaced", "placed"):
-        number = 1
-        while run_until(moment, number, out := tmp_path / f"{moment}-{number}"):
-            moments.append((moment, number))
-            trainer = cvf_trainer() if (out / "checkpoint.pt").exists() else started("cvf")
-            fit(trainer, out, epochs=2, resume=(out / "checkpoint.pt").exists())
-            assert_same_run(trainer, out, "cvf", epochs=2)
-            number += 1
-    # 4 files at the start and after each of 2 epochs; the run is only ever restarted for want of its first checkpoint.
-    assert len(moments) == 4 * 12
-
-
-KILLED_PROGRAM = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_trainer
-
-class Deadly(test_trainer.Batches):
-    epochs = 0
-    def __iter__(self):
-        self.epochs += 1
-        for number, batch in enumerate(super().__iter__()):
-            if self.epochs == 2 and number == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield batch
-
-x, y = test_trainer.samples()
-batches = Deadly(x, y, batch_size=8, shuffle=True, seed=7)
-test_trainer.fit(test_trainer.started({name!r}), Path({out!r}), batches=batches)
-"""
-
-
-@pytest.mark.parametrize("name", MAKERS)
-def test_sigkill_within_an_epoch_is_followed_by_the_same_run(name: str, tmp_path: Path) -> None:
-    out = tmp_path / "a"
-    program = KILLED_PROGRAM.format(tests=str(Path(__file__).parent), name=name, out=str(out))
-    package = str(Path(ceprop_cuda.__file__).parents[1])
-    ended = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": package}, capture_output=True, text=True
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert [metrics["epoch"] for metrics in read_metrics(out)] == [1]
-    trainer = MAKERS[name]()
-    fit(trainer, out, resume=True)
-    assert_same_run(trainer, out, name)
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    write_atomically(path, lambda file: file.write(b"old"))
-
-    def fail(file: Any) -> None:
-        file.write(b"new, unfinished")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
-    assert path.read_bytes() == b"old"
-    write_atomically(path, lambda file: file.write(b"new"))
-    assert contents(tmp_path) == {"a": b"new"}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -583,18 +286,3 @@ def test_wrong_arguments_of_fit_are_refused() -> None:
         trainer.evaluate([])
     with pytest.raises(TypeError, match="not JSON serializable"):
         trainer.fit(train_batches(), 1, config={"data": object()})
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Curves
-
-
-@pytest.mark.parametrize("test_error", [None, 0.0, 3.0])
-def test_curves_of_any_history(test_error: float | None, tmp_path: Path) -> None:
-    history = [{"epoch": epoch, "train_error": 50 / epoch, "test_error": test_error} for epoch in range(1, 60)]
-    for length in (0, 1, 2, 59):
-        path = tmp_path / f"{length}.png"
-        curves(history[:length], path)
-        assert path.read_bytes().startswith(b"\x89PNG")
-    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 4
-    assert "matplotlib.pyplot" not in sys.modules

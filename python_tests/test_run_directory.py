@@ -1,0 +1,288 @@
+"""The files of a run, resuming it, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from training_runs import (
+    FILES,
+    MAKERS,
+    assert_same_run,
+    contents,
+    cvf_trainer,
+    ep_trainer,
+    fit,
+    read_metrics,
+    samples,
+    started,
+    train_batches,
+    without_seconds,
+)
+
+import ceprop_cuda
+from ceprop_cuda import CEP, EP, Trainer, mlp, run_directory
+from ceprop_cuda.plots import curves
+from ceprop_cuda.run_directory import write_atomically
+
+# ---------------------------------------------------------------------------------------------------------------
+# Files and resuming
+
+
+def test_a_run_directory_holds_what_it_should(tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "a"
+    history = fit(started("ep"), out, config={"preset": "none", "lr": (0.1, 0.2)})
+    assert sorted(contents(out)) == FILES
+    assert read_metrics(out) == history
+    config = json.loads((out / "config.json").read_text())
+    assert config["preset"] == "none"
+    assert config["lr"] == [0.1, 0.2]
+    assert config["epochs"] == 3
+    assert config["versions"]["torch"] == torch.__version__
+    assert config["versions"]["ceprop_cuda"] == ceprop_cuda.__version__
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_checkpoint_loads_as_plain_data(name: str, tmp_path: Path) -> None:
+    trainer = started(name)
+    history = fit(trainer, tmp_path)
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert checkpoint["history"] == history
+    assert checkpoint["network"].keys() == trainer.rule.net.state_dict().keys()
+    assert (checkpoint["optimizer"] is None) == (name == "cvf")
+    assert torch.equal(checkpoint["rng"], torch.get_rng_state())
+
+
+def test_a_used_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
+    fit(started("ep"), tmp_path, epochs=1)
+    before = contents(tmp_path)
+    trainer = started("ep")
+    weights = [p.clone() for p in trainer.rule.net.parameters()]
+    with pytest.raises(FileExistsError, match=r"holds a run already.*resume=True.*another folder"):
+        fit(trainer, tmp_path)
+    assert contents(tmp_path) == before
+    assert all(torch.equal(p, q) for p, q in zip(weights, trainer.rule.net.parameters(), strict=True))
+
+
+def test_each_of_the_files_marks_a_directory_as_used(tmp_path: Path) -> None:
+    for name in ("checkpoint.pt", "config.json", "metrics.jsonl"):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text("something")
+        with pytest.raises(FileExistsError, match=name):
+            fit(started("ep"), out)
+        assert contents(out) == {name: b"something"}
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_nothing_to_resume_is_refused(existing: bool, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    if existing:
+        out.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no run in .*no checkpoint\.pt"):
+        fit(started("ep"), out, resume=True)
+    assert out.exists() == existing
+
+
+def test_resume_refuses_what_does_not_fit_and_changes_nothing(tmp_path: Path) -> None:
+    fit(started("ep"), tmp_path, epochs=2, config={"seed": 1})
+    before = contents(tmp_path)
+
+    def refused(trainer: Trainer, message: str, config: Any = None, **settings: Any) -> None:
+        torch.manual_seed(5)
+        rng = torch.get_rng_state()
+        weights = {key: p.clone() for key, p in trainer.rule.net.state_dict().items()}
+        with pytest.raises(ValueError, match=message):
+            fit(trainer, tmp_path, resume=True, config=config or {"seed": 1}, **settings)
+        assert contents(tmp_path) == before
+        assert all(torch.equal(p, weights[key]) for key, p in trainer.rule.net.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), rng)
+
+    refused(started("ep"), r"config\['seed'\] is 2, but the run to resume has 1", {"seed": 2})
+    refused(started("ep"), r"config\['lr'\] is 0.1, but the run to resume has None", {"seed": 1, "lr": 0.1})
+    refused(started("ep"), "epochs=1, but the run to resume has finished 2", epochs=1)
+    refused(started("ep"), "train_batches", batches=list(train_batches()))
+    net = mlp(12, 8, 3)
+    refused(Trainer(CEP(net, 5, 5, 0.1, 0.1)), "optimizer")
+    refused(Trainer(EP(net, 5, 5, 0.1), torch.optim.SGD(net.parameters(), 0.1)), "scheduler")
+    wide = mlp(12, 9, 3)
+    optimizer = torch.optim.SGD(wide.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1])
+    refused(Trainer(EP(wide, 5, 5, 0.1), optimizer, scheduler), r"\(9, 12\).*\(8, 12\)")
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
+    fit(started("ep"), tmp_path, epochs=1)
+    path = tmp_path / "checkpoint.pt"
+    whole = path.read_bytes()
+    for damaged in (b"", b"no checkpoint", whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read"):
+            fit(started("ep"), tmp_path, resume=True)
+
+
+def test_a_finished_run_resumes_to_more_epochs(tmp_path: Path) -> None:
+    fit(started("cvf"), tmp_path, epochs=1)
+    trainer = Trainer(MAKERS["cvf"]().rule)  # other weights and another state of the global generator
+    history = fit(trainer, tmp_path, resume=True)
+    assert history == read_metrics(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 3
+    assert_same_run(trainer, tmp_path, "cvf")
+
+
+def test_resuming_a_finished_run_trains_no_further(tmp_path: Path) -> None:
+    history = fit(started("cvf"), tmp_path)
+    trainer = cvf_trainer()
+    assert fit(trainer, tmp_path, resume=True) == history
+    assert_same_run(trainer, tmp_path, "cvf")
+
+
+@pytest.mark.parametrize("own_generator", [True, False])
+def test_a_dataloader_resumes_too(own_generator: bool, tmp_path: Path) -> None:
+    def loader() -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(3) if own_generator else None
+        return DataLoader(TensorDataset(*samples()), batch_size=8, shuffle=True, generator=generator)
+
+    whole = started("ep")
+    expected = fit(whole, batches=loader())
+    fit(started("ep"), tmp_path, epochs=1, batches=loader())
+    resumed = ep_trainer()
+    history = fit(resumed, tmp_path, resume=True, batches=loader())
+    assert without_seconds(history) == without_seconds(expected)
+    for key, p in whole.rule.net.state_dict().items():
+        assert torch.equal(resumed.rule.net.state_dict()[key], p)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Kills
+
+
+class Killed(BaseException):
+    """Stands for a kill within this process: nothing of the package catches it."""
+
+
+def test_a_kill_at_any_write_is_followed_by_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write of a run dies before it begins, half-way, before it is put in place, and right after."""
+    replace, fsync = os.replace, os.fsync
+    moments: list[tuple[str, int]] = []
+    # Drawing takes longer than all the rest of this test.
+    monkeypatch.setattr(run_directory, "curves", lambda _history: b"figure")
+
+    def run_until(moment: str, number: int, out: Path) -> bool:
+        """Whether the run got to its ``number``-th write, where it was killed at ``moment``."""
+        writes = 0
+
+        def dying_open(path: Path, mode: str) -> Any:
+            nonlocal writes
+            writes += 1
+            if writes == number and moment == "before":
+                raise Killed
+            return open(path, mode)
+
+        def dying_fsync(descriptor: int) -> None:
+            fsync(descriptor)
+            if writes == number and moment == "half-way":
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+                raise Killed
+
+        def dying_replace(source: Path, target: Path) -> None:
+            if writes == number and moment == "unplaced":
+                raise Killed
+            replace(source, target)
+            if writes == number and moment == "placed":
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run_directory, "open", dying_open, raising=False)
+            patch.setattr(run_directory.os, "fsync", dying_fsync)
+            patch.setattr(run_directory.os, "replace", dying_replace)
+            try:
+                fit(started("cvf"), out, epochs=2)
+            except Killed:
+                return True
+        return False
+
+    for moment in ("before", "half-way", "unplaced", "placed"):
+        number = 1
+        while run_until(moment, number, out := tmp_path / f"{moment}-{number}"):
+            moments.append((moment, number))
+            trainer = cvf_trainer() if (out / "checkpoint.pt").exists() else started("cvf")
+            fit(trainer, out, epochs=2, resume=(out / "checkpoint.pt").exists())
+            assert_same_run(trainer, out, "cvf", epochs=2)
+            number += 1
+    # 4 files at the start and after each of 2 epochs; the run is only ever restarted for want of its first checkpoint.
+    assert len(moments) == 4 * 12
+
+
+KILLED_PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import training_runs
+from ceprop_cuda.data import Batches
+
+class Deadly(Batches):
+    epochs = 0
+    def __iter__(self):
+        self.epochs += 1
+        for number, batch in enumerate(super().__iter__()):
+            if self.epochs == 2 and number == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+x, y = training_runs.samples()
+batches = Deadly(x, y, batch_size=8, shuffle=True, seed=7)
+training_runs.fit(training_runs.started({name!r}), Path({out!r}), batches=batches)
+"""
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_sigkill_within_an_epoch_is_followed_by_the_same_run(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    program = KILLED_PROGRAM.format(tests=str(Path(__file__).parent), name=name, out=str(out))
+    package = str(Path(ceprop_cuda.__file__).parents[1])
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": package}, capture_output=True, text=True
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert [metrics["epoch"] for metrics in read_metrics(out)] == [1]
+    trainer = MAKERS[name]()
+    fit(trainer, out, resume=True)
+    assert_same_run(trainer, out, name)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file: Any) -> None:
+        file.write(b"new, unfinished")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    write_atomically(path, lambda file: file.write(b"new"))
+    assert contents(tmp_path) == {"a": b"new"}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Curves
+
+
+@pytest.mark.parametrize("test_error", [None, 0.0, 3.0])
+def test_curves_of_any_history(test_error: float | None) -> None:
+    history = [{"epoch": epoch, "train_error": 50 / epoch, "test_error": test_error} for epoch in range(1, 60)]
+    images = [curves(history[:length]) for length in (0, 1, 2, 59)]
+    assert all(image.startswith(b"\x89PNG") for image in images)
+    assert len(set(images)) == 4
+    assert "matplotlib.pyplot" not in sys.modules
