@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-
 pytest.register_assert_rewrite("training_runs")  # failures in shared checks show their values, too
 
 
