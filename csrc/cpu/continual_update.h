@@ -29,6 +29,7 @@ class ContinualUpdate {
       const int64_t n = relaxation.batch();
       gram_ = Buffer<T>(relaxation.padded(n) * n);
       sum_ = Buffer<T>(relaxation.layers()[0].panels * n * width);
+      changes_ = Buffer<T>(workers * n * width);
       scratch_ = Buffer<T>(workers * network_.widths[0] * width);
     }
   }
@@ -46,13 +47,9 @@ class ContinualUpdate {
           const int64_t sample = panel * width + lane;
           packed[k * width + lane] = sample < n ? x[(k / width * n + sample) * width + k % width] : T(0);
         }
-      relaxation_.for_row_blocks([&]<int rows>(int64_t row) {
-        typename Tile::Vector acc[rows][2];
-        const typename Tile::Vector one = T(network_.biases[0] ? 1 : 0) - typename Tile::Vector{};
-        for (int r = 0; r < rows; ++r) acc[r][0] = acc[r][1] = one;
-        multiply<Tile>(acc, x + row * width, n * width, packed, n_in);
-        std::memcpy(gram_.get() + (panel * n + row) * width, acc, sizeof(acc));
-      });
+      T* gram = gram_.get() + panel * n * width;
+      for (int64_t i = 0; i < n * width; ++i) gram[i] = network_.biases[0] ? T(1) : T(0);
+      add_products<Tile>(gram, x, n * width, packed, n_in, n);
     }
     worker.wait();
   }
@@ -60,7 +57,7 @@ class ContinualUpdate {
   // One update of everything that this worker owns, by the contrast over `divisor` (beta, or 2 beta). No barrier.
   void move(const Worker& worker, const Between& between, int parity, double divisor) {
     const int64_t n = relaxation_.batch();
-    const Range mine = relaxation_.mine(worker);
+    const Range mine = relaxation_.by_units(worker).items;
     for (int64_t item = mine.begin; item < mine.end; ++item) {
       const auto [l, panel] = relaxation_.items()[item];
       const Layer<T>& layer = relaxation_.layers()[l];
@@ -68,7 +65,7 @@ class ContinualUpdate {
       const T* d = contrast_.moved(parity, l) + panel * n * width;
       if (network_.biases[l]) contrast_.add_batch_sum(d, own, layer.bias + panel * width, width);
       if (layer.drive)
-        move_drive(panel, d, own);
+        move_drive(worker, panel, d, own);
       else
         move_panel(layer.below, contrast_.terms(l, Side::weights, between, parity), false, panel, own);
       if (l + 1 < network_.layers)
@@ -79,7 +76,7 @@ class ContinualUpdate {
 
   // Writes what this worker owns back into the network's parameters. No barrier.
   void store(const Worker& worker) const {
-    const Range mine = relaxation_.mine(worker);
+    const Range mine = relaxation_.by_units(worker).items;
     for (int64_t item = mine.begin; item < mine.end; ++item) {
       const auto [l, panel] = relaxation_.items()[item];
       const Layer<T>& layer = relaxation_.layers()[l];
@@ -108,17 +105,14 @@ class ContinualUpdate {
                        incoming.weights + panel * incoming.depth * width, width, width);
   }
 
-  void move_drive(int64_t panel, const T* d, const Blend<T>& blend) {
+  void move_drive(const Worker& worker, int64_t panel, const T* d, const Blend<T>& blend) {
     const int64_t n = relaxation_.batch();
     T* drive = relaxation_.layers()[0].drive + panel * n * width;
     T* sum = sum_.get() + panel * n * width;
-    relaxation_.for_row_blocks([&]<int rows>(int64_t row) {
-      typename Tile::Vector acc[rows][2] = {};
-      multiply<Tile>(acc, gram_.get() + row * width, n * width, d, n);
-      const auto* flat = reinterpret_cast<const typename Tile::Vector*>(acc);
-      auto* to = reinterpret_cast<typename Tile::Vector*>(drive + row * width);
-      for (int i = 0; i < 2 * rows; ++i) to[i] = blend(to[i], flat[i]);
-    });
+    T* change = changes_.get() + worker.index * n * width;
+    std::memset(change, 0, n * width * sizeof(T));
+    add_products<Tile>(change, gram_.get(), n * width, d, n, n);
+    for (int64_t i = 0; i < n * width; ++i) drive[i] = blend(drive[i], change[i]);
     for (int64_t i = 0; i < n * width; ++i) sum[i] = blend(sum[i], d[i]);
   }
 
@@ -136,5 +130,6 @@ class ContinualUpdate {
   T input_decay_;      // what all moves together take from W[0]
   Buffer<T> gram_;     // [panel of samples][batch][width]
   Buffer<T> sum_;      // [panel][batch][width], of layer 0
+  Buffer<T> changes_;  // [worker][batch][width]
   Buffer<T> scratch_;  // [worker][n_in][width]
 };

@@ -9,8 +9,9 @@ void relax(const RelaxCall<typename Tile::Scalar>& call, int threads) {
   Relaxation<Tile> relaxation(call.network, call.batch, threads, false);
   run_team(threads, [&](const Worker& worker) {
     relaxation.load(worker, call.initial);
-    const int last = relaxation.relax(worker, call.steps, 0, call.batch.target ? &call.nudge : nullptr);
-    relaxation.store(worker, last, call.states.data());
+    const Part part = relaxation.by_samples(worker);
+    const int last = relaxation.relax(worker, part, call.steps, 0, call.batch.target ? &call.nudge : nullptr);
+    relaxation.store(part, last, call.states.data());
   });
 }
 
@@ -27,19 +28,23 @@ class Phases {
 
   int count() const { return call_.symmetric ? 2 : 1; }
 
-  // Runs the free phase; returns its last field. Its states stay in `kept_free`.
+  // Runs the free phase; returns its last field. Its states stay in `kept_free`. No barrier after the last step.
   int run_free(const Worker& worker) {
     relaxation_.load(worker, {});
-    const int free = relaxation_.relax(worker, call_.free_steps, 0, nullptr);
-    relaxation_.copy_field(worker, free, Relaxation<Tile>::kept_free);
-    relaxation_.store(worker, free, call_.free_states.data());
+    const Part part = relaxation_.by_samples(worker);
+    const int free = relaxation_.relax(worker, part, call_.free_steps, 0, nullptr);
+    relaxation_.copy_field(part, free, Relaxation<Tile>::kept_free);
+    relaxation_.store(part, free, call_.free_states.data());
     return free;
   }
 
-  // Stores the states at the end of a phase and takes the readout's error there. Ends with a barrier.
-  void end(const Worker& worker, int phase, int field) {
-    relaxation_.store(worker, field, call_.nudged_states.data() + phase * call_.network.layers);
-    if (call_.network.readout) relaxation_.compute_error(worker, field, T(1), error_[phase].get());
+  // Stores the states at the end of a phase that was shared in these parts, and takes the readout's error there. Ends
+  // with a barrier.
+  void end(const Worker& worker, const Part& part, int phase, int field) {
+    relaxation_.store(part, field, call_.nudged_states.data() + phase * call_.network.layers);
+    if (call_.network.readout)
+      relaxation_.compute_error(part.independent ? part.rows : worker.share(call_.batch.size), field, T(1),
+                                error_[phase].get());
     worker.wait();
   }
 
@@ -64,17 +69,19 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
 
   run_team(threads, [&](const Worker& worker) {
     int field = phases.run_free(worker);
+    const Part part = accumulate ? relaxation.by_units(worker) : relaxation.by_samples(worker);
+    if (accumulate) worker.wait();  // the free phase was shared by samples
     for (int phase = 0; phase < phases.count(); ++phase) {
       const Nudge nudge = phase == 0 ? call.nudge : reversed(call.nudge);
       if (phase == 1) {
-        relaxation.copy_field(worker, field, Fields::kept_plus);
-        relaxation.copy_field(worker, Fields::kept_free, field);
+        relaxation.copy_field(part, field, Fields::kept_plus);
+        relaxation.copy_field(part, Fields::kept_free, field);
         worker.wait();
       }
       for (int step = 0; step < call.nudged_steps; ++step) {
         const int to = (field + 1) % Fields::ring;
         const Between between{field, to, field};
-        relaxation.step(worker, field, to, &nudge, [&](const typename Fields::Item& item) {
+        relaxation.step(worker, part, field, to, &nudge, [&](const typename Fields::Item& item) {
           if (accumulate) contrast.differ(item, between, step % 2);
         });
         if (accumulate)
@@ -82,7 +89,7 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
                                     call);
         field = to;
       }
-      phases.end(worker, phase, field);
+      phases.end(worker, part, phase, field);
       if (call.network.readout) {
         contrast.add_to_readout(
             worker, phases.error(phase), field,
@@ -94,7 +101,7 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
     if (!accumulate) {
       const Between between = call.symmetric ? Between{field, Fields::kept_plus, Fields::kept_free}
                                              : Between{Fields::kept_free, field, Fields::kept_free};
-      const Range mine = relaxation.mine(worker);
+      const Range mine = relaxation.by_units(worker).items;
       for (int64_t item = mine.begin; item < mine.end; ++item) contrast.differ(relaxation.items()[item], between, 0);
       worker.wait();
       contrast.add_to_gradients(worker, between, 0, {0, T(scale), true}, call);
@@ -115,22 +122,24 @@ void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
 
   run_team(threads, [&](const Worker& worker) {
     int field = phases.run_free(worker);
+    const Part part = relaxation.by_units(worker);
+    worker.wait();  // the free phase was shared by samples
     update.load(worker);
     for (int phase = 0; phase < phases.count(); ++phase) {
       const Nudge nudge = phase == 0 ? call.nudge : reversed(call.nudge);
       if (phase == 1) {
-        relaxation.copy_field(worker, field, Fields::kept_plus);
-        field = relaxation.relax(worker, call.nudged_steps, field, nullptr);
+        relaxation.copy_field(part, field, Fields::kept_plus);
+        field = relaxation.relax(worker, part, call.nudged_steps, field, nullptr);
       }
       for (int step = 0; step < call.nudged_steps; ++step) {
         const int to = (field + 1) % Fields::ring;
         const Between between{field, to, field};
-        relaxation.step(worker, field, to, &nudge,
+        relaxation.step(worker, part, field, to, &nudge,
                         [&](const typename Fields::Item& item) { contrast.differ(item, between, step % 2); });
         update.move(worker, between, step % 2, nudge.beta * phases.count());
         field = to;
       }
-      phases.end(worker, phase, field);
+      phases.end(worker, part, phase, field);
     }
     update.store(worker);
     for (int phase = 0; phase < phases.count() && call.network.readout; ++phase) {

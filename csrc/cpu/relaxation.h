@@ -47,8 +47,18 @@ struct Layer {
   Incoming<T> above;  // V[l + 1], tied: W[l + 1]; in the top layer a readout
 };
 
-// A unit belongs to one worker, which holds the weights into it from below and from above and is the only one to
-// write them and its state: no reduction, and the same bits for every number of workers.
+// What a worker does of a step.
+struct Part {
+  Range items;       // of Relaxation::items
+  Range rows;        // samples
+  bool independent;  // it reads no state that another worker writes
+};
+
+// Two ways to share the work. While weights are constant, samples know nothing of each other: a worker takes some
+// samples through all steps of a phase, and nobody waits. Where weights move at every step, or there are too few
+// samples, a unit belongs to one worker, which holds the weights into it from below and from above and is the only one
+// to write them and its state; a barrier ends every step. Either way there is no reduction, and the bits are the same
+// for every number of workers.
 template <class Tile>
 class Relaxation {
  public:
@@ -70,6 +80,8 @@ class Relaxation {
       : network_(network), batch_(batch) {
     const int64_t n = batch.size;
     scratch_ = keep(workers * network.widths[0] * width);
+    drives_ = keep(workers * n * width);
+    pulls_ = keep(workers * n * width);
     error_ = keep(padded(network.classes()) * n);
     x_ = keep(padded(network.widths[0]) * n);
     target_ = keep(padded(network.classes()) * n);
@@ -110,6 +122,15 @@ class Relaxation {
 
   // ---- the parts that every worker calls, in the same order ----
 
+  // A worker's part of a step with weights that move.
+  Part by_units(const Worker& worker) const { return {worker.share(cost_), {0, batch_.size}, worker.count == 1}; }
+
+  // And with constant weights: by samples where each worker gets enough of them to make its reading the weights pay.
+  Part by_samples(const Worker& worker) const {
+    if (batch_.size < 4 * worker.count) return by_units(worker);
+    return {{0, static_cast<int64_t>(items_.size())}, worker.share(batch_.size), true};
+  }
+
   // Packs the batch and the weights, and computes the input's drive. Ends with a barrier.
   void load(const Worker& worker, const std::vector<const T*>& initial) {
     const int64_t n = batch_.size, n_in = network_.widths[0];
@@ -134,84 +155,74 @@ class Relaxation {
           load_panel<Tile>(network_.biases.back(), 1, network_.classes(), panel * width, readout_bias_ + panel * width);
       }
     }
-    const Range mine = worker.share(cost_);
+    const Range mine = by_units(worker).items;
     for (int64_t item = mine.begin; item < mine.end; ++item) load_item(items_[item], initial);
     worker.wait();
     load_input_drive(worker);
     worker.wait();
   }
 
-  // All states move from field `from` to field `to`; with a nudge towards the target. after(item) is called for every
-  // panel that this worker has moved. Ends with a barrier.
+  // The states of this part move from field `from` to field `to`; with a nudge towards the target. after(item) is
+  // called for every panel moved. Ends with a barrier unless the part is independent.
   template <class After>
-  void step(const Worker& worker, int from, int to, const Nudge* nudge, const After& after) {
+  void step(const Worker& worker, const Part& part, int from, int to, const Nudge* nudge, const After& after) {
     if (nudge && nudge->loss == Loss::cross_entropy) {
-      compute_error(worker, from, static_cast<T>(nudge->beta), error_);
-      worker.wait();
+      compute_error(part.independent ? part.rows : worker.share(batch_.size), from, static_cast<T>(nudge->beta),
+                    error_);
+      wait(worker, part);
     }
-    const Range mine = worker.share(cost_);
-    for (int64_t index = mine.begin; index < mine.end; ++index) {
-      const Item& item = items_[index];
-      for_row_blocks([&]<int rows>(int64_t row) { move_units<rows>(item, row, from, to, nudge); });
-      after(item);
+    for (int64_t index = part.items.begin; index < part.items.end; ++index) {
+      move_panel(worker, items_[index], part.rows, from, to, nudge);
+      after(items_[index]);
     }
-    worker.wait();
+    wait(worker, part);
   }
 
   // `steps` steps from ring field `from`; returns the field of the last.
-  int relax(const Worker& worker, int steps, int from, const Nudge* nudge) {
-    for (int step_index = 0; step_index < steps; ++step_index) {
+  int relax(const Worker& worker, const Part& part, int steps, int from, const Nudge* nudge) {
+    for (int count = 0; count < steps; ++count) {
       const int to = (from + 1) % ring;
-      step(worker, from, to, nudge, [](const Item&) {});
+      step(worker, part, from, to, nudge, [](const Item&) {});
       from = to;
     }
     return from;
   }
 
-  // Each worker copies its own units; no barrier.
-  void copy_field(const Worker& worker, int from, int to) {
-    const Range mine = worker.share(cost_);
-    for (int64_t item = mine.begin; item < mine.end; ++item) {
-      const auto [l, panel] = items_[item];
-      const int64_t at = panel * batch_.size * width, count = batch_.size * width;
-      std::memcpy(fields_[to][l].state + at, fields_[from][l].state + at, count * sizeof(T));
-      std::memcpy(fields_[to][l].seen + at, fields_[from][l].seen + at, count * sizeof(T));
-    }
+  // The part's states; no barrier.
+  void copy_field(const Part& part, int from, int to) {
+    for_each_block(part, [&](const Item& item, int64_t at) {
+      const int64_t bytes = (part.rows.end - part.rows.begin) * width * sizeof(T);
+      std::memcpy(fields_[to][item.layer].state + at, fields_[from][item.layer].state + at, bytes);
+      std::memcpy(fields_[to][item.layer].seen + at, fields_[from][item.layer].seen + at, bytes);
+    });
   }
 
-  // states[l] [B, n_l] <- field; each worker its own units; no barrier.
-  void store(const Worker& worker, int field, T* const* states) const {
-    const Range mine = worker.share(cost_);
-    for (int64_t item = mine.begin; item < mine.end; ++item) {
-      const auto [l, panel] = items_[item];
-      store_panel<Tile>(fields_[field][l].state + panel * batch_.size * width, batch_.size, layers_[l].units,
-                        panel * width, states[l]);
-    }
+  // states[l] [B, n_l] <- the part's states; no barrier.
+  void store(const Part& part, int field, T* const* states) const {
+    for_each_block(part, [&](const Item& item, int64_t at) {
+      const int64_t units = layers_[item.layer].units;
+      store_panel<Tile>(fields_[field][item.layer].state + at, part.rows.end - part.rows.begin, units,
+                        item.panel * width, states[item.layer] + part.rows.begin * units);
+    });
   }
 
-  // to = scale (y - softmax(logits)), [panel][batch][width], zero in the lanes past the classes; no barrier.
-  void compute_error(const Worker& worker, int field, T scale, T* to) {
+  // to = scale (y - softmax(logits)) of these samples, [panel][batch][width], zero in the lanes past the classes; no
+  // barrier.
+  void compute_error(const Range& rows, int field, T scale, T* to) {
     const int64_t n = batch_.size, classes = network_.classes(), panels = panels_of(classes, width);
     const T* top = fields_[field].back().state;
-    const Range blocks = worker.share(row_blocks());
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      const Range rows = block_rows(block);
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        T* logits = to + (panel * n + rows.begin) * width;
-        if (!network_.readout) {
-          std::memcpy(logits, top + (panel * n + rows.begin) * width, (rows.end - rows.begin) * width * sizeof(T));
-          continue;
-        }
-        with_constant_rows<Tile::max_rows>(rows.end - rows.begin, [&]<int count>() {
-          typename Tile::Vector acc[count][2];
-          start_from_bias(acc, readout_bias_ + panel * width);
-          multiply<Tile>(acc, top + rows.begin * width, n * width, readout_.weights + panel * readout_.depth * width,
-                         readout_.depth);
-          std::memcpy(logits, acc, sizeof(acc));
-        });
+    if (rows.begin == rows.end) return;
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      T* logits = to + (panel * n + rows.begin) * width;
+      if (!network_.readout) {
+        std::memcpy(logits, top + (panel * n + rows.begin) * width, (rows.end - rows.begin) * width * sizeof(T));
+        continue;
       }
-      for (int64_t row = rows.begin; row < rows.end; ++row) softmax_error(row, scale, to);
+      start_from_bias(logits, readout_bias_ + panel * width, rows.end - rows.begin);
+      add_products<Tile>(logits, top + rows.begin * width, n * width, readout_.weights + panel * readout_.depth * width,
+                         readout_.depth, rows.end - rows.begin);
     }
+    for (int64_t row = rows.begin; row < rows.end; ++row) softmax_error(row, scale, to);
   }
 
   // ---- what the learning rules read and write ----
@@ -223,28 +234,23 @@ class Relaxation {
   const Network<T>& network() const { return network_; }
 
   const std::vector<Item>& items() const { return items_; }
-  Range mine(const Worker& worker) const { return worker.share(cost_); }
   int64_t padded(int64_t units) const { return panels_of(units, width) * width; }
 
-  // body<rows>(first row) for the batch in blocks of nearly equal size.
-  template <class Body>
-  void for_row_blocks(const Body& body) const {
-    for (int64_t block = 0; block < row_blocks(); ++block) {
-      const Range rows = block_rows(block);
-      with_constant_rows<Tile::max_rows>(rows.end - rows.begin,
-                                         [&]<int count>() { body.template operator()<count>(rows.begin); });
-    }
+ private:
+  static void wait(const Worker& worker, const Part& part) {
+    if (!part.independent) worker.wait();
   }
 
- private:
+  // body(item, offset of its first row) for every panel of the part.
+  template <class Body>
+  void for_each_block(const Part& part, const Body& body) const {
+    for (int64_t index = part.items.begin; index < part.items.end; ++index)
+      body(items_[index], (items_[index].panel * batch_.size + part.rows.begin) * width);
+  }
+
   T* keep(int64_t count) {
     memory_.emplace_back(count);
     return memory_.back().get();
-  }
-
-  int64_t row_blocks() const { return (batch_.size + Tile::max_rows - 1) / Tile::max_rows; }
-  Range block_rows(int64_t block) const {
-    return {batch_.size * block / row_blocks(), batch_.size * (block + 1) / row_blocks()};
   }
 
   void load_item(const Item& item, const std::vector<const T*>& initial) {
@@ -274,58 +280,50 @@ class Relaxation {
     const Range panels = worker.share(layer.panels);
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
       load_panel_transposed<Tile>(network_.weights[0], layer.below.depth, layer.units, panel * width, packed);
-      for_row_blocks([&]<int rows>(int64_t row) {
-        typename Tile::Vector acc[rows][2];
-        start_from_bias(acc, layer.bias + panel * width);
-        multiply<Tile>(acc, x_ + row * width, batch_.size * width, packed, layer.below.depth);
-        std::memcpy(layer.drive + (panel * batch_.size + row) * width, acc, sizeof(acc));
-      });
+      T* drive = layer.drive + panel * batch_.size * width;
+      start_from_bias(drive, layer.bias + panel * width, batch_.size);
+      add_products<Tile>(drive, x_, batch_.size * width, packed, layer.below.depth, batch_.size);
     }
   }
 
-  template <int rows>
-  static void start_from_bias(typename Tile::Vector (&acc)[rows][2], const T* bias) {
-    for (int row = 0; row < rows; ++row) std::memcpy(acc[row], bias, sizeof(acc[row]));
+  static void start_from_bias(T* sums, const T* bias, int64_t rows) {
+    for (int64_t row = 0; row < rows; ++row) std::memcpy(sums + row * width, bias, width * sizeof(T));
   }
 
-  // `rows` samples of one panel of units: drive, then next state.
-  template <int rows>
-  void move_units(const Item& item, int64_t row, int from, int to, const Nudge* nudge) {
+  // Some samples of one panel of units: drive, then next state.
+  void move_panel(const Worker& worker, const Item& item, const Range& rows, int from, int to, const Nudge* nudge) {
     const auto [l, panel] = item;
     const Layer<T>& layer = layers_[l];
     const bool is_top = l + 1 == network_.layers;
-    const int64_t stride = batch_.size * width, at = panel * stride + row * width;
-    alignas(64) T drive[rows * width];
-    {
-      typename Tile::Vector acc[rows][2];
-      if (layer.drive)
-        std::memcpy(acc, layer.drive + at, sizeof(acc));
-      else
-        start_from_bias(acc, layer.bias + panel * width);
-      if (layer.below.weights)
-        multiply<Tile>(acc, (l ? fields_[from][l - 1].seen : x_) + row * width, stride,
-                       layer.below.weights + panel * layer.below.depth * width, layer.below.depth);
-      if (!is_top)
-        multiply<Tile>(acc, fields_[from][l + 1].seen + row * width, stride,
-                       layer.above.weights + panel * layer.above.depth * width, layer.above.depth);
-      else if (network_.readout && nudge)
-        multiply<Tile>(acc, error_ + row * width, stride, layer.above.weights + panel * layer.above.depth * width,
-                       layer.above.depth);
-      std::memcpy(drive, acc, sizeof(acc));
-    }
+    const int64_t n = rows.end - rows.begin, count = n * width, stride = batch_.size * width;
+    const int64_t row = rows.begin * width, at = panel * stride + row;
+    T* drive = drives_ + worker.index * stride;
+    if (layer.drive)
+      std::memcpy(drive, layer.drive + at, count * sizeof(T));
+    else
+      start_from_bias(drive, layer.bias + panel * width, n);
+    const auto add = [&](const Incoming<T>& incoming, const T* seen) {
+      add_products<Tile>(drive, seen + row, stride, incoming.weights + panel * incoming.depth * width, incoming.depth,
+                         n);
+    };
+    if (layer.below.weights) add(layer.below, l ? fields_[from][l - 1].seen : x_);
+    if (!is_top)
+      add(layer.above, fields_[from][l + 1].seen);
+    else if (network_.readout && nudge)
+      add(layer.above, error_);
+
     const T* state = fields_[from][l].state + at;
     const bool nudged = nudge && is_top && !network_.readout;
-    alignas(64) T pull[rows * width];
+    T* pull = pulls_ + worker.index * stride;
     if (nudged) {
       const T beta = static_cast<T>(nudge->beta);
       const T* given = (nudge->loss == Loss::mse ? target_ : error_) + at;
-      for (int i = 0; i < rows * width; ++i)
-        pull[i] = nudge->loss == Loss::mse ? beta * (given[i] - state[i]) : given[i];
+      for (int64_t i = 0; i < count; ++i) pull[i] = nudge->loss == Loss::mse ? beta * (given[i] - state[i]) : given[i];
     }
     const Field<T>& next = fields_[to][l];
-    finish(layer.rule, rows * width, drive, state, nudged ? pull : nullptr, nudged && nudge->at == NudgeAt::drive,
+    finish(layer.rule, count, drive, state, nudged ? pull : nullptr, nudged && nudge->at == NudgeAt::drive,
            next.state + at);
-    if (next.seen != next.state) apply_activation(layer.rule.activation, next.state + at, next.seen + at, rows * width);
+    if (next.seen != next.state) apply_activation(layer.rule.activation, next.state + at, next.seen + at, count);
   }
 
   // Calls `body.template operator()<A>()`.
@@ -354,18 +352,18 @@ class Relaxation {
     });
   }
 
-  static void finish(const UnitRule& rule, int count, const T* drive, const T* state, const T* pull, bool at_drive,
+  static void finish(const UnitRule& rule, int64_t count, const T* drive, const T* state, const T* pull, bool at_drive,
                      T* next) {
     const T dt = static_cast<T>(rule.dt);
     const bool gain = rule.gain, clips = rule.clip;
     with_activation(rule.activation, [&]<Activation A>() {
       const auto all = [&]<Dynamics D>(const auto& inside, const auto& outside) {
 #pragma GCC ivdep
-        for (int i = 0; i < count; ++i)
+        for (int64_t i = 0; i < count; ++i)
           next[i] = next_state<A, D>(drive[i], state[i], inside(i), outside(i), gain, clips, dt);
       };
-      const auto zero = [](int) { return T(0); };
-      const auto pulled = [&](int i) { return pull[i]; };
+      const auto zero = [](int64_t) { return T(0); };
+      const auto pulled = [&](int64_t i) { return pull[i]; };
       const auto either = [&]<Dynamics D>() {
         if (!pull)
           all.template operator()<D>(zero, zero);
@@ -402,6 +400,8 @@ class Relaxation {
   T* target_;   // [panel][batch][width]
   T* error_;    // [panel][batch][width]
   T* scratch_;  // [worker][n_in][width]
+  T* drives_;   // [worker][batch][width]
+  T* pulls_;    // [worker][batch][width]
   Incoming<T> readout_{};
   T* readout_bias_ = nullptr;
   std::vector<Item> items_;

@@ -30,36 +30,66 @@ inline void with_constant_rows(int64_t rows, const Body& body) {
   }
 }
 
-// The sums of this many products start from zero: so rounding stays that of their own size, not that of the total.
+// Rows are taken in blocks of nearly equal size, as many as the register file holds.
+template <class Tile>
+inline int64_t row_blocks(int64_t rows) {
+  return (rows + Tile::max_rows - 1) / Tile::max_rows;
+}
+template <class Tile>
+inline Range row_block(int64_t rows, int64_t block) {
+  const int64_t blocks = row_blocks<Tile>(rows);
+  return {rows * block / blocks, rows * (block + 1) / blocks};
+}
+
+// The sums of this many products start from zero: so rounding stays that of their own size, not that of the total. As
+// many weights of a panel fit the first-level cache, where all rows find them.
 inline constexpr int64_t products_per_sum = 128;
 
-// acc[row][lane] += sum_k a[k][row] b[k][lane]
+// sums[row][lane] += sum_k a[k][row] b[k][lane]
+//   sums: [rows][width]
 //   a: panels of states, element (row, k) at a[(k / width) * panel_stride + row * width + k % width]
 //   b: [depth][width]
 template <class Tile, int rows>
-inline void multiply(typename Tile::Vector (&acc)[rows][2], const typename Tile::Scalar* a, int64_t panel_stride,
+inline void multiply(typename Tile::Scalar* sums, const typename Tile::Scalar* a, int64_t panel_stride,
                      const typename Tile::Scalar* b, int64_t depth) {
   using Vector = typename Tile::Vector;
-  constexpr int width = Tile::width;
-  while (depth > 0) {
-    Vector sum[rows][2] = {};
-    for (int64_t done = 0; done < products_per_sum && depth > 0; done += width, depth -= width, a += panel_stride) {
-      const int64_t count = depth < width ? depth : width;
-      for (int64_t k = 0; k < count; ++k, b += width) {
-        const Vector b0 = *reinterpret_cast<const Vector*>(b);
-        const Vector b1 = *reinterpret_cast<const Vector*>(b + Tile::lanes);
+  constexpr int width = Tile::width, lanes = Tile::lanes;
+  Vector sum[rows][2] = {};
+  for (; depth > 0; depth -= width, a += panel_stride) {
+    const int64_t count = depth < width ? depth : width;
+    for (int64_t k = 0; k < count; ++k, b += width) {
+      const Vector b0 = *reinterpret_cast<const Vector*>(b);
+      const Vector b1 = *reinterpret_cast<const Vector*>(b + lanes);
+      __builtin_prefetch(b + 16 * width);
+      __builtin_prefetch(b + 16 * width + lanes);
 #pragma GCC unroll 12
-        for (int row = 0; row < rows; ++row) {
-          const Vector broadcast = a[row * width + k] - Vector{};
-          sum[row][0] += broadcast * b0;
-          sum[row][1] += broadcast * b1;
-        }
+      for (int row = 0; row < rows; ++row) {
+        const Vector broadcast = a[row * width + k] - Vector{};
+        sum[row][0] += broadcast * b0;
+        sum[row][1] += broadcast * b1;
       }
     }
+  }
 #pragma GCC unroll 12
-    for (int row = 0; row < rows; ++row) {
-      acc[row][0] += sum[row][0];
-      acc[row][1] += sum[row][1];
+  for (int row = 0; row < rows; ++row, sums += width) {
+    *reinterpret_cast<Vector*>(sums) += sum[row][0];
+    *reinterpret_cast<Vector*>(sums + lanes) += sum[row][1];
+  }
+}
+
+// The same for any number of rows and products.
+template <class Tile>
+inline void add_products(typename Tile::Scalar* sums, const typename Tile::Scalar* a, int64_t panel_stride,
+                         const typename Tile::Scalar* b, int64_t depth, int64_t rows) {
+  static_assert(products_per_sum % Tile::width == 0);
+  for (int64_t k = 0; k < depth; k += products_per_sum, a += products_per_sum / Tile::width * panel_stride) {
+    const int64_t count = depth - k < products_per_sum ? depth - k : products_per_sum;
+    for (int64_t block = 0; block < row_blocks<Tile>(rows); ++block) {
+      const Range range = row_block<Tile>(rows, block);
+      with_constant_rows<Tile::max_rows>(range.end - range.begin, [&]<int block_rows>() {
+        multiply<Tile, block_rows>(sums + range.begin * Tile::width, a + range.begin * Tile::width, panel_stride,
+                                   b + k * Tile::width, count);
+      });
     }
   }
 }
