@@ -280,7 +280,8 @@ def combine(changes: Sequence[Contrast], scale: float = 1.0) -> Contrast:
 def share_update(change: Contrast) -> Contrast:
     """Kolen-Pollack: forward and feedback weights both get the mean of their two updates."""
     shared = [(w + v) / 2 for w, v in zip(change.weights[1:], change.feedback, strict=False)]
-    return Contrast([change.weights[0], *shared, *change.weights[1 + len(shared) :]], change.biases, shared)
+    weights = [change.weights[0], *shared, *change.weights[1 + len(shared) :]]
+    return Contrast(weights, change.biases, [dv.clone() for dv in shared])
 
 
 def with_readout(circuit: Circuit, change: Contrast, ends: Sequence[Sequence[Tensor]], nudge: Nudge) -> Contrast:

@@ -254,7 +254,7 @@ class BPTT(Rule):
 
 
 def _subtract_from_grads(circuit: Circuit, change: reference.Contrast) -> None:
-    """p.grad -= dp for every parameter that takes gradients, so that ``optimizer.step()`` moves along dp."""
+    """p.grad -= dp for every parameter that takes gradients, so that ``optimizer.step()`` moves along dp. Uses dp up."""
     for p, dp in zip(circuit.parameters(), change.parameters(), strict=True):
         if p.requires_grad:
-            p.grad = -dp if p.grad is None else p.grad.sub_(dp)
+            p.grad = dp.neg_() if p.grad is None else p.grad.sub_(dp)

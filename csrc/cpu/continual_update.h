@@ -28,7 +28,7 @@ class ContinualUpdate {
     if (relaxation.layers()[0].drive) {
       const int64_t n = relaxation.batch();
       gram_ = Buffer<T>(relaxation.padded(n) * n);
-      sum_ = Buffer<T>(relaxation.layers()[0].panels * n * width);
+      sum_ = Buffer<T>::zeros(relaxation.layers()[0].panels * n * width);
       changes_ = Buffer<T>(workers * n * width);
       scratch_ = Buffer<T>(workers * network_.widths[0] * width);
     }
@@ -49,7 +49,7 @@ class ContinualUpdate {
         }
       T* gram = gram_.get() + panel * n * width;
       for (int64_t i = 0; i < n * width; ++i) gram[i] = network_.biases[0] ? T(1) : T(0);
-      add_products<Tile>(gram, x, n * width, packed, n_in, n);
+      add_products<Tile>(gram, x, n * width, packed, n_in, n, lanes_used<Tile>(n, panel * width));
     }
     worker.wait();
   }
@@ -67,9 +67,9 @@ class ContinualUpdate {
       if (layer.drive)
         move_drive(worker, panel, d, own);
       else
-        move_panel(layer.below, contrast_.terms(l, Side::weights, between, parity), false, panel, own);
+        move_panel(layer.below, layer.units, contrast_.terms(l, Side::weights, between, parity), false, panel, own);
       if (l + 1 < network_.layers)
-        move_panel(layer.above, contrast_.terms(l + 1, Side::feedback, between, parity), true, panel,
+        move_panel(layer.above, layer.units, contrast_.terms(l + 1, Side::feedback, between, parity), true, panel,
                    blend(l + 1, divisor));
     }
   }
@@ -99,10 +99,12 @@ class ContinualUpdate {
   }
 
  private:
-  void move_panel(const Incoming<T>& incoming, const typename Contrast<Tile>::Terms& terms, bool upper_rows,
-                  int64_t panel, const Blend<T>& blend) const {
+  void move_panel(const Incoming<T>& incoming, int64_t units, const typename Contrast<Tile>::Terms& terms,
+                  bool upper_rows, int64_t panel, const Blend<T>& blend) const {
+    // Whole vectors: what moves in the lanes past the last unit is read by nobody.
+    const int64_t vectors = (lanes_used<Tile>(units, panel * width) + Tile::lanes - 1) / Tile::lanes;
     contrast_.add_rows(terms, upper_rows, 0, incoming.depth, panel, blend,
-                       incoming.weights + panel * incoming.depth * width, width, width);
+                       incoming.weights + panel * incoming.depth * width, width, vectors * Tile::lanes);
   }
 
   void move_drive(const Worker& worker, int64_t panel, const T* d, const Blend<T>& blend) {
@@ -111,7 +113,7 @@ class ContinualUpdate {
     T* sum = sum_.get() + panel * n * width;
     T* change = changes_.get() + worker.index * n * width;
     std::memset(change, 0, n * width * sizeof(T));
-    add_products<Tile>(change, gram_.get(), n * width, d, n, n);
+    add_products<Tile>(change, gram_.get(), n * width, d, n, n, width);
     for (int64_t i = 0; i < n * width; ++i) drive[i] = blend(drive[i], change[i]);
     for (int64_t i = 0; i < n * width; ++i) sum[i] = blend(sum[i], d[i]);
   }

@@ -81,8 +81,11 @@ class Contrast {
       }
       const int64_t rows = end - row < Tile::update_rows ? end - row : Tile::update_rows;
       with_constant_rows<Tile::update_rows>(rows, [&]<int count>() {
-        outer_products<Tile, count>(products, terms.count, relaxation_.batch(), scaled, out + row * out_stride,
-                                    out_stride, valid);
+        T* to = out + row * out_stride;
+        if (valid <= Tile::lanes)
+          outer_products<Tile, count, 1>(products, terms.count, relaxation_.batch(), scaled, to, out_stride, valid);
+        else
+          outer_products<Tile, count, 2>(products, terms.count, relaxation_.batch(), scaled, to, out_stride, valid);
       });
     }
   }
@@ -92,8 +95,8 @@ class Contrast {
                      T* matrix) const {
     const int64_t first = row_panel * width, end = first + width < upper ? first + width : upper;
     for (int64_t lane_panel = 0; lane_panel * width < lower; ++lane_panel) {
-      const int64_t lane = lane_panel * width, valid = lower - lane < width ? lower - lane : width;
-      add_rows(terms, true, first, end, lane_panel, blend, matrix + lane, lower, valid);
+      const int64_t lane = lane_panel * width;
+      add_rows(terms, true, first, end, lane_panel, blend, matrix + lane, lower, lanes_used<Tile>(lower, lane));
     }
   }
 
@@ -118,7 +121,7 @@ class Contrast {
         add_row_panel(terms(c, Side::feedback, between, parity), panel, upper, lower, blend, to.d_feedback[c - 1]);
       if (to.d_biases[c])
         add_batch_sum(moved(parity, c) + panel * stride(), blend, to.d_biases[c] + first,
-                      upper - first < width ? upper - first : width);
+                      lanes_used<Tile>(upper, first));
     }
   }
 
@@ -132,9 +135,7 @@ class Contrast {
     for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
       const int64_t first = panel * width;
       add_row_panel(terms, panel, classes, network_.widths[network_.layers], blend, weights);
-      if (biases)
-        add_batch_sum(error + panel * stride(), blend, biases + first,
-                      classes - first < width ? classes - first : width);
+      if (biases) add_batch_sum(error + panel * stride(), blend, biases + first, lanes_used<Tile>(classes, first));
     }
   }
 

@@ -3,10 +3,16 @@
 
 inline int64_t panels_of(int64_t units, int width) { return (units + width - 1) / width; }
 
+// How many units the panel that begins with unit `first` holds.
+template <class Tile>
+inline int64_t lanes_used(int64_t units, int64_t first) {
+  return units - first < Tile::width ? units - first : Tile::width;
+}
+
 // One panel of a [rows][units] matrix: panel[row][lane] = matrix[row][first + lane].
 template <class Tile, class T>
 inline void load_panel(const T* matrix, int64_t rows, int64_t units, int64_t first, T* panel) {
-  const int64_t valid = units - first < Tile::width ? units - first : Tile::width;
+  const int64_t valid = lanes_used<Tile>(units, first);
   for (int64_t row = 0; row < rows; ++row, panel += Tile::width) {
     const T* from = matrix + row * units + first;
     for (int64_t lane = 0; lane < valid; ++lane) panel[lane] = from[lane];
@@ -16,7 +22,7 @@ inline void load_panel(const T* matrix, int64_t rows, int64_t units, int64_t fir
 
 template <class Tile, class T>
 inline void store_panel(const T* panel, int64_t rows, int64_t units, int64_t first, T* matrix) {
-  const int64_t valid = units - first < Tile::width ? units - first : Tile::width;
+  const int64_t valid = lanes_used<Tile>(units, first);
   for (int64_t row = 0; row < rows; ++row, panel += Tile::width) {
     T* to = matrix + row * units + first;
     for (int64_t lane = 0; lane < valid; ++lane) to[lane] = panel[lane];
@@ -28,7 +34,7 @@ inline void store_panel(const T* panel, int64_t rows, int64_t units, int64_t fir
 template <class Tile, class T>
 inline void load_panel_transposed(const T* matrix, int64_t depth, int64_t units, int64_t first, T* panel) {
   constexpr int width = Tile::width;
-  const int64_t valid = units - first < width ? units - first : width;
+  const int64_t valid = lanes_used<Tile>(units, first);
   for (int64_t k0 = 0; k0 < depth; k0 += width) {
     const int64_t k1 = k0 + width < depth ? k0 + width : depth;
     for (int64_t lane = 0; lane < width; ++lane) {
@@ -41,7 +47,7 @@ inline void load_panel_transposed(const T* matrix, int64_t depth, int64_t units,
 template <class Tile, class T>
 inline void store_panel_transposed(const T* panel, int64_t depth, int64_t units, int64_t first, T* matrix) {
   constexpr int width = Tile::width;
-  const int64_t valid = units - first < width ? units - first : width;
+  const int64_t valid = lanes_used<Tile>(units, first);
   for (int64_t k0 = 0; k0 < depth; k0 += width) {
     const int64_t k1 = k0 + width < depth ? k0 + width : depth;
     for (int64_t lane = 0; lane < valid; ++lane) {

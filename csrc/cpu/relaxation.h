@@ -1,14 +1,18 @@
 // A network on its way to a fixed point: packed weights, states in panels, and the step.
 #pragma once
 
-// Zero-filled memory at cache-line alignment, all taken before the workers start.
+// Memory at cache-line alignment, all taken before the workers start.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(int64_t count) : data_(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64))) {
     if (data_ == nullptr) throw std::bad_alloc();
-    std::memset(data_, 0, count * sizeof(T));
+  }
+  static Buffer zeros(int64_t count) {
+    Buffer buffer(count);
+    std::memset(buffer.data_, 0, count * sizeof(T));
+    return buffer;
   }
   Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
   Buffer& operator=(Buffer&& other) noexcept {
@@ -90,7 +94,7 @@ class Relaxation {
       layer.rule = network.rules[l];
       layer.units = network.widths[l + 1];
       layer.panels = panels_of(layer.units, width);
-      layer.bias = keep(layer.panels * width);
+      layer.bias = keep_zeros(layer.panels * width);
       layer.below.depth = network.widths[l];
       if (l > 0 || literal_input)
         layer.below.weights = keep(layer.panels * layer.below.depth * width);
@@ -101,22 +105,24 @@ class Relaxation {
         layer.above.weights = keep(layer.panels * layer.above.depth * width);
       }
       for (int field = 0; field < fields; ++field) {
-        T* state = keep(layer.panels * n * width);
+        T* state =
+            field == 0 ? keep_zeros(layer.panels * n * width) : keep(layer.panels * n * width);  // where phases start
         fields_[field].push_back(
             {state, layer.rule.dynamics == Dynamics::energy ? keep(layer.panels * n * width) : state});
       }
       for (int64_t panel = 0; panel < layer.panels; ++panel) {
         items_.push_back({l, panel});
-        // The finish of a tile costs about as much as 64 of its multiplications.
-        const double depth = (layer.below.weights ? layer.below.depth : 0) + layer.above.depth + 64;
-        cost_.push_back(cost_.back() + depth * static_cast<double>(n));
+        // The finish of a tile costs about as much as 32 of its multiplications.
+        const int64_t depth = (layer.below.weights ? layer.below.depth : 0) + layer.above.depth + 32;
+        const int vectors = lanes_used<Tile>(layer.units, panel * width) <= Tile::lanes ? 1 : 2;
+        cost_.push_back(cost_.back() + static_cast<double>(depth * vectors));
       }
       layers_.push_back(layer);
     }
     if (network.readout) {
       const int64_t top = network.widths[network.layers];
       readout_ = {keep(padded(network.classes()) * top), top};
-      readout_bias_ = keep(padded(network.classes()));
+      readout_bias_ = keep_zeros(padded(network.classes()));
     }
   }
 
@@ -220,7 +226,7 @@ class Relaxation {
       }
       start_from_bias(logits, readout_bias_ + panel * width, rows.end - rows.begin);
       add_products<Tile>(logits, top + rows.begin * width, n * width, readout_.weights + panel * readout_.depth * width,
-                         readout_.depth, rows.end - rows.begin);
+                         readout_.depth, rows.end - rows.begin, lanes_used<Tile>(classes, panel * width));
     }
     for (int64_t row = rows.begin; row < rows.end; ++row) softmax_error(row, scale, to);
   }
@@ -250,6 +256,10 @@ class Relaxation {
 
   T* keep(int64_t count) {
     memory_.emplace_back(count);
+    return memory_.back().get();
+  }
+  T* keep_zeros(int64_t count) {
+    memory_.push_back(Buffer<T>::zeros(count));
     return memory_.back().get();
   }
 
@@ -282,7 +292,8 @@ class Relaxation {
       load_panel_transposed<Tile>(network_.weights[0], layer.below.depth, layer.units, panel * width, packed);
       T* drive = layer.drive + panel * batch_.size * width;
       start_from_bias(drive, layer.bias + panel * width, batch_.size);
-      add_products<Tile>(drive, x_, batch_.size * width, packed, layer.below.depth, batch_.size);
+      add_products<Tile>(drive, x_, batch_.size * width, packed, layer.below.depth, batch_.size,
+                         lanes_used<Tile>(layer.units, panel * width));
     }
   }
 
@@ -304,7 +315,7 @@ class Relaxation {
       start_from_bias(drive, layer.bias + panel * width, n);
     const auto add = [&](const Incoming<T>& incoming, const T* seen) {
       add_products<Tile>(drive, seen + row, stride, incoming.weights + panel * incoming.depth * width, incoming.depth,
-                         n);
+                         n, lanes_used<Tile>(layer.units, panel * width));
     };
     if (layer.below.weights) add(layer.below, l ? fields_[from][l - 1].seen : x_);
     if (!is_top)

@@ -45,50 +45,51 @@ inline Range row_block(int64_t rows, int64_t block) {
 // many weights of a panel fit the first-level cache, where all rows find them.
 inline constexpr int64_t products_per_sum = 128;
 
-// sums[row][lane] += sum_k a[k][row] b[k][lane]
+// sums[row][lane] += sum_k a[k][row] b[k][lane] for the lanes of the first `vectors` vectors
 //   sums: [rows][width]
 //   a: panels of states, element (row, k) at a[(k / width) * panel_stride + row * width + k % width]
 //   b: [depth][width]
-template <class Tile, int rows>
+template <class Tile, int rows, int vectors>
 inline void multiply(typename Tile::Scalar* sums, const typename Tile::Scalar* a, int64_t panel_stride,
                      const typename Tile::Scalar* b, int64_t depth) {
   using Vector = typename Tile::Vector;
   constexpr int width = Tile::width, lanes = Tile::lanes;
-  Vector sum[rows][2] = {};
+  Vector sum[rows][vectors] = {};
   for (; depth > 0; depth -= width, a += panel_stride) {
     const int64_t count = depth < width ? depth : width;
     for (int64_t k = 0; k < count; ++k, b += width) {
-      const Vector b0 = *reinterpret_cast<const Vector*>(b);
-      const Vector b1 = *reinterpret_cast<const Vector*>(b + lanes);
-      __builtin_prefetch(b + 16 * width);
-      __builtin_prefetch(b + 16 * width + lanes);
+      Vector weights[vectors];
+      for (int v = 0; v < vectors; ++v) {
+        weights[v] = *reinterpret_cast<const Vector*>(b + v * lanes);
+        __builtin_prefetch(b + 16 * width + v * lanes);
+      }
 #pragma GCC unroll 12
       for (int row = 0; row < rows; ++row) {
         const Vector broadcast = a[row * width + k] - Vector{};
-        sum[row][0] += broadcast * b0;
-        sum[row][1] += broadcast * b1;
+        for (int v = 0; v < vectors; ++v) sum[row][v] += broadcast * weights[v];
       }
     }
   }
 #pragma GCC unroll 12
-  for (int row = 0; row < rows; ++row, sums += width) {
-    *reinterpret_cast<Vector*>(sums) += sum[row][0];
-    *reinterpret_cast<Vector*>(sums + lanes) += sum[row][1];
-  }
+  for (int row = 0; row < rows; ++row, sums += width)
+    for (int v = 0; v < vectors; ++v) *reinterpret_cast<Vector*>(sums + v * lanes) += sum[row][v];
 }
 
-// The same for any number of rows and products.
+// The same for any number of rows and products, and the vectors that hold the first `valid` lanes.
 template <class Tile>
 inline void add_products(typename Tile::Scalar* sums, const typename Tile::Scalar* a, int64_t panel_stride,
-                         const typename Tile::Scalar* b, int64_t depth, int64_t rows) {
+                         const typename Tile::Scalar* b, int64_t depth, int64_t rows, int64_t valid) {
   static_assert(products_per_sum % Tile::width == 0);
   for (int64_t k = 0; k < depth; k += products_per_sum, a += products_per_sum / Tile::width * panel_stride) {
     const int64_t count = depth - k < products_per_sum ? depth - k : products_per_sum;
     for (int64_t block = 0; block < row_blocks<Tile>(rows); ++block) {
       const Range range = row_block<Tile>(rows, block);
       with_constant_rows<Tile::max_rows>(range.end - range.begin, [&]<int block_rows>() {
-        multiply<Tile, block_rows>(sums + range.begin * Tile::width, a + range.begin * Tile::width, panel_stride,
-                                   b + k * Tile::width, count);
+        const int64_t first = range.begin * Tile::width;
+        if (valid <= Tile::lanes)
+          multiply<Tile, block_rows, 1>(sums + first, a + first, panel_stride, b + k * Tile::width, count);
+        else
+          multiply<Tile, block_rows, 2>(sums + first, a + first, panel_stride, b + k * Tile::width, count);
       });
     }
   }
@@ -117,7 +118,7 @@ struct Blend {
 
 // out[row][lane] is blended with sum_products sum_batch rows[batch][row] * lanes[batch][lane]
 //   out: row stride `stride`; only the first `valid` lanes are touched
-template <class Tile, int rows>
+template <class Tile, int rows, int vectors>
 inline void outer_products(const Product<typename Tile::Scalar>* products, int count, int64_t batch,
                            const Blend<typename Tile::Scalar>& blend, typename Tile::Scalar* out, int64_t stride,
                            int64_t valid) {
@@ -125,31 +126,31 @@ inline void outer_products(const Product<typename Tile::Scalar>* products, int c
   using Vector = typename Tile::Vector;
   using Unaligned = typename Tile::Unaligned;
   constexpr int width = Tile::width, lanes = Tile::lanes;
-  Vector acc[rows][2] = {};
+  Vector acc[rows][vectors] = {};
   for (int term = 0; term < count; ++term) {
     const T* left = products[term].rows;
     const T* right = products[term].lanes;
     for (int64_t sample = 0; sample < batch; ++sample, left += width, right += width) {
-      const Vector r0 = *reinterpret_cast<const Vector*>(right);
-      const Vector r1 = *reinterpret_cast<const Vector*>(right + lanes);
+      Vector r[vectors];
+      for (int v = 0; v < vectors; ++v) r[v] = *reinterpret_cast<const Vector*>(right + v * lanes);
 #pragma GCC unroll 8
       for (int row = 0; row < rows; ++row) {
         const Vector broadcast = left[row] - Vector{};
-        acc[row][0] += broadcast * r0;
-        acc[row][1] += broadcast * r1;
+        for (int v = 0; v < vectors; ++v) acc[row][v] += broadcast * r[v];
       }
     }
   }
   for (int row = 0; row < rows; ++row, out += stride) {
-    if (valid == width) {
-      Unaligned* to = reinterpret_cast<Unaligned*>(out);
-      Unaligned* to1 = reinterpret_cast<Unaligned*>(out + lanes);
-      *to = blend(Vector(*to), acc[row][0]);
-      *to1 = blend(Vector(*to1), acc[row][1]);
-    } else {
-      for (int64_t lane = 0; lane < valid; ++lane) {
-        const T sum = acc[row][lane / lanes][lane % lanes];
-        out[lane] = blend(out[lane], sum);
+    for (int v = 0; v < vectors; ++v) {
+      T* to = out + v * lanes;
+      if (valid >= (v + 1) * lanes) {
+        Unaligned* whole = reinterpret_cast<Unaligned*>(to);
+        *whole = blend(Vector(*whole), acc[row][v]);
+        continue;
+      }
+      for (int64_t lane = 0; lane < valid - v * lanes; ++lane) {
+        const T sum = acc[row][v][lane];
+        to[lane] = blend(to[lane], sum);
       }
     }
   }
