@@ -46,6 +46,7 @@ $(VENV)/tools: Makefile
 
 # Without isolation: the library is compiled against the torch that it will run with.
 $(VENV)/built: $(VENV)/tools $(SOURCES)
+	@$(BIN)/python setup.py --version | grep ceprop_cuda  # what pip hides: what will be built
 	$(BIN)/pip install --quiet --no-build-isolation --editable .
 	@touch $@
 

@@ -24,33 +24,44 @@ except ImportError:
     )
 
 ROOT = Path(__file__).parent
-ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 
 
 def find_toolkit() -> tuple[Path, str] | str:
-    """The folder of the CUDA toolkit and its version, or why there is none that fits torch."""
-    nvcc = shutil.which("nvcc")
-    candidates = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    if nvcc is not None:
-        candidates.append(real_home(nvcc))
-    candidates.append(Path("/usr/local/cuda"))
-    home = next((path for path in candidates if (path / "bin" / "nvcc").exists()), None)
-    if home is None:
-        return "no CUDA toolkit was found (nvcc on PATH, CUDA_HOME or /usr/local/cuda)"
-    version = re.search(r"release (\d+\.\d+)", subprocess.check_output([home / "bin" / "nvcc", "--version"], text=True))
-    if version is None:
-        return f"{home / 'bin' / 'nvcc'} does not tell its version"
+    """The folder of a CUDA toolkit that fits torch, and its version; or why there is none."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is not a CUDA build"
-    if version[1].split(".")[0] != torch.version.cuda.split(".")[0]:
-        return f"the CUDA toolkit {home} is {version[1]}, torch {torch.__version__} was built with {torch.version.cuda}"
-    return home, version[1]
+    nvcc = shutil.which("nvcc")
+    candidates = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    candidates += [real_home(nvcc)] if nvcc is not None else []
+    candidates.append(Path("/usr/local/cuda"))
+    reason = "no CUDA toolkit was found (nvcc on PATH, CUDA_HOME or /usr/local/cuda)"
+    reasons = []
+    for home in candidates:
+        if not (home / "bin" / "nvcc").exists():
+            continue
+        version = re.search(r"release (\d+\.\d+)", output_of(home / "bin" / "nvcc", "--version"))
+        if version is None:
+            reasons.append(f"{home / 'bin' / 'nvcc'} does not run")
+        elif version[1].split(".")[0] == torch.version.cuda.split(".")[0]:
+            return home, version[1]
+        else:
+            reasons.append(f"the CUDA toolkit {home} is {version[1]}, torch was built with {torch.version.cuda}")
+    return "; ".join(reasons) or reason
+
+
+def output_of(*command: object) -> str:
+    """What a command prints; nothing if it cannot be run."""
+    try:
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout + done.stderr if done.returncode == 0 else ""
 
 
 def real_home(nvcc: str) -> Path:
     """The toolkit that ``nvcc`` belongs to, even if it is a script that runs the real one elsewhere."""
-    dry_run = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
-    top = re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE)
+    top = re.search(r"^#\$ TOP=(.+)$", output_of(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull), re.MULTILINE)
     return Path(top[1]).resolve() if top else Path(nvcc).resolve().parent.parent
 
 
@@ -66,7 +77,7 @@ def toolkit_to_use() -> Path | None:
     if isinstance(found, str):
         if wish == "1":
             sys.exit(f"CEPROP_CUDA=1, but {found}")
-        print(f"ceprop_cuda: building without the CUDA kernels: {found}")
+        print(f"ceprop_cuda: building without CUDA: {found}")
         return None
     home, version = found
     print(f"ceprop_cuda: building for the CPU and for CUDA {version} ({home})")
@@ -76,7 +87,9 @@ def toolkit_to_use() -> Path | None:
 toolkit = toolkit_to_use()
 if toolkit is not None:
     os.environ["CUDA_HOME"] = str(toolkit)
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+    known = output_of(toolkit / "bin" / "nvcc", "--list-gpu-arch").split()
+    usable = [a for a in ARCHITECTURES if not known or f"compute_{a.replace('.', '')}" in known]
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(usable) + "+PTX")
 
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402  (reads CUDA_HOME)
 

@@ -77,7 +77,7 @@ def machine() -> str:
         cpu = next((line.split(":")[1].strip() for line in info.open() if line.startswith("model name")), cpu)
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
-    kernels = ops.build_info["cpu_kernels"]
+    kernels = ops.build_info()["cpu_kernels"]
     threads = torch.get_num_threads()
     return f"{cpu}, {threads} threads, {kernels} kernels, torch {torch.__version__}, commit {commit}"
 

@@ -216,7 +216,7 @@ def _info(_args: argparse.Namespace) -> None:
         "ceprop_cuda": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        **ops.build_info,
+        **ops.build_info(),
         "threads": torch.get_num_threads(),
         "devices": ", ".join(["cpu", *(f"cuda:{index} ({name})" for index, name in enumerate(gpus))]),
     }

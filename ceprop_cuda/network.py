@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
+from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
 
@@ -27,16 +28,21 @@ def one_of(name: str, value: object, choices: Sequence[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def whole_number(name: str, value: object, least: int) -> None:
-    """Refuse ``value`` if it is no int of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def whole_number(name: str, value: object, least: int) -> int:
+    """``value`` as an int; refused if it is none, or not between ``least`` and 2^31 - 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
+    if int(value) >= 2**31:
+        raise ValueError(f"{name} must be an int < 2**31, got {value!r}")
+    return int(value)
 
 
-def real_number(name: str, value: object, allowed: Callable[[float], bool], wanted: str) -> None:
-    """Refuse ``value`` if it is no finite number for which ``allowed`` holds; ``wanted`` says so in words."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not allowed(value):
+def real_number(name: str, value: object, allowed: Callable[[float], bool], wanted: str) -> float:
+    """``value`` as a float; refused if it is no finite number for which ``allowed`` holds, ``wanted`` in words."""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number) or not allowed(number):
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    return number
 
 
 class FusedUnavailable(RuntimeError):
@@ -48,6 +54,12 @@ def say_once(level: int, message: str) -> None:
     log.log(level, message)
 
 
+def report(level: int, message: str) -> None:
+    """Say ``message`` once in the log; nothing while torch.compile traces, which cannot take logging."""
+    if not torch.compiler.is_compiling():
+        say_once(level, message)
+
+
 def backend_module(backend: str, circuit: Circuit, x: Tensor) -> ModuleType:
     """The module whose ``relax``, ``ep_step`` and ``cep_step`` do the work: ``ops`` or ``reference``.
 
@@ -57,11 +69,11 @@ def backend_module(backend: str, circuit: Circuit, x: Tensor) -> ModuleType:
         return reference
     obstacle = ops.obstacle(circuit, x)
     if obstacle is None:
-        say_once(logging.INFO, f"running the fused kernels on {x.device.type}")
+        report(logging.INFO, f"running the fused kernels on {x.device.type}")
         return ops
     if backend == "fused":
         raise FusedUnavailable(f"backend='fused' cannot run this: {obstacle}; use backend='auto' or 'reference'")
-    say_once(logging.WARNING, f"backend='auto' runs the slow reference: {obstacle}")
+    report(logging.WARNING, f"backend='auto' runs the slow reference: {obstacle}")
     return reference
 
 
@@ -113,20 +125,24 @@ class Network(nn.Module):
         one_of("clip", clip, (True, False))
         one_of("feedback", feedback, ("tied", "free"))
         one_of("readout", readout, (None, "softmax"))
-        real_number("dt", dt, lambda value: value > 0, "a finite number > 0")
-        whole_number("free_steps", free_steps, 0)
-        self.input_shape = tuple(input_shape)
-        self.free_steps = free_steps
-        self.dynamics = Dynamics(activation, output_activation, dynamics, float(dt), clip)
+        dt = real_number("dt", dt, lambda value: value > 0, "a finite number > 0")
+        self.free_steps = whole_number("free_steps", free_steps, 0)
+        shape = [input_shape] if isinstance(input_shape, Integral) else input_shape
+        self.input_shape = tuple(whole_number("input_shape", size, 1) for size in shape)
+        self.dynamics = Dynamics(activation, output_activation, dynamics, dt, clip)
         self.readout = readout
-        linears, self._flattens = _chain(model, self.input_shape)
-        if readout is not None and len(linears) < 2:
-            raise ValueError("readout='softmax' needs a Linear below the readout, got a model with 1 Linear")
+        _check_chain(model, self.input_shape)
         self.model = model
-        self._linears = linears  # a plain list: the modules are registered through `model`
+        self._flattens = isinstance(model[0], nn.Flatten)
+        if readout is not None and len(self._linears) < 2:
+            raise ValueError("readout='softmax' needs a Linear below the readout, got a model with 1 Linear")
         self.free_feedback: nn.ParameterList | None = None
         if feedback == "free":
             self.free_feedback = nn.ParameterList(_fresh_like(w) for w in self.weights[1 : self.layers])
+
+    @property
+    def _linears(self) -> list[nn.Linear]:
+        return [module for module in self.model if isinstance(module, nn.Linear)]
 
     @property
     def layers(self) -> int:
@@ -184,15 +200,16 @@ class Network(nn.Module):
             RuntimeError: ``backend="fused"`` cannot run this.
         """
         one_of("backend", backend, BACKENDS)
-        whole_number("steps", steps, 0)
+        steps = whole_number("steps", steps, 0)
         x = self.check_input(x)
         if states is not None:
             self._check_states(x, states)
         nudge = None
         if target is not None:
-            real_number("beta", beta, lambda value: value != 0, "a finite number other than 0 when there is a target")
+            wanted = "a finite number other than 0 when there is a target"
+            beta = real_number("beta", beta, lambda value: value != 0, wanted)
             nudge_at, loss = self.nudging_point(nudge_at, loss)
-            nudge = Nudge(self.check_target(x, target), float(beta), nudge_at, loss)
+            nudge = Nudge(self.check_target(x, target), beta, nudge_at, loss)
         elif beta != 0:
             raise ValueError(f"beta must be 0 without a target, got {beta!r}; pass target= to nudge")
         circuit = self.circuit()
@@ -247,7 +264,9 @@ class Network(nn.Module):
 
     def check_input(self, x: Tensor) -> Tensor:
         """``x`` as ``(B, n_in)``; ValueError or TypeError if shape, dtype or device do not fit."""
-        weight = self._linears[0].weight
+        weight = self.weights[0]
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
         # A leading Flatten takes flat samples as well as shaped ones.
         is_flat_on_one_side = self._flattens and (x.ndim == 2 or len(self.input_shape) == 1)
         fits = tuple(x.shape[1:]) == self.input_shape or (
@@ -260,27 +279,31 @@ class Network(nn.Module):
             raise TypeError(f"x must be {weight.dtype} like the network's weights, got {x.dtype}")
         if x.device != weight.device:
             raise ValueError(f"x must be on {weight.device} like the network's weights, got {x.device}")
+        odd = next((p for p in self.circuit().parameters() if p.dtype != x.dtype or p.device != x.device), None)
+        if odd is not None:
+            raise TypeError(f"all parameters must be {x.dtype} on {x.device}, got one of {odd.dtype} on {odd.device}")
         return x.flatten(1)
 
     def check_target(self, x: Tensor, target: Tensor) -> Tensor:
         """``target`` as ``(B, classes)`` in x's dtype; ValueError or TypeError if it does not fit."""
         wanted = f"class indices ({len(x)},) int64 or float targets ({len(x)}, {self.classes})"
+        if not isinstance(target, Tensor):
+            raise TypeError(f"the target must be {wanted}, got {type(target).__name__}")
+        got = f"{tuple(target.shape)} {target.dtype}"
         if target.device != x.device:
             raise ValueError(f"the target must be on {x.device} like x, got {target.device}")
-        if target.ndim == 1:
-            if len(target) != len(x):
-                raise ValueError(f"the target must be {wanted}, got {tuple(target.shape)}")
-            if target.dtype != torch.int64:
-                raise TypeError(f"the target must be {wanted}, got {target.dtype}")
-            low, high = target.aminmax()
-            if low < 0 or high >= self.classes:
-                raise ValueError(f"class indices must lie in 0 .. {self.classes - 1}, got {int(low)} .. {int(high)}")
-            return x.new_zeros(len(x), self.classes).scatter_(1, target[:, None], 1)
-        if tuple(target.shape) != (len(x), self.classes):
-            raise ValueError(f"the target must be {wanted}, got {tuple(target.shape)}")
-        if not target.is_floating_point():
-            raise TypeError(f"the target must be {wanted}, got {target.dtype}")
-        return target.to(x.dtype)
+        if tuple(target.shape) not in ((len(x),), (len(x), self.classes)):
+            raise ValueError(f"the target must be {wanted}, got {got}")
+        if target.ndim == 2:
+            if not target.is_floating_point():
+                raise TypeError(f"the target must be {wanted}, got {got}")
+            return target.to(x.dtype)
+        if target.dtype != torch.int64:
+            raise TypeError(f"the target must be {wanted}, got {got}")
+        low, high = target.aminmax()
+        if low < 0 or high >= self.classes:
+            raise ValueError(f"class indices must lie in 0 .. {self.classes - 1}, got {int(low)} .. {int(high)}")
+        return x.new_zeros(len(x), self.classes).scatter_(1, target[:, None], 1)
 
     def _check_states(self, x: Tensor, states: Sequence[Tensor]) -> None:
         wanted = [(len(x), weight.shape[0]) for weight in self.weights[: self.layers]]
@@ -310,20 +333,19 @@ def mlp(*sizes: int, bias: bool = True, **settings: Any) -> Network:
     return Network(nn.Sequential(nn.Flatten(), *linears), input_shape=(sizes[0],), **settings)
 
 
-def _chain(model: nn.Sequential, input_shape: tuple[int, ...]) -> tuple[list[nn.Linear], bool]:
-    """The Linears of ``model`` and whether it begins by flattening."""
+def _check_chain(model: nn.Sequential, input_shape: tuple[int, ...]) -> None:
+    """TypeError or ValueError unless ``model`` is an optional nn.Flatten and nn.Linear layers that fit together."""
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"model must be an nn.Sequential, got {type(model).__name__}")
     linears: list[nn.Linear] = []
-    flattens = False
     width = input_shape[0] if len(input_shape) == 1 else None
     for position, module in enumerate(model):
         where = f"model[{position}]"
-        if isinstance(module, nn.Flatten) and position == 0:
+        if type(module) is nn.Flatten and position == 0:
             if module.start_dim != 1 or module.end_dim != -1:
                 raise TypeError(f"{where} must flatten all but the batch: nn.Flatten(), got {module}")
-            flattens, width = True, math.prod(input_shape)
-        elif isinstance(module, nn.Linear):
+            width = math.prod(input_shape)
+        elif type(module) is nn.Linear:
             if width is None:
                 raise TypeError(f"{where} is a Linear on samples of shape {input_shape}: begin with nn.Flatten()")
             if module.in_features != width:
@@ -333,13 +355,15 @@ def _chain(model: nn.Sequential, input_shape: tuple[int, ...]) -> tuple[list[nn.
             linears.append(module)
             width = module.out_features
         else:
+            # Subclasses and parametrized modules compute something else than a Linear: they are refused as well.
             raise TypeError(
-                f"{where} is {module}: a Network is made of one leading nn.Flatten and nn.Linear layers; "
+                f"{where} is {module}: a Network is made of one leading nn.Flatten and plain nn.Linear layers; "
                 "activations are set by activation= and output_activation="
             )
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise TypeError(f"{where} has forward hooks, which a Network would never run: remove them")
     if not linears:
         raise TypeError("model must hold at least one nn.Linear, got none")
-    return linears, flattens
 
 
 def _fresh_like(weight: Tensor) -> nn.Parameter:

@@ -23,7 +23,10 @@ except ImportError as error:
 
 from .reference import CEPResult, Circuit, Contrast, EPResult, Nudge, logits
 
-build_info: dict[str, Any] = _C.build_info()
+
+def build_info() -> dict[str, str]:
+    """What the library was built for and which kernels it runs, by name."""
+    return _C.build_info()
 
 
 def obstacle(circuit: Circuit, x: Tensor) -> str | None:
@@ -154,37 +157,64 @@ def _new_states(x: Tensor, weights: list[Tensor], readout: bool, phases: int = 1
     return [x.new_empty(x.shape[0], w.shape[0]) for _ in range(phases) for w in weights[: len(weights) - readout]]
 
 
-def _check_devices(x: Tensor, **lists: list[Tensor]) -> None:
+def _check_devices(x: Tensor, target: Tensor | None, **lists: list[Tensor]) -> None:
     """One tensor on the meta device among others would bring the call to the fake kernel, which computes nothing."""
-    for name, tensors in lists.items():
-        for index, tensor in enumerate(tensors):
-            if tensor.device != x.device:
-                raise ValueError(f"{name}[{index}] must be on {x.device} like x, got {tensor.device}")
+    named = [(f"{name}[{index}]", tensor) for name, tensors in lists.items() for index, tensor in enumerate(tensors)]
+    for name, tensor in [("target", target), *named]:
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
 
 
 @torch.library.register_fake("ceprop_cuda::relax")
 def _(x, weights, biases, feedback_weights, states, target, *, readout, **_settings):  # type: ignore[no-untyped-def]
-    _check_devices(x, weights=weights, biases=biases, feedback_weights=feedback_weights, states=states)
+    _check_devices(x, target, weights=weights, biases=biases, feedback_weights=feedback_weights, states=states)
     return _new_states(x, weights, readout)
 
 
 @torch.library.register_fake("ceprop_cuda::ep_step")
 def _(x, weights, biases, feedback_weights, target, *, symmetric, readout, **_settings):  # type: ignore[no-untyped-def]
-    _check_devices(x, weights=weights, biases=biases, feedback_weights=feedback_weights)
+    _check_devices(x, target, weights=weights, biases=biases, feedback_weights=feedback_weights)
     like = [[p.new_empty(p.shape) for p in group] for group in (weights, biases, feedback_weights)]
     return *like, _new_states(x, weights, readout), _new_states(x, weights, readout, 1 + symmetric)
 
 
 @torch.library.register_fake("ceprop_cuda::cep_step")
-def _(x, weights, biases, feedback_weights, *_outputs, **_settings):  # type: ignore[no-untyped-def]
-    _check_devices(x, weights=weights, biases=biases, feedback_weights=feedback_weights)
+def _(x, weights, biases, feedback_weights, target, free_states, nudged_states, **_settings):  # type: ignore[no-untyped-def]
+    lists = {"weights": weights, "biases": biases, "feedback_weights": feedback_weights}
+    _check_devices(x, target, **lists, free_states=free_states, nudged_states=nudged_states)
 
 
-def _refuse_gradient(_ctx: Any, *_gradients: Any) -> None:
+@torch.library.custom_op("ceprop_cuda::refuse_gradient", mutates_args=())
+def _refuse_gradient(inputs: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    """An op, so that torch.compile can trace a backward that will only fail if it is run; it takes the gradients so
+    that it stays in the backward."""
     raise RuntimeError(
         "the fused kernels are not differentiable: train with EP, CEP or BPTT, or relax with backend='reference'"
     )
 
 
+@_refuse_gradient.register_fake
+def _(inputs: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    return [torch.empty_like(tensor) for tensor in inputs]
+
+
+def _remember_inputs(ctx: Any, inputs: tuple, keyword_only_inputs: dict, output: Any) -> None:
+    ctx.inputs = inputs
+
+
+def _flat(nested: Any) -> list[Tensor]:
+    if nested is None:
+        return []
+    return [nested] if isinstance(nested, Tensor) else [tensor for part in nested for tensor in _flat(part)]
+
+
+def _backward(ctx: Any, *gradients: Any) -> tuple:
+    refused = iter(_refuse_gradient(_flat(ctx.inputs), _flat(gradients)))
+    return tuple(
+        next(refused) if isinstance(t, Tensor) else None if t is None else [next(refused) for _ in t]
+        for t in ctx.inputs
+    )
+
+
 for _op in ("relax", "ep_step"):
-    torch.library.register_autograd(f"ceprop_cuda::{_op}", _refuse_gradient)
+    torch.library.register_autograd(f"ceprop_cuda::{_op}", _backward, setup_context=_remember_inputs)

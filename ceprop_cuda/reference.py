@@ -209,7 +209,7 @@ def relax(
     circuit: Circuit, x: Tensor, steps: int, states: Sequence[Tensor] | None = None, nudge: Nudge | None = None
 ) -> list[Tensor]:
     """``steps`` steps from ``states`` (default: rest): a free phase, or with ``nudge`` a nudged one."""
-    states = resting_states(circuit, x) if states is None else list(states)
+    states = resting_states(circuit, x) if states is None else [s.clone() for s in states]
     for _ in range(steps):
         states = step(circuit, x, states, nudge)
     return states

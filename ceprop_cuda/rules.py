@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,7 +31,7 @@ class Rule:
     """What the rules share: a network, its free phase and its loss."""
 
     def __init__(self, net: Network, free_steps: int, loss: str | None, nudge_at: str | None, backend: str) -> None:
-        whole_number("free_steps", free_steps, 0)
+        free_steps = whole_number("free_steps", free_steps, 0)
         one_of("backend", backend, BACKENDS)
         self.net = net
         self.free_steps = free_steps
@@ -65,15 +65,15 @@ class NudgedRule(Rule):
         shared_update: bool,
         backend: str,
     ) -> None:
-        whole_number("nudged_steps", nudged_steps, 1)
-        real_number("beta", beta, lambda value: value != 0, "a finite number other than 0")
+        nudged_steps = whole_number("nudged_steps", nudged_steps, 1)
+        beta = real_number("beta", beta, lambda value: value != 0, "a finite number other than 0")
         one_of("nudging", nudging, NUDGINGS)
         one_of("shared_update", shared_update, (True, False))
         if shared_update and net.free_feedback is None:
             raise ValueError("shared_update=True needs a network with feedback='free', got tied feedback")
         super().__init__(net, free_steps, loss, nudge_at, backend)
         self.nudged_steps = nudged_steps
-        self.beta = float(beta)
+        self.beta = beta
         self.nudging = nudging
         self.shared_update = shared_update
 
@@ -128,7 +128,7 @@ class EP(NudgedRule):
 
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> StepResult:
-        """Add EP's estimate of the loss gradient to every ``p.grad``, like ``loss.backward()``.
+        """Add EP's estimate of the loss gradient to ``p.grad`` of every parameter that requires grad.
 
         Args:
             x: ``(B, *input_shape)``.
@@ -183,14 +183,14 @@ class CEP(NudgedRule):
         backend: str = "auto",
     ) -> None:
         super().__init__(net, free_steps, nudged_steps, beta, nudging, nudge_at, loss, shared_update, backend)
-        rates = [lr] * len(net.weights) if isinstance(lr, (int, float)) else list(lr)
+        rates = list(lr) if isinstance(lr, Iterable) else [lr] * len(net.weights)
         if len(rates) != len(net.weights):
             raise ValueError(f"lr must hold {len(net.weights)} rates, input side first, got {len(rates)}: {lr!r}")
-        for connection, rate in enumerate(rates):
+        self.lr = [
             real_number(f"lr[{connection}]", rate, lambda value: value >= 0, "a finite number >= 0")
-        real_number("weight_decay", weight_decay, lambda value: value >= 0, "a finite number >= 0")
-        self.lr = [float(rate) for rate in rates]
-        self.weight_decay = float(weight_decay)
+            for connection, rate in enumerate(rates)
+        ]
+        self.weight_decay = real_number("weight_decay", weight_decay, lambda value: value >= 0, "a finite number >= 0")
 
     @torch.no_grad()
     def step(self, x: Tensor, y: Tensor) -> StepResult:
@@ -235,7 +235,7 @@ class BPTT(Rule):
     def __init__(
         self, net: Network, free_steps: int, unrolled_steps: int, loss: str | None = None, backend: str = "auto"
     ) -> None:
-        whole_number("unrolled_steps", unrolled_steps, 1)
+        unrolled_steps = whole_number("unrolled_steps", unrolled_steps, 1)
         super().__init__(net, free_steps, loss, None, backend)
         if unrolled_steps > free_steps:
             raise ValueError(f"unrolled_steps must be at most free_steps={free_steps}, got {unrolled_steps}")
@@ -254,7 +254,7 @@ class BPTT(Rule):
 
 
 def _subtract_from_grads(circuit: Circuit, change: reference.Contrast) -> None:
-    """p.grad -= dp for every parameter that takes gradients, so that ``optimizer.step()`` moves along dp. Uses dp up."""
+    """p.grad -= dp for every parameter with gradients, so that ``optimizer.step()`` moves along dp; uses dp up."""
     for p, dp in zip(circuit.parameters(), change.parameters(), strict=True):
         if p.requires_grad:
             p.grad = dp.neg_() if p.grad is None else p.grad.sub_(dp)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -61,12 +60,21 @@ class RunDirectory:
         self._drawn = -math.inf
 
     def refuse_if_used(self) -> None:
-        for name in (CHECKPOINT, METRICS, CONFIG):
-            if (self.path / name).exists():
-                raise FileExistsError(
-                    f"{self.path} holds a run already ({name}): go on with it by resume=True (--resume), or name "
-                    "another folder"
-                )
+        """Raise FileExistsError unless a new run may take this folder: there is no run yet, or one without a finished
+        epoch, which there is no point in keeping."""
+        used = next((name for name in (CHECKPOINT, METRICS, CONFIG) if (self.path / name).exists()), None)
+        if used is None or (used == CHECKPOINT and self._holds_no_epoch()):
+            return
+        raise FileExistsError(
+            f"{self.path} holds a run already ({used}): go on with it by resume=True (--resume), or name another folder"
+        )
+
+    def _holds_no_epoch(self) -> bool:
+        try:
+            checkpoint = self.checkpoint()
+        except ValueError:  # damaged, but perhaps somebody's trained network
+            return False
+        return isinstance(checkpoint, dict) and checkpoint.get("history") == []
 
     def checkpoint(self) -> dict[str, Any]:
         """What :meth:`save` saved last, loaded to the CPU."""
@@ -75,14 +83,14 @@ class RunDirectory:
             raise FileNotFoundError(f"there is no run in {self.path}: no {CHECKPOINT}")
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # damaged bytes make the unpickler stumble in any way
             raise ValueError(f"{path} cannot be read: {error}") from error
 
     def save(self, plan: Mapping[str, Any], history: Sequence[Metrics], parts: Mapping[str, Any]) -> None:
         """Bring all files up to date.
 
         Args:
-            plan: "epochs" and "config".
+            plan: "epochs", "config" and "rule", all JSON values.
             history: the metrics of the finished epochs.
             parts: everything with a state_dict, by its name in the checkpoint; None where there is no such part.
         """
@@ -91,7 +99,8 @@ class RunDirectory:
         checkpoint = {**plan, "history": list(history), "rng": torch.get_rng_state(), **state}
         write_atomically(self.path / CHECKPOINT, lambda file: torch.save(checkpoint, file))
         versions = {"ceprop_cuda": __version__, "torch": torch.__version__, "python": platform.python_version()}
-        described = json.dumps({**plan["config"], "epochs": plan["epochs"], "versions": versions}, indent=2)
+        config = {**plan["config"], "rule": plan["rule"], "epochs": plan["epochs"], "versions": versions}
+        described = json.dumps(config, indent=2)
         write_atomically(self.path / CONFIG, lambda file: file.write(described.encode() + b"\n"))
         lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
         write_atomically(self.path / METRICS, lambda file: file.write(lines.encode()))
@@ -105,8 +114,9 @@ class RunDirectory:
 
 
 def read_checkpoint(out: str | Path) -> dict[str, Any]:
-    """The checkpoint of the run directory ``out``, on the CPU: "epochs" (planned), "config", "history" (as of
-    :meth:`ceprop_cuda.Trainer.fit`), "network" (a state_dict), and what else a resumed run needs.
+    """The checkpoint of the run directory ``out``, on the CPU: "epochs" (planned), "config", "rule" (as in
+    config.json), "history" (as of :meth:`ceprop_cuda.Trainer.fit`), "network" (a state_dict), and what else a resumed
+    run needs.
 
     Raises FileNotFoundError if there is none, ValueError if it is damaged.
     """
@@ -116,10 +126,11 @@ def read_checkpoint(out: str | Path) -> dict[str, Any]:
 def restore(checkpoint: Mapping[str, Any], plan: Mapping[str, Any], parts: Mapping[str, Any]) -> list[Metrics]:
     """Give ``parts`` and torch's generator the states they had, and return the history; ValueError if they do not fit,
     before any of them is changed."""
-    old, new = checkpoint["config"], plan["config"]
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            raise ValueError(f"config[{key!r}] is {new.get(key)!r}, but the run to resume has {old.get(key)!r}")
+    for part in ("config", "rule"):
+        old, new = checkpoint.get(part, {}), plan[part]
+        for key in [*new, *old]:  # another rule is told first by its name, then by the settings that it has or lacks
+            if old.get(key) != new.get(key):
+                raise ValueError(f"{part}[{key!r}] is {new.get(key)!r}, but the run to resume has {old.get(key)!r}")
     history: list[Metrics] = list(checkpoint["history"])
     if len(history) > plan["epochs"]:
         raise ValueError(f"epochs={plan['epochs']}, but the run to resume has finished {len(history)} already")

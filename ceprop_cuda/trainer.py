@@ -27,7 +27,8 @@ class Trainer:
 
     Args:
         rule: an EP or BPTT rule, which only computes gradients, or CEP, which moves the weights itself.
-        optimizer: steps after every batch of EP or BPTT; None for CEP.
+        optimizer: steps after every batch of EP or BPTT, on every parameter of the network that requires grad; None for
+            CEP.
         scheduler: of ``optimizer``'s learning rates, stepped after every epoch; any that needs no metric.
 
     Raises ValueError or TypeError if these do not go together.
@@ -47,6 +48,8 @@ class Trainer:
                 raise ValueError("CEP moves the weights itself by its lr=: it takes no optimizer and no scheduler")
         elif not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"{name} only computes gradients: it needs a torch.optim optimizer, got {optimizer!r}")
+        else:
+            _refuse_left_out_parameters(rule.net, optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             raise TypeError("scheduler must step without a metric, got ReduceLROnPlateau")
         if scheduler is not None and scheduler.optimizer is not optimizer:
@@ -77,8 +80,9 @@ class Trainer:
                 atomically.
             resume: go on from ``out``'s checkpoint. The result is bitwise that of an uninterrupted run if the orders of
                 ``train_batches`` come from their ``state_dict()``, their ``generator`` or torch's global CPU generator.
-            config: what the run is, as JSON values. Stored in config.json beside "epochs" and "versions"; a resumed run
-                must give the same.
+            config: what the run is, as JSON values. Stored in config.json beside "epochs", "rule" (the learning rule
+                with its settings, the network's dynamics and dtype) and "versions"; a resumed run must give the same,
+                and train by the same rule.
             progress: show a bar on stderr.
 
         Returns:
@@ -87,19 +91,24 @@ class Trainer:
             the free phases of the training steps.
 
         Raises:
-            Diverged: states or parameters are no longer finite; ``out`` keeps the last good epoch.
-            FileExistsError: ``out`` holds a run already and ``resume`` is False.
-            FileNotFoundError: there is no checkpoint to resume from.
-            ValueError, TypeError: an argument is wrong, or does not fit the checkpoint.
-            In all these cases but the first, nothing was changed.
+            FileExistsError: ``out`` holds a run with a finished epoch, or files of something else, and ``resume`` is
+                False. Nothing was changed.
+            FileNotFoundError: there is no checkpoint to resume from. Nothing was changed.
+            ValueError, TypeError: an argument is wrong or does not fit the checkpoint, and nothing was changed; or
+                there is no batch, or one that does not fit the network.
+            Diverged: states or parameters are no longer finite.
+            Whatever ends the training once it has begun, the network and the optimizer stay as the last batch left
+            them, and ``out`` as the last finished epoch did: ``resume`` goes on from there. Before the first epoch is
+            finished a new run may take ``out`` as well.
         """
-        whole_number("epochs", epochs, 1)
+        epochs = whole_number("epochs", epochs, 1)
         for name, batches in (("train_batches", train_batches), ("test", test)):
             if isinstance(batches, Iterator):
                 raise TypeError(f"{name} is iterated once per epoch, got an iterator, which ends after the first")
         if resume and out is None:
             raise ValueError("resume=True needs out=, the run directory to go on from")
-        plan = {"epochs": epochs, "config": json.loads(json.dumps(dict(config or {})))}
+        described = {"config": dict(config or {}), "rule": _description(self.rule)}
+        plan = {"epochs": epochs, **json.loads(json.dumps(described))}
         run = None if out is None else RunDirectory(Path(out))
         parts = self._parts(train_batches)
         history: list[Metrics] = []
@@ -192,6 +201,23 @@ class Trainer:
             "train_batches": order,
             "network": self.rule.net,
         }
+
+
+def _refuse_left_out_parameters(net: Network, optimizer: torch.optim.Optimizer) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    left_out = [name for name, p in net.named_parameters() if p.requires_grad and id(p) not in held]
+    if left_out:
+        raise ValueError(
+            f"the optimizer does not hold the network's {', '.join(left_out)}: give it the parameters of the whole "
+            "network, net.parameters(), or call requires_grad_(False) on those that shall stay as they are"
+        )
+
+
+def _description(rule: EP | CEP | BPTT) -> dict[str, Any]:
+    """What is trained and how, beyond the values of parameters; the backend may change between epochs."""
+    settings = {name: value for name, value in vars(rule).items() if name not in ("net", "backend")}
+    dtype = str(rule.net.weights[0].dtype).removeprefix("torch.")
+    return {"name": type(rule).__name__, **settings, "network": rule.net.extra_repr(), "dtype": dtype}
 
 
 # ---------------------------------------------------------------------------------------------------------------

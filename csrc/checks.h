@@ -35,7 +35,8 @@ inline void check_count(const char* name, size_t got, size_t expected, const cha
 }
 
 inline void check_steps(const char* name, int64_t steps, int64_t least) {
-  TORCH_CHECK_VALUE(steps >= least && steps <= INT32_MAX, name, " must be an int >= ", least, ", got ", steps);
+  TORCH_CHECK_VALUE(steps >= least, name, " must be an int >= ", least, ", got ", steps);
+  TORCH_CHECK_VALUE(steps <= INT32_MAX, name, " must be an int <= ", INT32_MAX, ", got ", steps);
 }
 
 inline void check_number(const std::string& name, double value, bool allowed, const char* wanted) {

@@ -16,6 +16,7 @@
 #include <torch/version.h>
 
 #include <map>
+#include <stdexcept>
 #include <string>
 
 #include "cpu/kernels.h"
@@ -63,12 +64,16 @@ std::map<std::string, std::string> build_info() {
   std::map<std::string, std::string> facts;
   std::string runnable;
   for (const std::string& name : ceprop::runnable_kernels()) runnable += (runnable.empty() ? "" : ", ") + name;
-  facts["cpu_kernels"] = ceprop::chosen_kernels().name;
+  try {
+    facts["cpu_kernels"] = ceprop::chosen_kernels().name;
+  } catch (const std::invalid_argument& error) {
+    facts["cpu_kernels"] = std::string("none: ") + error.what();
+  }
   facts["cpu_kernels_runnable"] = runnable;
   facts["compiler"] = __VERSION__;
   facts["built_for_torch"] = TORCH_VERSION;
 #ifdef CEPROP_WITH_CUDA
-  facts["cuda"] = ceprop::cuda_build_facts();
+  facts["cuda"] = ceprop::cuda_build_facts() + " (no kernels yet)";
 #else
   facts["cuda"] = "not built";
 #endif

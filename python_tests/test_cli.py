@@ -117,6 +117,8 @@ def test_settings_of_a_run(tmp_path: Path) -> None:
     assert cli.main([*QUICK, *options, "--threads", "3"]) == 0
     config = config_of("runs/c-vf-1h-mnist-3")
     del config["versions"]
+    rule = config.pop("rule")
+    assert (rule["name"], rule["lr"], rule["nudging"]) == ("CEP", [0.2, 0.1], "random_sign")
     assert config == {
         "preset": "c-vf-1h",
         "data": "mnist",
@@ -208,6 +210,9 @@ def test_divergence_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str])
     options = [*QUICK, "--out", "a", "--epochs", "2", "--lr", "1e4", "1e4"]
     assert_refused(capsys, options, "epoch 1, batch", status=1)
     assert metrics_of("a") == []
+    assert cli.main([*QUICK, "--out", "a", "--epochs", "1"]) == 0  # its folder is free for a better try
+    assert len(metrics_of("a")) == 1
+    assert config_of("a")["lr"] == list(PRESETS["digits"].lr)
 
 
 def test_a_fused_backend_that_cannot_run_is_one_line_and_other_runtime_errors_are_not(
@@ -244,13 +249,13 @@ def test_eval_finds_moved_data(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 def test_info_tells_versions_build_and_devices(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "build_info", {"compiler": "some 1.2", "kernels": ["a", "b"]})
+    monkeypatch.setattr(ops, "build_info", lambda: {"compiler": "some 1.2", "kernels": "a, b"})
     assert cli.main(["info"]) == 0
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert shown["ceprop_cuda"] == ceprop_cuda.__version__
     assert shown["torch"] == torch.__version__
     assert shown["compiler"] == "some 1.2"
-    assert shown["kernels"] == "['a', 'b']"
+    assert shown["kernels"] == "a, b"
     assert shown["threads"] == str(torch.get_num_threads())
     assert shown["devices"].startswith("cpu")
 

@@ -14,6 +14,7 @@ from problems import random_problem
 from torch import Tensor
 from variants import copy_of
 
+import ceprop_cuda as cep
 from ceprop_cuda import ops
 from ceprop_cuda.reference import Circuit, Nudge
 
@@ -63,7 +64,7 @@ def test_opcheck(op: str, dtype: torch.dtype) -> None:
 def test_opcheck_with_gradients_wanted(op: str) -> None:
     arguments = positional(op)
     arguments[1] = [w.requires_grad_() for w in arguments[1]]
-    # test_aot_dispatch_dynamic runs the backward, which these ops refuse.
+    # test_aot_dispatch_dynamic runs the backward, which these ops refuse; compiling is tested below.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(getattr(torch_ops, op).default, arguments, keywords(op), test_utils=tests)
 
@@ -83,6 +84,27 @@ def test_compiles_without_graph_breaks() -> None:
     got = torch.compile(every_op, fullgraph=True)(x, compiled, nudge)
     pairs = zip(expected + eager.parameters(), got + compiled.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("op", ["relax", "ep_step"])
+def test_compiles_with_parameters_and_refuses_their_gradient(op: str) -> None:
+    arguments = positional(op)
+    arguments[1] = [torch.nn.Parameter(w) for w in arguments[1]]
+
+    def call(*tensors: Any) -> Tensor:
+        first = getattr(torch_ops, op)(*tensors, **keywords(op))[0]
+        return first[0] if isinstance(first, (list, tuple)) else first
+
+    result = torch.compile(call, fullgraph=True)(*arguments)
+    assert torch.equal(result, call(*arguments))
+    with pytest.raises(RuntimeError, match="not differentiable"):
+        result.sum().backward()
+
+
+def test_networks_compile() -> None:
+    net = cep.mlp(*SIZES, free_steps=3)
+    x = torch.rand(4, 6)
+    assert torch.equal(torch.compile(net, fullgraph=True)(x), net(x))
 
 
 def test_any_strides() -> None:
@@ -136,9 +158,10 @@ def test_gradients_are_refused_not_lost() -> None:
 
 def test_in_place_change_is_seen_by_autograd() -> None:
     arguments = positional("cep_step")
-    before = arguments[1][0]._version
+    changed = [t for position in (1, 2, 3, 5, 6) for t in arguments[position]]
+    before = [t._version for t in changed]
     torch_ops.cep_step(*arguments, **keywords("cep_step"))
-    assert arguments[1][0]._version == before + 1
+    assert [t._version for t in changed] == [version + 1 for version in before]
     values = [w.clone() for w in arguments[1]]
     arguments[1] = [w.requires_grad_() for w in arguments[1]]
     with pytest.raises(RuntimeError, match=r"weights\[0\] requires grad"):
@@ -203,6 +226,7 @@ def setting(**values: Any) -> Callable[[list, dict], None]:
 
 
 NAN = float("nan")
+SHARED = torch.rand(3, 9)
 BAD_FOR_ALL = [
     (put(0, torch.rand(3, 7)), ValueError, "weights[0] must be (9, 7), got (9, 6)"),
     (put(0, torch.rand(3, 2, 3)), ValueError, "x must be (B, n_in) with B, n_in >= 1, got (3, 2, 3)"),
@@ -237,6 +261,7 @@ BAD_FOR_TARGET = [
     (torch.tensor([0, 1, 2], dtype=torch.int32), TypeError, "class indices in target must be int64, got Int"),
     (torch.rand(3, 4), ValueError, "target must be (3, 5), got (3, 4)"),
     (torch.rand(3, 5).double(), TypeError, "target must be Float like x, got Double"),
+    (torch.tensor([0, 1, 2], device="meta"), ValueError, "target must be on cpu like x, got meta"),
 ]
 
 
@@ -256,6 +281,7 @@ def test_refused_targets(op: str, target: Tensor, error: type[Exception], messag
     ("op", "change", "error", "message"),
     [
         ("relax", setting(steps=-1), ValueError, "steps must be an int >= 0, got -1"),
+        ("relax", setting(steps=2**31), ValueError, "steps must be an int <= 2147483647, got 2147483648"),
         ("relax", put(4, [torch.rand(3, 9)]), ValueError, "states must hold 2 tensors, one per layer, or none, got 1"),
         ("relax", put(4, torch.rand(2, 9), 0), ValueError, "states[0] must be (3, 9), got (2, 9)"),
         ("ep_step", setting(free_steps=-1), ValueError, "free_steps must be an int >= 0, got -1"),
@@ -266,6 +292,9 @@ def test_refused_targets(op: str, target: Tensor, error: type[Exception], messag
         ("cep_step", setting(lr=[-0.1, 0.1]), ValueError, "lr[0] must be a finite number >= 0, got -0.1"),
         ("cep_step", setting(weight_decay=NAN), ValueError, "weight_decay must be a finite number >= 0, got nan"),
         ("cep_step", put(5, []), ValueError, "free_states must hold 2 tensors, one per layer, got 0"),
+        ("cep_step", put(5, torch.rand(3, 9, device="meta"), 0), ValueError, "free_states[0] must be on cpu like x"),
+        ("cep_step", put(2, torch.rand(1).expand(5), 1), ValueError, "biases[1] is changed in place and must not be"),
+        ("cep_step", put(6, [SHARED, torch.rand(3, 5)] * 2), ValueError, "must not share memory"),
         ("cep_step", put(6, torch.rand(3, 8), 2), ValueError, "nudged_states[2] must be (3, 9), got (3, 8)"),
     ],
 )

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from training_runs import (
     FILES,
@@ -29,9 +31,10 @@ from training_runs import (
 )
 
 import ceprop_cuda
-from ceprop_cuda import CEP, EP, Trainer, mlp, run_directory
+from ceprop_cuda import BPTT, CEP, EP, Diverged, Trainer, mlp, run_directory
+from ceprop_cuda.data import Batches
 from ceprop_cuda.plots import curves
-from ceprop_cuda.run_directory import write_atomically
+from ceprop_cuda.run_directory import read_checkpoint, write_atomically
 
 # ---------------------------------------------------------------------------------------------------------------
 # Files and resuming
@@ -46,6 +49,19 @@ def test_a_run_directory_holds_what_it_should(tmp_path: Path) -> None:
     assert config["preset"] == "none"
     assert config["lr"] == [0.1, 0.2]
     assert config["epochs"] == 3
+    assert config["rule"] == {
+        "name": "EP",
+        "free_steps": 12,
+        "nudged_steps": 5,
+        "beta": 0.2,
+        "nudging": "positive",
+        "nudge_at": "state",
+        "loss": "mse",
+        "accumulate": False,
+        "shared_update": False,
+        "network": mlp(12, 8, 3).extra_repr(),
+        "dtype": "float32",
+    }
     assert config["versions"]["torch"] == torch.__version__
     assert config["versions"]["ceprop_cuda"] == ceprop_cuda.__version__
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -83,6 +99,48 @@ def test_each_of_the_files_marks_a_directory_as_used(tmp_path: Path) -> None:
         assert contents(out) == {name: b"something"}
 
 
+class Stop(Exception):
+    """Ends a run within its first epoch."""
+
+
+class Stopping(Batches):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from list(super().__iter__())[:2]
+        raise Stop
+
+
+@pytest.mark.parametrize("error", [Stop, TypeError, Diverged])
+def test_a_run_that_ended_in_its_first_epoch_does_not_block_its_folder(error: type[Exception], tmp_path: Path) -> None:
+    x, y = samples()
+    bad = {
+        Stop: Stopping(x, y, batch_size=8),
+        TypeError: Batches(x.double(), y, batch_size=8),
+        Diverged: Batches(x / 0, y, batch_size=8),
+    }
+    first = Trainer(CEP(mlp(12, 8, 3), 3, 3, 0.1, lr=1.0))  # another run than the second
+    with pytest.raises(error):
+        fit(first, tmp_path, batches=bad[error], config={"first": True})
+    assert read_checkpoint(tmp_path)["history"] == []
+
+    trainer = started("ep")
+    fit(trainer, tmp_path)
+    assert_same_run(trainer, tmp_path, "ep")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert "first" not in config
+    assert config["rule"]["name"] == "EP"
+
+
+def test_a_checkpoint_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    for number, content in enumerate(({"weight": torch.ones(2)}, torch.ones(2), [])):
+        out = tmp_path / str(number)
+        out.mkdir()
+        torch.save(content, out / "checkpoint.pt")
+        before = contents(out)
+        with pytest.raises(FileExistsError, match=r"checkpoint\.pt"):
+            fit(started("ep"), out)
+        assert contents(out) == before
+
+
 @pytest.mark.parametrize("existing", [False, True])
 def test_nothing_to_resume_is_refused(existing: bool, tmp_path: Path) -> None:
     out = tmp_path / "a"
@@ -112,19 +170,82 @@ def test_resume_refuses_what_does_not_fit_and_changes_nothing(tmp_path: Path) ->
     refused(started("ep"), "epochs=1, but the run to resume has finished 2", epochs=1)
     refused(started("ep"), "train_batches", batches=list(train_batches()))
     net = mlp(12, 8, 3)
-    refused(Trainer(CEP(net, 5, 5, 0.1, 0.1)), "optimizer")
-    refused(Trainer(EP(net, 5, 5, 0.1), torch.optim.SGD(net.parameters(), 0.1)), "scheduler")
+    refused(Trainer(EP(net, 12, 5, 0.2), torch.optim.SGD(net.parameters(), 0.1)), "scheduler")
     wide = mlp(12, 9, 3)
     optimizer = torch.optim.SGD(wide.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1])
-    refused(Trainer(EP(wide, 5, 5, 0.1), optimizer, scheduler), r"\(9, 12\).*\(8, 12\)")
+    refused(Trainer(EP(wide, 12, 5, 0.2), optimizer, scheduler), r"\(9, 12\).*\(8, 12\)")
+
+
+def with_optimizer(rule: EP | BPTT) -> Trainer:
+    optimizer = torch.optim.SGD(rule.net.parameters(), lr=0.1, momentum=0.9)
+    return Trainer(rule, optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 3], 0.5))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: Trainer(CEP(mlp(12, 8, 3), 12, 5, 0.2, 0.1)), r"rule\['name'\] is 'CEP', but .* has 'EP'"),
+        (lambda: with_optimizer(BPTT(mlp(12, 8, 3), 12, 5)), r"rule\['name'\] is 'BPTT', but .* has 'EP'"),
+        (lambda: with_optimizer(EP(mlp(12, 8, 3), 13, 5, 0.2)), r"rule\['free_steps'\] is 13, but .* has 12"),
+        (lambda: with_optimizer(EP(mlp(12, 8, 3), 12, 6, 0.2)), r"rule\['nudged_steps'\] is 6, but .* has 5"),
+        (lambda: with_optimizer(EP(mlp(12, 8, 3), 12, 5, -0.2)), r"rule\['beta'\] is -0\.2, but .* has 0\.2"),
+        (
+            lambda: with_optimizer(EP(mlp(12, 8, 3), 12, 5, 0.2, nudging="symmetric")),
+            r"rule\['nudging'\] is 'symmetric', but .* has 'positive'",
+        ),
+        (
+            lambda: with_optimizer(EP(mlp(12, 8, 3), 12, 5, 0.2, nudge_at="drive")),
+            r"rule\['nudge_at'\] is 'drive', but .* has 'state'",
+        ),
+        (
+            lambda: with_optimizer(EP(mlp(12, 8, 3), 12, 5, 0.2, accumulate=True)),
+            r"rule\['accumulate'\] is True, but .* has False",
+        ),
+        (
+            lambda: with_optimizer(EP(mlp(12, 8, 3, activation="tanh"), 12, 5, 0.2)),
+            r"rule\['network'\] is \"activation='tanh'.*, but .* has \"activation='sigmoid'",
+        ),
+        (
+            lambda: with_optimizer(EP(mlp(12, 8, 3, dynamics="energy", dt=0.4), 12, 5, 0.2)),
+            r"rule\['network'\] is .*dynamics='energy', dt=0\.4.*, but .* has .*dynamics='prototypical'",
+        ),
+        (
+            lambda: with_optimizer(EP(mlp(12, 8, 3).double(), 12, 5, 0.2)),
+            r"rule\['dtype'\] is 'float64', but .* has 'float32'",
+        ),
+    ],
+)
+def test_resume_refuses_to_train_in_another_way(other: Callable[[], Trainer], message: str, tmp_path: Path) -> None:
+    fit(started("ep"), tmp_path, epochs=1)
+    before = contents(tmp_path)
+    trainer = other()
+    weights = {key: p.clone() for key, p in trainer.rule.net.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        fit(trainer, tmp_path, resume=True)
+    assert contents(tmp_path) == before
+    assert all(torch.equal(p, weights[key]) for key, p in trainer.rule.net.state_dict().items())
+
+
+def test_resume_compares_the_rates_of_continual_ep_but_not_the_backend(tmp_path: Path) -> None:
+    fit(started("cvf"), tmp_path, epochs=1)
+    trainer = cvf_trainer()
+    assert isinstance(trainer.rule, CEP)
+    rates = trainer.rule.lr
+    trainer.rule.lr = [0.05, 0.03]
+    with pytest.raises(
+        ValueError, match=r"rule\['lr'\] is \[0\.05, 0\.03\], but the run to resume has \[0\.05, 0\.02\]"
+    ):
+        fit(trainer, tmp_path, resume=True)
+    trainer.rule.lr, trainer.rule.backend = rates, "reference"
+    assert len(fit(trainer, tmp_path, resume=True)) == 3
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
     fit(started("ep"), tmp_path, epochs=1)
     path = tmp_path / "checkpoint.pt"
     whole = path.read_bytes()
-    for damaged in (b"", b"no checkpoint", whole[: len(whole) // 2]):
+    for damaged in (b"", b"no checkpoint", b"something", whole[: len(whole) // 2]):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read"):
             fit(started("ep"), tmp_path, resume=True)

@@ -270,6 +270,30 @@ def test_rules_and_optimizers_that_do_not_go_together_are_refused() -> None:
         Trainer(net)  # type: ignore[arg-type]
 
 
+def test_an_optimizer_must_hold_every_trainable_parameter() -> None:
+    net, other = mlp(12, 8, 6, 3, feedback="free"), mlp(12, 8, 3)
+    feedback = ("free_feedback.0", "free_feedback.1")
+    of_the_model = torch.optim.SGD(net.model.parameters(), lr=0.1)
+    for rule in (EP(net, 5, 5, 0.1), BPTT(net, 5, 5)):
+        with pytest.raises(
+            ValueError, match=r"does not hold the network's free_feedback\.0, free_feedback\.1: give it"
+        ):
+            Trainer(rule, of_the_model)
+    with pytest.raises(
+        ValueError, match=r"network's model\.1\.weight, .*net\.parameters\(\), or call requires_grad_\(F"
+    ):
+        Trainer(EP(net, 5, 5, 0.1), torch.optim.SGD(other.parameters(), lr=0.1))
+
+    groups = [{"params": [p]} for p in net.parameters()]
+    Trainer(EP(net, 5, 5, 0.1), torch.optim.SGD(groups, lr=0.1))
+    for name in feedback:
+        net.get_parameter(name).requires_grad_(False)
+    trainer = Trainer(EP(net, 5, 5, 0.1), of_the_model)
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    trainer.fit(train_batches(), 1, progress=False)
+    assert tuple(name for name, p in net.named_parameters() if torch.equal(p, before[name])) == feedback
+
+
 def test_wrong_arguments_of_fit_are_refused() -> None:
     trainer = started("ep")
     with pytest.raises(ValueError, match="epochs must be an int >= 1, got 0"):

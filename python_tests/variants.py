@@ -43,6 +43,7 @@ SHAPES: list[tuple[tuple[int, ...], int]] = [
     ((16, 32, 32), 24),
     ((2, 129, 65), 5),
     ((9, 8, 40, 6, 3), 13),
+    ((12, 70, 80, 9), 3),  # fewer samples than units: the low-rank form of the continual update
 ]
 
 

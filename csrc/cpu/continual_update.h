@@ -54,8 +54,9 @@ class ContinualUpdate {
     worker.wait();
   }
 
-  // One update of everything that this worker owns, by the contrast over `divisor` (beta, or 2 beta). No barrier.
-  void move(const Worker& worker, const Between& between, int parity, double divisor) {
+  // One update of everything that this worker owns, by the contrast over `divisor` (beta, or 2 beta); without `inner`
+  // the weights between layers are left alone. No barrier.
+  void move(const Worker& worker, const Between& between, int parity, double divisor, bool inner) {
     const int64_t n = relaxation_.batch();
     const Range mine = relaxation_.by_units(worker).items;
     for (int64_t item = mine.begin; item < mine.end; ++item) {
@@ -66,16 +67,16 @@ class ContinualUpdate {
       if (network_.biases[l]) contrast_.add_batch_sum(d, own, layer.bias + panel * width, width);
       if (layer.drive)
         move_drive(worker, panel, d, own);
-      else
+      else if (l == 0 || inner)
         move_panel(layer.below, layer.units, contrast_.terms(l, Side::weights, between, parity), false, panel, own);
-      if (l + 1 < network_.layers)
+      if (l + 1 < network_.layers && inner)
         move_panel(layer.above, layer.units, contrast_.terms(l + 1, Side::feedback, between, parity), true, panel,
                    blend(l + 1, divisor));
     }
   }
 
-  // Writes what this worker owns back into the network's parameters. No barrier.
-  void store(const Worker& worker) const {
+  // Writes what this worker owns back into the network's parameters, as far as it moved. No barrier.
+  void store(const Worker& worker, bool inner) const {
     const Range mine = relaxation_.by_units(worker).items;
     for (int64_t item = mine.begin; item < mine.end; ++item) {
       const auto [l, panel] = relaxation_.items()[item];
@@ -84,7 +85,7 @@ class ContinualUpdate {
       if (network_.biases[l]) store_panel<Tile>(layer.bias + first, 1, layer.units, first, network_.biases[l]);
       if (layer.drive)
         store_input_weights(panel);
-      else
+      else if (l == 0 || inner)
         store_panel_transposed<Tile>(layer.below.weights + first * layer.below.depth, layer.below.depth, layer.units,
                                      first, network_.weights[l]);
       if (network_.free_feedback && l + 1 < network_.layers)

@@ -14,6 +14,8 @@ namespace CEPROP_SET {
 
 #include "continual_update.h"
 
+#include "low_rank_update.h"
+
 #include "phases.h"
 
 template <class T>

@@ -1,5 +1,6 @@
 // The ops on CPU tensors: checks, memory, and one kernel call each. Contracts: ../library.cpp.
 #include <ATen/ATen.h>
+#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -251,13 +252,34 @@ std::tuple<Lists, Lists, Lists, Lists, Lists> ep_step_cpu(
   return {std::move(d_weights), std::move(d_biases), std::move(d_feedback), std::move(free), std::move(nudged)};
 }
 
-// Autograd must learn of the change, and must not have needed the old values.
-void mark_changed(TensorList tensors, const char* name) {
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    TORCH_CHECK(!(at::GradMode::is_enabled() && tensors[i].requires_grad()), element(name, i),
+struct Named {
+  std::string name;
+  Tensor tensor;
+};
+
+// Those that hold anything: a bias that there is not has no memory.
+std::vector<Named> named(const char* list, TensorList tensors) {
+  std::vector<Named> result;
+  for (size_t i = 0; i < tensors.size(); ++i)
+    if (tensors[i].numel() > 0) result.push_back({element(list, i), tensors[i]});
+  return result;
+}
+
+// What will be written can be written: every number lies in memory of its own, and autograd allows it.
+void check_writable(const std::vector<Named>& written) {
+  for (const auto& [name, tensor] : written) {
+    TORCH_CHECK(!(at::GradMode::is_enabled() && tensor.requires_grad()), name,
                 " requires grad and is changed in place: call cep_step under torch.no_grad()");
-    if (!tensors[i].is_inference()) tensors[i].unsafeGetTensorImpl()->bump_version();
+    TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, name,
+                      " is changed in place and must not be an expanded tensor; clone it");
   }
+  for (size_t i = 0; i < written.size(); ++i)
+    for (size_t j = 0; j < i; ++j) {
+      const at::MemOverlapStatus status = at::get_overlap_status(written[i].tensor, written[j].tensor);
+      TORCH_CHECK_VALUE(status != at::MemOverlapStatus::Full && status != at::MemOverlapStatus::Partial,
+                        written[i].name, " and ", written[j].name,
+                        " are both changed in place and must not share memory");
+    }
 }
 
 void cep_step_cpu(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights,
@@ -283,9 +305,11 @@ void cep_step_cpu(const Tensor& x, TensorList weights, TensorList biases, Tensor
     check_tensor(element("nudged_states", i), nudged_states[i], {x.size(0), weights[i % layers].size(0)}, x);
   const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, weights.back().size(0));
   const Kernels& set = kernels();
-  mark_changed(weights, "weights");
-  mark_changed(biases, "biases");
-  mark_changed(feedback_weights, "feedback_weights");
+  std::vector<Named> written;
+  for (auto& list : {named("weights", weights), named("biases", biases), named("feedback_weights", feedback_weights),
+                     named("free_states", free_states), named("nudged_states", nudged_states)})
+    written.insert(written.end(), list.begin(), list.end());
+  check_writable(written);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cep_step", [&] {
     Parameters<scalar_t> parameters;
     CepCall<scalar_t> call;
@@ -296,6 +320,8 @@ void cep_step_cpu(const Tensor& x, TensorList weights, TensorList biases, Tensor
     set.of<scalar_t>().cep_step(call, at::get_num_threads());
     parameters.write_back();
   });
+  for (const auto& [name, tensor] : written)
+    if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace

@@ -60,6 +60,7 @@ template <class Tile>
 void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
   using T = typename Tile::Scalar;
   using Fields = Relaxation<Tile>;
+  using Item = typename Fields::Item;
   Relaxation<Tile> relaxation(call.network, call.batch, threads, false);
   Contrast<Tile> contrast(relaxation, call.shared_update);
   Phases<Tile> phases(call, relaxation);
@@ -81,9 +82,11 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
       for (int step = 0; step < call.nudged_steps; ++step) {
         const int to = (field + 1) % Fields::ring;
         const Between between{field, to, field};
-        relaxation.step(worker, part, field, to, &nudge, [&](const typename Fields::Item& item) {
-          if (accumulate) contrast.differ(item, between, step % 2);
-        });
+        relaxation.step(
+            worker, part, field, to, &nudge, [](const Item&, T*) {},
+            [&](const Item& item) {
+              if (accumulate) contrast.differ(item, between, step % 2);
+            });
         if (accumulate)
           contrast.add_to_gradients(worker, between, step % 2, {0, T(phase == 0 ? scale : -scale), phase + step == 0},
                                     call);
@@ -113,11 +116,14 @@ template <class Tile>
 void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
   using T = typename Tile::Scalar;
   using Fields = Relaxation<Tile>;
+  using Item = typename Fields::Item;
   // The Gram form of the input's drive takes B^2 n_0 operations a step, reading and moving W[0] 2 B n_in n_0.
   const bool literal_input = call.batch.size > 2 * call.network.widths[0];
   Relaxation<Tile> relaxation(call.network, call.batch, threads, literal_input);
   Contrast<Tile> contrast(relaxation, call.shared_update);
   ContinualUpdate<Tile> update(call, relaxation, contrast, threads);
+  std::optional<LowRankUpdate<Tile>> low_rank;
+  if (LowRankUpdate<Tile>::pays(call)) low_rank.emplace(call, relaxation, contrast);
   Phases<Tile> phases(call, relaxation);
 
   run_team(threads, [&](const Worker& worker) {
@@ -134,14 +140,23 @@ void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
       for (int step = 0; step < call.nudged_steps; ++step) {
         const int to = (field + 1) % Fields::ring;
         const Between between{field, to, field};
-        relaxation.step(worker, part, field, to, &nudge,
-                        [&](const typename Fields::Item& item) { contrast.differ(item, between, step % 2); });
-        update.move(worker, between, step % 2, nudge.beta * phases.count());
+        if (low_rank) low_rank->prepare(worker, field);
+        relaxation.step(
+            worker, part, field, to, &nudge,
+            [&](const Item& item, T* drive) {
+              if (low_rank) low_rank->correct(item, drive);
+            },
+            [&](const Item& item) {
+              contrast.differ(item, between, step % 2);
+              if (low_rank) low_rank->follow(item, to);
+            });
+        update.move(worker, between, step % 2, nudge.beta * phases.count(), !low_rank);
         field = to;
       }
       phases.end(worker, part, phase, field);
     }
-    update.store(worker);
+    update.store(worker, !low_rank);
+    if (low_rank) low_rank->store(worker, field);
     for (int phase = 0; phase < phases.count() && call.network.readout; ++phase) {
       const int readout = call.network.layers, at = phase + 1 < phases.count() ? Fields::kept_plus : field;
       Blend<T> blend = update.blend(readout, phases.count());

@@ -168,17 +168,19 @@ class Relaxation {
     worker.wait();
   }
 
-  // The states of this part move from field `from` to field `to`; with a nudge towards the target. after(item) is
-  // called for every panel moved. Ends with a barrier unless the part is independent.
-  template <class After>
-  void step(const Worker& worker, const Part& part, int from, int to, const Nudge* nudge, const After& after) {
+  // The states of this part move from field `from` to field `to`; with a nudge towards the target. For every panel,
+  // correct(item, drive) may add to the drive that the weights bring, and after(item) is called when it has moved. Ends
+  // with a barrier unless the part is independent.
+  template <class Correct, class After>
+  void step(const Worker& worker, const Part& part, int from, int to, const Nudge* nudge, const Correct& correct,
+            const After& after) {
     if (nudge && nudge->loss == Loss::cross_entropy) {
       compute_error(part.independent ? part.rows : worker.share(batch_.size), from, static_cast<T>(nudge->beta),
                     error_);
       wait(worker, part);
     }
     for (int64_t index = part.items.begin; index < part.items.end; ++index) {
-      move_panel(worker, items_[index], part.rows, from, to, nudge);
+      move_panel(worker, items_[index], part.rows, from, to, nudge, correct);
       after(items_[index]);
     }
     wait(worker, part);
@@ -188,7 +190,7 @@ class Relaxation {
   int relax(const Worker& worker, const Part& part, int steps, int from, const Nudge* nudge) {
     for (int count = 0; count < steps; ++count) {
       const int to = (from + 1) % ring;
-      step(worker, part, from, to, nudge, [](const Item&) {});
+      step(worker, part, from, to, nudge, [](const Item&, T*) {}, [](const Item&) {});
       from = to;
     }
     return from;
@@ -302,7 +304,9 @@ class Relaxation {
   }
 
   // Some samples of one panel of units: drive, then next state.
-  void move_panel(const Worker& worker, const Item& item, const Range& rows, int from, int to, const Nudge* nudge) {
+  template <class Correct>
+  void move_panel(const Worker& worker, const Item& item, const Range& rows, int from, int to, const Nudge* nudge,
+                  const Correct& correct) {
     const auto [l, panel] = item;
     const Layer<T>& layer = layers_[l];
     const bool is_top = l + 1 == network_.layers;
@@ -322,6 +326,8 @@ class Relaxation {
       add(layer.above, fields_[from][l + 1].seen);
     else if (network_.readout && nudge)
       add(layer.above, error_);
+
+    correct(item, drive);
 
     const T* state = fields_[from][l].state + at;
     const bool nudged = nudge && is_top && !network_.readout;

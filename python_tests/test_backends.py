@@ -1,0 +1,257 @@
+"""Which backend runs, what is said about it, and that through the public API the backends agree."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import relative_error
+from torch import Tensor
+
+import ceprop_cuda as cep
+from ceprop_cuda import network, ops, reference
+
+BATCH = 5
+SIZES = (11, 9, 7, 3)
+
+
+def mlp(dtype: torch.dtype = torch.float64, **settings: Any) -> cep.Network:
+    return cep.mlp(*SIZES, **settings).to(dtype)
+
+
+def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """x ``(B, 11)`` and class indices ``(B,)``."""
+    return torch.rand(BATCH, SIZES[0], dtype=torch.float64).to(dtype), torch.arange(BATCH) % SIZES[-1]
+
+
+def ep_rule(net: cep.Network, **settings: Any) -> cep.EP:
+    return cep.EP(net, free_steps=20, nudged_steps=5, beta=0.2, **settings)
+
+
+def cep_rule(net: cep.Network, **settings: Any) -> cep.CEP:
+    return cep.CEP(net, free_steps=20, nudged_steps=5, beta=0.2, lr=(0.3, 0.2, 0.1), **settings)
+
+
+# Everything that takes a backend, on float inputs of any dtype.
+CALLS: dict[str, Callable[[cep.Network, Tensor, Tensor, str], object]] = {
+    "relax": lambda net, x, _y, backend: net.relax(x, 5, backend=backend),
+    "nudged relax": lambda net, x, y, backend: net.relax(x, 5, target=y, beta=0.2, backend=backend),
+    "EP": lambda net, x, y, backend: ep_rule(net, backend=backend).backward(x, y),
+    "CEP": lambda net, x, y, backend: cep_rule(net, backend=backend).step(x, y),
+    "BPTT": lambda net, x, y, backend: cep.BPTT(net, 8, 3, backend=backend).backward(x, y),
+    "predict": lambda net, x, y, backend: ep_rule(net, backend=backend).predict(x, y),
+}
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the modules whose functions ran, in order. The reference's call each other."""
+    names: list[str] = []
+
+    def spied(module: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            names.append(module.__name__.rpartition(".")[2])
+            return function(*args, **kwargs)
+
+        return spy
+
+    for module in (ops, reference):
+        for name in ("relax", "ep_step", "cep_step"):
+            monkeypatch.setattr(module, name, spied(module, getattr(module, name)))
+    return names
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[tuple[int, str]]]]:
+    """What the log "ceprop_cuda" says in this test, as if nothing had been said before."""
+    network.say_once.cache_clear()
+    caplog.set_level(logging.INFO, "ceprop_cuda")
+    yield lambda: [(level, message) for name, level, message in caplog.record_tuples if name == "ceprop_cuda"]
+    network.say_once.cache_clear()
+
+
+# --- Which backend runs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("call", CALLS)
+def test_auto_runs_the_fused_kernels_where_they_can(
+    call: str, dtype: torch.dtype, ran: list[str], said: Callable[[], list[tuple[int, str]]]
+) -> None:
+    net, (x, y) = mlp(dtype), batch(dtype)
+    for _ in range(3):
+        CALLS[call](net, x, y, "auto")
+    # BPTT's unrolled steps are the reference's by definition, those before them are not.
+    assert ran == (["ops", "reference"] * 3 if call == "BPTT" else ["ops"] * 3)
+    assert said() == [(logging.INFO, "running the fused kernels on cpu")]
+
+
+def test_forward_runs_the_fused_kernels(ran: list[str]) -> None:
+    net, (x, _) = mlp(), batch()
+    net(x)
+    assert ran == ["ops"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_auto_falls_back_to_the_reference_and_warns_once(
+    dtype: torch.dtype, ran: list[str], said: Callable[[], list[tuple[int, str]]]
+) -> None:
+    net, (x, y) = mlp(dtype), batch(dtype)
+    for _ in range(2):
+        for call in CALLS.values():
+            call(net, x, y, "auto")
+        net(x)
+    assert set(ran) == {"reference"}
+    ((level, message),) = said()
+    assert level == logging.WARNING
+    assert message.startswith("backend='auto' runs the slow reference: ")
+    assert str(dtype) in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("call", CALLS)
+def test_fused_refuses_what_it_cannot_run_and_says_why(
+    call: str, dtype: torch.dtype, ran: list[str], said: Callable[[], list[tuple[int, str]]]
+) -> None:
+    net, (x, y) = mlp(dtype), batch(dtype)
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(network.FusedUnavailable, match=rf"backend='fused' cannot run this: .*{dtype}; use backend="):
+        CALLS[call](net, x, y, "fused")
+    assert ran == []
+    assert said() == []
+    assert all(map(torch.equal, net.parameters(), before))
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_reference_runs_the_reference_and_says_nothing(
+    call: str, ran: list[str], said: Callable[[], list[tuple[int, str]]]
+) -> None:
+    net, (x, y) = mlp(), batch()
+    CALLS[call](net, x, y, "reference")
+    assert set(ran) == {"reference"}
+    assert said() == []
+
+
+# --- Without autograd
+
+
+def flat(value: Any) -> list[Tensor]:
+    """All tensors in a result of :data:`CALLS`."""
+    if isinstance(value, Tensor):
+        return [value]
+    values = value if isinstance(value, list) else vars(value).values()
+    return [tensor for item in values for tensor in flat(item)]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("call", [call for call in CALLS if call != "BPTT"])
+def test_fused_works_without_autograd(call: str, mode: Callable[[], Any]) -> None:
+    plain, (x, y) = mlp(), batch()
+    net = copy.deepcopy(plain)
+    expected = CALLS[call](plain, x, y, "fused")
+    with mode():
+        result = CALLS[call](net, x, y, "fused")
+        output = net(x)
+    assert len(flat(result)) >= 3
+    assert all(map(torch.equal, flat(result), flat(expected)))
+    assert torch.equal(output, plain(x))
+    for p, q in zip(net.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert (p.grad is None) == (q.grad is None) == (call != "EP")
+        assert p.grad is None or torch.equal(p.grad, q.grad)
+
+
+# --- Agreement
+
+
+def assert_backends_agree(
+    net: cep.Network, make_rule: Callable[..., cep.EP | cep.CEP], y: Tensor, steps: int = 1, **settings: Any
+) -> list[cep.Network]:
+    """Run ``steps`` batches with each backend on a copy of ``net``; what they report and learn is the same.
+
+    Returns the copies.
+    """
+    nets, xs = [], [batch()[0] for _ in range(steps)]
+    reports: list[list[Tensor]] = []
+    for backend in ("fused", "reference"):
+        nets.append(copy.deepcopy(net))
+        rule = make_rule(nets[-1], backend=backend, **settings)
+        torch.manual_seed(5)
+        learn = rule.backward if isinstance(rule, cep.EP) else rule.step
+        reports.append([tensor for x in xs for tensor in flat(learn(x, y))])
+    for a, b in zip(*reports, strict=True):
+        assert relative_error(a, b) < 1e-10
+    for before, fused, ref in zip(net.parameters(), *(copied.parameters() for copied in nets), strict=True):
+        assert (fused.grad is None) == (ref.grad is None)
+        learned = [p.detach() - before.detach() if p.grad is None else p.grad for p in (fused, ref)]
+        assert relative_error(*learned) < 1e-10
+        if before.requires_grad:
+            assert learned[0].abs().max() > 1e-6
+    return nets
+
+
+RULES = [ep_rule, cep_rule]
+
+
+@pytest.mark.parametrize("feedback", ["tied", "free"])
+@pytest.mark.parametrize("rule", RULES)
+def test_they_agree_without_biases(rule: Callable[..., Any], feedback: str) -> None:
+    assert_backends_agree(mlp(bias=False, feedback=feedback), rule, batch()[1])
+
+
+def test_they_agree_on_frozen_parameters() -> None:
+    net = mlp(feedback="free")
+    frozen = ["model.2.weight", "model.1.bias", "free_feedback.1"]
+    for name in frozen:
+        net.get_parameter(name).requires_grad_(False)
+    for copied in assert_backends_agree(net, ep_rule, batch()[1]):
+        assert {name for name, p in copied.named_parameters() if p.grad is None} == set(frozen)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_they_draw_the_same_random_signs(rule: Callable[..., Any]) -> None:
+    torch.manual_seed(5)
+    assert len({torch.rand(()).item() < 0.5 for _ in range(8)}) == 2  # of the signs that follow, both occur
+    assert_backends_agree(mlp(), rule, batch()[1], steps=8, nudging="random_sign")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rule", RULES)
+def test_they_agree_on_float_targets(rule: Callable[..., Any], dtype: torch.dtype) -> None:
+    assert_backends_agree(mlp(), rule, torch.rand(BATCH, SIZES[-1], dtype=dtype))
+
+
+def test_class_indices_are_one_hot_float_targets_to_the_kernels() -> None:
+    net, (x, y) = mlp(), batch()
+    by_index, by_float = copy.deepcopy(net), copy.deepcopy(net)
+    cep_rule(by_index, backend="fused").step(x, y)
+    cep_rule(by_float, backend="fused").step(x, F.one_hot(y, SIZES[-1]).double())
+    assert all(map(torch.equal, by_index.parameters(), by_float.parameters()))
+
+
+@pytest.mark.parametrize("feedback", ["tied", "free"])
+@pytest.mark.parametrize("rule", RULES)
+def test_they_agree_on_a_softmax_readout_nudged_both_ways(rule: Callable[..., Any], feedback: str) -> None:
+    assert_backends_agree(mlp(readout="softmax", feedback=feedback), rule, batch()[1], nudging="symmetric")
+
+
+@pytest.mark.parametrize("nudging", ["positive", "symmetric"])
+@pytest.mark.parametrize(
+    ("rule", "settings"),
+    [
+        (ep_rule, {"shared_update": True}),
+        (ep_rule, {"accumulate": True}),
+        (ep_rule, {"shared_update": True, "accumulate": True}),
+        (cep_rule, {"shared_update": True}),
+    ],
+)
+def test_they_agree_on_free_feedback(rule: Callable[..., Any], settings: dict[str, Any], nudging: str) -> None:
+    assert_backends_agree(mlp(feedback="free"), rule, batch()[1], nudging=nudging, **settings)
