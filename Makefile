@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TOOLS := "torch>=2.10" torchvision "setuptools>=77" wheel ninja pybind11 numpy pytest build \
          ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help train test lint format bench clean
 

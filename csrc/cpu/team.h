@@ -100,11 +100,19 @@ struct Worker {
 template <class Body>
 void run_team(int threads, const Body& body) {
   Barrier barrier;
+#ifdef __SANITIZE_THREAD__
+  // The sanitizer does not see how OpenMP starts and joins its threads.
+  std::vector<std::thread> team;
+  for (int index = 0; index < threads; ++index)
+    team.emplace_back([&, index] { body(Worker{index, threads, &barrier}); });
+  for (std::thread& thread : team) thread.join();
+#else
 #pragma omp parallel num_threads(threads)
   {
     const FlushDenormals flush;
     body(Worker{omp_get_thread_num(), omp_get_num_threads(), &barrier});
   }
+#endif
 }
 
 }  // namespace ceprop
