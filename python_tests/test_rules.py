@@ -10,23 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from problems import relative_error
+from small_network import X, Y, batch, network
 from torch import Tensor, nn
 
 import ceprop_cuda as cep
 from ceprop_cuda import reference
-
-BATCH = 3
-SIZES = (6, 5, 4, 3)
-X, Y = torch.zeros(BATCH, 6, dtype=torch.float64), torch.zeros(BATCH, dtype=torch.int64)  # where values do not matter
-
-
-def network(bias: bool = True, **settings: Any) -> cep.Network:
-    return cep.mlp(*SIZES, bias=bias, **settings).double()
-
-
-def batch() -> tuple[Tensor, Tensor]:
-    """x ``(B, 6)`` and class indices ``(B,)``."""
-    return torch.rand(BATCH, SIZES[0], dtype=torch.float64), torch.tensor([0, 2, 1])
 
 
 def ep_rule(net: cep.Network, **settings: Any) -> cep.EP:

@@ -131,7 +131,7 @@ class Relaxation {
   // A worker's part of a step with weights that move.
   Part by_units(const Worker& worker) const { return {worker.share(cost_), {0, batch_.size}, worker.count == 1}; }
 
-  // And with constant weights: by samples where each worker gets enough of them to make its reading the weights pay.
+  // And with constant weights: by samples, where each worker gets enough of them to be worth reading all weights for.
   Part by_samples(const Worker& worker) const {
     if (batch_.size < 4 * worker.count) return by_units(worker);
     return {{0, static_cast<int64_t>(items_.size())}, worker.share(batch_.size), true};
