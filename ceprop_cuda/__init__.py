@@ -1,8 +1,9 @@
 """Equilibrium propagation with fused kernels: relaxation and local learning in one native call."""
 
 from .network import Network, mlp
+from .planning import Plan, plan
 from .rules import BPTT, CEP, EP, StepResult
 from .trainer import Diverged, Trainer
 from .version import __version__
 
-__all__ = ["BPTT", "CEP", "EP", "Diverged", "Network", "StepResult", "Trainer", "__version__", "mlp"]
+__all__ = ["BPTT", "CEP", "EP", "Diverged", "Network", "Plan", "StepResult", "Trainer", "__version__", "mlp", "plan"]

@@ -16,6 +16,7 @@ import torch
 
 from . import __version__, ops
 from .data import DATASETS, Batches, Dataset, load
+from .dynamics import SCHEDULES
 from .network import BACKENDS, FusedUnavailable
 from .presets import PRESETS, Preset
 from .run_directory import read_checkpoint
@@ -68,6 +69,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--epochs", type=_positive, metavar="N", help="epochs in all (default: the preset's)")
     train.add_argument(
         "--lr", type=float, nargs="+", metavar="X", help="learning rate per connection, input side first"
+    )
+    train.add_argument(
+        "--steps", type=int, nargs=2, metavar=("T", "K"), help="free and nudged steps (default: the preset's)"
+    )
+    train.add_argument(
+        "--schedule", choices=SCHEDULES, help="order of moves; asynchronous needs half the steps (default: synchronous)"
+    )
+    train.add_argument(
+        "--tolerance", type=float, metavar="X", help="end a phase once no unit moves more than this (default: never)"
     )
     train.add_argument("--seed", type=int, metavar="S", help="of weights, signs of beta and orders (default: 0)")
     train.add_argument("--backend", choices=BACKENDS, help="what runs the network (default: auto)")
@@ -131,15 +141,19 @@ def _train(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of a new run: everything that its result depends on, but the number of epochs."""
-    preset = args.preset or "digits"
+    name = args.preset or "digits"
+    preset = PRESETS[name]
     data_dir = args.data_dir or Path("data")
     return {
-        "preset": preset,
-        "data": args.data or ("digits" if preset == "digits" else "mnist"),
+        "preset": name,
+        "data": args.data or ("digits" if name == "digits" else "mnist"),
         "data_dir": str(data_dir.absolute()),
         "seed": args.seed or 0,
         "backend": args.backend or "auto",
-        "lr": args.lr or list(PRESETS[preset].lr),
+        "lr": args.lr or list(preset.lr),
+        "steps": args.steps or [preset.free_steps, preset.nudged_steps],
+        "schedule": args.schedule or preset.schedule,
+        "tolerance": preset.tolerance if args.tolerance is None else args.tolerance,
     }
 
 
@@ -149,7 +163,7 @@ def _settings_to_resume(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
         raise ValueError("--resume needs --out DIR, the run directory to go on with")
     checkpoint = read_checkpoint(args.out)
     config = _settings_of(checkpoint, args.out)
-    for name in ("preset", "data", "seed", "backend", "lr"):
+    for name in ("preset", "data", "seed", "backend", "lr", "steps", "schedule", "tolerance"):
         given = getattr(args, name)
         if given is not None and given != config[name]:
             raise ValueError(f"--{name} {given} contradicts the run in {args.out}, which has {config[name]}")
@@ -171,7 +185,15 @@ def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Pres
     preset = PRESETS[config["preset"]]
     if len(config["lr"]) != len(preset.lr):
         raise ValueError(f"--lr takes {len(preset.lr)} rates for {config['preset']}, got {len(config['lr'])}")
-    preset = replace(preset, lr=tuple(config["lr"]))
+    free_steps, nudged_steps = config["steps"]
+    preset = replace(
+        preset,
+        lr=tuple(config["lr"]),
+        free_steps=free_steps,
+        nudged_steps=nudged_steps,
+        schedule=config["schedule"],
+        tolerance=config["tolerance"],
+    )
     net = preset.network(dataset.train_x[0].numel(), dataset.classes)
     return Trainer(preset.rule(net, config["backend"]), preset.optimizer(net)), preset
 

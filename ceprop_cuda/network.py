@@ -9,13 +9,13 @@ from functools import cache
 from itertools import pairwise
 from numbers import Integral, Real
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from . import ops, reference
-from .reference import ACTIVATIONS, Circuit, Dynamics, Nudge
+from .dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge
 
 log = logging.getLogger("ceprop_cuda")
 
@@ -43,6 +43,13 @@ def real_number(name: str, value: object, allowed: Callable[[float], bool], want
     if not math.isfinite(number) or not allowed(number):
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
     return number
+
+
+def tolerance_or_none(tolerance: object) -> float | None:
+    """``tolerance`` as a float or None; ValueError if it is neither, negative or not finite."""
+    if tolerance is None:
+        return None
+    return real_number("tolerance", tolerance, lambda value: value >= 0, "None or a finite number >= 0")
 
 
 class FusedUnavailable(RuntimeError):
@@ -95,6 +102,9 @@ class Network(nn.Module):
         readout: None, the last Linear drives the output units, or "softmax", it reads the top layer's states out
             without acting on them but by the nudge (2006.03824).
         free_steps: steps that ``forward`` relaxes for. Building a learning rule sets it to the rule's.
+        schedule: "synchronous", all layers move at once, or "asynchronous" (2312.15103), every step first moves the
+            layers 0, 2, ... at once, then the layers 1, 3, ... from the newest states of their neighbours: the same
+            fixed points in about half the steps, each of which costs the same.
 
     Raises:
         TypeError: ``model`` is no chain of supported modules; the message names the module.
@@ -114,6 +124,7 @@ class Network(nn.Module):
         feedback: str = "tied",
         readout: str | None = None,
         free_steps: int = 50,
+        schedule: str = "synchronous",
     ) -> None:
         super().__init__()
         if readout is not None and output_activation is not None:
@@ -125,11 +136,12 @@ class Network(nn.Module):
         one_of("clip", clip, (True, False))
         one_of("feedback", feedback, ("tied", "free"))
         one_of("readout", readout, (None, "softmax"))
+        one_of("schedule", schedule, SCHEDULES)
         dt = real_number("dt", dt, lambda value: value > 0, "a finite number > 0")
         self.free_steps = whole_number("free_steps", free_steps, 0)
         shape = [input_shape] if isinstance(input_shape, Integral) else input_shape
         self.input_shape = tuple(whole_number("input_shape", size, 1) for size in shape)
-        self.dynamics = Dynamics(activation, output_activation, dynamics, dt, clip)
+        self.dynamics = Dynamics(activation, output_activation, dynamics, dt, clip, schedule)
         self.readout = readout
         _check_chain(model, self.input_shape)
         self.model = model
@@ -173,7 +185,41 @@ class Network(nn.Module):
     def circuit(self) -> Circuit:
         """The parameters as the kernels and the reference take them; the tensors are shared, not copied."""
         free = None if self.free_feedback is None else list(self.free_feedback)
-        return Circuit(self.weights, self.biases, free, self.dynamics, self.readout is not None)
+        linears = self._linears  # once: a search of the model takes longer than a small network's step
+        weights: list[Tensor] = [linear.weight for linear in linears]
+        return Circuit(weights, [linear.bias for linear in linears], free, self.dynamics, self.readout is not None)
+
+    @overload
+    def relax(
+        self,
+        x: Tensor,
+        steps: int,
+        states: Sequence[Tensor] | None = None,
+        target: Tensor | None = None,
+        beta: float = 0.0,
+        nudge_at: str | None = None,
+        loss: str | None = None,
+        backend: str = "auto",
+        *,
+        tolerance: float | None = None,
+        return_steps: Literal[False] = False,
+    ) -> list[Tensor]: ...
+
+    @overload
+    def relax(
+        self,
+        x: Tensor,
+        steps: int,
+        states: Sequence[Tensor] | None = None,
+        target: Tensor | None = None,
+        beta: float = 0.0,
+        nudge_at: str | None = None,
+        loss: str | None = None,
+        backend: str = "auto",
+        *,
+        tolerance: float | None = None,
+        return_steps: Literal[True],
+    ) -> tuple[list[Tensor], Tensor]: ...
 
     def relax(
         self,
@@ -185,7 +231,10 @@ class Network(nn.Module):
         nudge_at: str | None = None,
         loss: str | None = None,
         backend: str = "auto",
-    ) -> list[Tensor]:
+        *,
+        tolerance: float | None = None,
+        return_steps: bool = False,
+    ) -> list[Tensor] | tuple[list[Tensor], Tensor]:
         """The layers' states ``(B, n_l)`` after ``steps`` steps from ``states`` (default: zeros).
 
         Args:
@@ -194,14 +243,20 @@ class Network(nn.Module):
                 one of strength ``beta`` (may be negative, not 0).
             nudge_at, loss: as for :class:`ceprop_cuda.EP`.
             backend: "auto", "fused" or "reference"; only the reference is differentiable.
+            tolerance: None, or stop already after 4, 8, 12, ... steps if the last of them moved no unit of any sample
+                by more than this. 0 stops only where further steps would change nothing.
+            return_steps: return ``(states, number of steps made)``, the latter a 0-d int64 tensor.
 
         Raises:
             ValueError, TypeError: a shape, dtype, device or setting does not fit; nothing was computed.
             RuntimeError: ``backend="fused"`` cannot run this.
         """
         one_of("backend", backend, BACKENDS)
+        one_of("return_steps", return_steps, (True, False))
         steps = whole_number("steps", steps, 0)
-        x = self.check_input(x)
+        tolerance = tolerance_or_none(tolerance)
+        circuit = self.circuit()
+        x = self.check_input(circuit, x)
         if states is not None:
             self._check_states(x, states)
         nudge = None
@@ -209,11 +264,11 @@ class Network(nn.Module):
             wanted = "a finite number other than 0 when there is a target"
             beta = real_number("beta", beta, lambda value: value != 0, wanted)
             nudge_at, loss = self.nudging_point(nudge_at, loss)
-            nudge = Nudge(self.check_target(x, target), beta, nudge_at, loss)
+            nudge = Nudge(self.check_target(circuit, x, target), beta, nudge_at, loss)
         elif beta != 0:
             raise ValueError(f"beta must be 0 without a target, got {beta!r}; pass target= to nudge")
-        circuit = self.circuit()
-        return backend_module(backend, circuit, x).relax(circuit, x, steps, states, nudge)
+        ran = backend_module(backend, circuit, x).relax(circuit, x, steps, states, nudge, tolerance)
+        return (ran.states, ran.steps.squeeze(0)) if return_steps else ran.states
 
     def forward(self, x: Tensor) -> Tensor:
         """Output units or readout logits ``(B, classes)`` after ``free_steps`` free steps; x ``(B, *input_shape)``."""
@@ -262,9 +317,9 @@ class Network(nn.Module):
             )
         return nudge_at, loss
 
-    def check_input(self, x: Tensor) -> Tensor:
-        """``x`` as ``(B, n_in)``; ValueError or TypeError if shape, dtype or device do not fit."""
-        weight = self.weights[0]
+    def check_input(self, circuit: Circuit, x: Tensor) -> Tensor:
+        """``x`` as ``(B, n_in)``; ValueError or TypeError if shape, dtype or device do not fit ``self.circuit()``."""
+        weight = circuit.weights[0]
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
         # A leading Flatten takes flat samples as well as shaped ones.
@@ -279,20 +334,21 @@ class Network(nn.Module):
             raise TypeError(f"x must be {weight.dtype} like the network's weights, got {x.dtype}")
         if x.device != weight.device:
             raise ValueError(f"x must be on {weight.device} like the network's weights, got {x.device}")
-        odd = next((p for p in self.circuit().parameters() if p.dtype != x.dtype or p.device != x.device), None)
+        odd = next((p for p in circuit.parameters() if p.dtype != x.dtype or p.device != x.device), None)
         if odd is not None:
             raise TypeError(f"all parameters must be {x.dtype} on {x.device}, got one of {odd.dtype} on {odd.device}")
         return x.flatten(1)
 
-    def check_target(self, x: Tensor, target: Tensor) -> Tensor:
+    def check_target(self, circuit: Circuit, x: Tensor, target: Tensor) -> Tensor:
         """``target`` as ``(B, classes)`` in x's dtype; ValueError or TypeError if it does not fit."""
-        wanted = f"class indices ({len(x)},) int64 or float targets ({len(x)}, {self.classes})"
+        classes, batch = circuit.weights[-1].shape[0], x.shape[0]
+        wanted = f"class indices ({batch},) int64 or float targets ({batch}, {classes})"
         if not isinstance(target, Tensor):
             raise TypeError(f"the target must be {wanted}, got {type(target).__name__}")
         got = f"{tuple(target.shape)} {target.dtype}"
         if target.device != x.device:
             raise ValueError(f"the target must be on {x.device} like x, got {target.device}")
-        if tuple(target.shape) not in ((len(x),), (len(x), self.classes)):
+        if tuple(target.shape) not in ((batch,), (batch, classes)):
             raise ValueError(f"the target must be {wanted}, got {got}")
         if target.ndim == 2:
             if not target.is_floating_point():
@@ -300,10 +356,10 @@ class Network(nn.Module):
             return target.to(x.dtype)
         if target.dtype != torch.int64:
             raise TypeError(f"the target must be {wanted}, got {got}")
-        low, high = target.aminmax()
-        if low < 0 or high >= self.classes:
-            raise ValueError(f"class indices must lie in 0 .. {self.classes - 1}, got {int(low)} .. {int(high)}")
-        return x.new_zeros(len(x), self.classes).scatter_(1, target[:, None], 1)
+        low, high = (end.item() for end in target.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(f"class indices must lie in 0 .. {classes - 1}, got {low} .. {high}")
+        return x.new_zeros(batch, classes).scatter_(1, target[:, None], 1)
 
     def _check_states(self, x: Tensor, states: Sequence[Tensor]) -> None:
         wanted = [(len(x), weight.shape[0]) for weight in self.weights[: self.layers]]
@@ -317,9 +373,10 @@ class Network(nn.Module):
     def extra_repr(self) -> str:
         d = self.dynamics
         energy = f", dt={d.dt}, clip={d.clip}" if d.kind == "energy" else ""
+        schedule = "" if d.schedule == "synchronous" else f", schedule={d.schedule!r}"
         return (
             f"activation={d.activation!r}, output_activation={d.output_activation!r}, dynamics={d.kind!r}{energy}, "
-            f"feedback={'tied' if self.free_feedback is None else 'free'!r}, readout={self.readout!r}"
+            f"feedback={'tied' if self.free_feedback is None else 'free'!r}, readout={self.readout!r}{schedule}"
         )
 
 

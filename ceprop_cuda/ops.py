@@ -7,7 +7,6 @@ contracts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,7 +20,8 @@ except ImportError as error:
         f"({torch.__version__}) with `pip install --no-build-isolation .` in the source folder"
     ) from error
 
-from .reference import CEPResult, Circuit, Contrast, EPResult, Nudge, logits
+from .dynamics import Circuit, Nudge, logits
+from .reference import CEPResult, Contrast, EPResult, Relaxed
 
 
 def build_info() -> dict[str, str]:
@@ -39,19 +39,27 @@ def obstacle(circuit: Circuit, x: Tensor) -> str | None:
 
 
 def relax(
-    circuit: Circuit, x: Tensor, steps: int, states: Sequence[Tensor] | None = None, nudge: Nudge | None = None
-) -> list[Tensor]:
+    circuit: Circuit,
+    x: Tensor,
+    steps: int,
+    states: Sequence[Tensor] | None = None,
+    nudge: Nudge | None = None,
+    tolerance: float | None = None,
+) -> Relaxed:
     """See :func:`ceprop_cuda.reference.relax`."""
-    return torch.ops.ceprop_cuda.relax(
+    after, steps_used = _call(
+        torch.ops.ceprop_cuda.relax,
         *_tensors(circuit, x),
         list(states or []),
         None if nudge is None else nudge.target,
         steps=steps,
+        tolerance=tolerance,
         beta=0.0 if nudge is None else nudge.beta,
         nudge_at="state" if nudge is None else nudge.at,
         loss="mse" if nudge is None else nudge.loss,
         **_dynamics(circuit),
     )
+    return Relaxed(after, steps_used)
 
 
 def ep_step(
@@ -61,16 +69,19 @@ def ep_step(
     *,
     free_steps: int,
     nudged_steps: int,
+    tolerance: float | None = None,
     symmetric: bool = False,
     accumulate: bool = False,
     shared_update: bool = False,
 ) -> EPResult:
     """See :func:`ceprop_cuda.reference.ep_step`."""
-    d_weights, d_biases, d_feedback, free, nudged = torch.ops.ceprop_cuda.ep_step(
+    d_weights, d_biases, d_feedback, free, nudged, steps_used = _call(
+        torch.ops.ceprop_cuda.ep_step,
         *_tensors(circuit, x),
         nudge.target,
         free_steps=free_steps,
         nudged_steps=nudged_steps,
+        tolerance=tolerance,
         symmetric=symmetric,
         accumulate=accumulate,
         shared_update=shared_update,
@@ -78,7 +89,8 @@ def ep_step(
         **_dynamics(circuit),
     )
     biases = [None if b is None else db for b, db in zip(circuit.biases, d_biases, strict=True)]
-    return EPResult(Contrast(d_weights, biases, d_feedback), logits(circuit, free), free, _phases(circuit, nudged))
+    change = Contrast(d_weights, biases, d_feedback)
+    return EPResult(change, logits(circuit, free), free, _phases(circuit, nudged), steps_used)
 
 
 def cep_step(
@@ -89,29 +101,36 @@ def cep_step(
     free_steps: int,
     nudged_steps: int,
     lr: Sequence[float],
+    tolerance: float | None = None,
     symmetric: bool = False,
     shared_update: bool = False,
     weight_decay: float = 0.0,
+    update: str = "auto",
 ) -> CEPResult:
-    """See :func:`ceprop_cuda.reference.cep_step`; but the parameters of ``circuit`` move in place."""
+    """See :func:`ceprop_cuda.reference.cep_step`; but the parameters of ``circuit`` move in place.
+
+    ``update`` as for :class:`ceprop_cuda.CEP`.
+    """
     before = _with_own_readout(circuit)
     free = _new_states(x, circuit.weights, circuit.readout)
     nudged = _new_states(x, circuit.weights, circuit.readout, 1 + symmetric)
-    torch.ops.ceprop_cuda.cep_step(
+    steps_used = torch.ops.ceprop_cuda.cep_step(
         *_tensors(circuit, x),
         nudge.target,
         free,
         nudged,
         free_steps=free_steps,
         nudged_steps=nudged_steps,
+        tolerance=tolerance,
         lr=list(lr),
         symmetric=symmetric,
         shared_update=shared_update,
         weight_decay=weight_decay,
+        update=update,
         **_nudge(nudge),
         **_dynamics(circuit),
     )
-    return CEPResult(circuit, logits(before, free), free, _phases(circuit, nudged))
+    return CEPResult(circuit, logits(before, free), free, _phases(circuit, nudged), steps_used)
 
 
 def _with_own_readout(circuit: Circuit) -> Circuit:
@@ -134,13 +153,26 @@ def _tensors(circuit: Circuit, x: Tensor) -> tuple[Tensor, list[Tensor], list[Te
 
 
 def _dynamics(circuit: Circuit) -> dict[str, Any]:
-    settings = asdict(circuit.dynamics)
+    d = circuit.dynamics
     return {
-        "dynamics": settings.pop("kind"),
+        "activation": d.activation,
+        "output_activation": d.output_activation,
+        "dynamics": d.kind,
+        "dt": d.dt,
+        "clip": d.clip,
+        "schedule": d.schedule,
         "feedback": "tied" if circuit.free_feedback is None else "free",
         "readout": circuit.readout,
-        **settings,
     }
+
+
+def _call(op: Any, *args: Any, **settings: Any) -> Any:
+    """``op(...)``; where no gradient is to be refused, past the Python code that would, which takes as long as a small
+    network's step."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return op(*args, **settings)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args, **settings)
 
 
 def _nudge(nudge: Nudge) -> dict[str, Any]:
@@ -157,6 +189,10 @@ def _new_states(x: Tensor, weights: list[Tensor], readout: bool, phases: int = 1
     return [x.new_empty(x.shape[0], w.shape[0]) for _ in range(phases) for w in weights[: len(weights) - readout]]
 
 
+def _new_steps(x: Tensor, phases: int) -> Tensor:
+    return x.new_empty(phases, dtype=torch.int64)
+
+
 def _check_devices(x: Tensor, target: Tensor | None, **lists: list[Tensor]) -> None:
     """One tensor on the meta device among others would bring the call to the fake kernel, which computes nothing."""
     named = [(f"{name}[{index}]", tensor) for name, tensors in lists.items() for index, tensor in enumerate(tensors)]
@@ -168,20 +204,24 @@ def _check_devices(x: Tensor, target: Tensor | None, **lists: list[Tensor]) -> N
 @torch.library.register_fake("ceprop_cuda::relax")
 def _(x, weights, biases, feedback_weights, states, target, *, readout, **_settings):  # type: ignore[no-untyped-def]
     _check_devices(x, target, weights=weights, biases=biases, feedback_weights=feedback_weights, states=states)
-    return _new_states(x, weights, readout)
+    return _new_states(x, weights, readout), _new_steps(x, 1)
 
 
 @torch.library.register_fake("ceprop_cuda::ep_step")
 def _(x, weights, biases, feedback_weights, target, *, symmetric, readout, **_settings):  # type: ignore[no-untyped-def]
     _check_devices(x, target, weights=weights, biases=biases, feedback_weights=feedback_weights)
     like = [[p.new_empty(p.shape) for p in group] for group in (weights, biases, feedback_weights)]
-    return *like, _new_states(x, weights, readout), _new_states(x, weights, readout, 1 + symmetric)
+    nudged = _new_states(x, weights, readout, 1 + symmetric)
+    return *like, _new_states(x, weights, readout), nudged, _new_steps(x, 2 + symmetric)
 
 
 @torch.library.register_fake("ceprop_cuda::cep_step")
-def _(x, weights, biases, feedback_weights, target, free_states, nudged_states, **_settings):  # type: ignore[no-untyped-def]
+def _(  # type: ignore[no-untyped-def]
+    x, weights, biases, feedback_weights, target, free_states, nudged_states, *, symmetric, **_settings
+):
     lists = {"weights": weights, "biases": biases, "feedback_weights": feedback_weights}
     _check_devices(x, target, **lists, free_states=free_states, nudged_states=nudged_states)
+    return _new_steps(x, 4 if symmetric else 2)
 
 
 @torch.library.custom_op("ceprop_cuda::refuse_gradient", mutates_args=())

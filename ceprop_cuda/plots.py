@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
-def curves(history: Sequence[Mapping[str, float | None]]) -> bytes:
+def curves(history: Sequence[Mapping[str, Any]]) -> bytes:
     """A PNG image of the training and, where there is one, the test error over the epochs.
 
     Args:

@@ -34,6 +34,8 @@ class Preset:
     nudging: str = "positive"
     feedback: str = "tied"
     feedback_angle: float = 0.0  # degrees between free feedback and forward weights at the start
+    schedule: str = "synchronous"
+    tolerance: float | None = None
 
     def network(self, inputs: int, classes: int) -> Network:
         """A new network for samples of ``inputs`` values; draws from torch's global generator."""
@@ -46,6 +48,7 @@ class Preset:
             dynamics=self.dynamics,
             dt=self.dt,
             feedback=self.feedback,
+            schedule=self.schedule,
         )
         if net.free_feedback is not None:
             net.set_angle(self.feedback_angle)
@@ -53,11 +56,10 @@ class Preset:
 
     def rule(self, net: Network, backend: str = "auto") -> EP | CEP:
         """The learning rule on ``net``; ``backend`` as for :class:`ceprop_cuda.EP`."""
+        phases = (net, self.free_steps, self.nudged_steps, self.beta)
         if self.continual:
-            return CEP(
-                net, self.free_steps, self.nudged_steps, self.beta, self.lr, nudging=self.nudging, backend=backend
-            )
-        return EP(net, self.free_steps, self.nudged_steps, self.beta, nudging=self.nudging, backend=backend)
+            return CEP(*phases, self.lr, nudging=self.nudging, backend=backend, tolerance=self.tolerance)
+        return EP(*phases, nudging=self.nudging, backend=backend, tolerance=self.tolerance)
 
     def optimizer(self, net: Network) -> torch.optim.Optimizer | None:
         """Plain SGD with a parameter group per connection; None for continual EP, which moves the weights itself."""

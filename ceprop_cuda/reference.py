@@ -1,10 +1,7 @@
 """What every kernel must compute: equilibrium propagation in plain PyTorch.
 
-This file is the specification. It is written to be read beside the papers, runs on any device and in any
-floating dtype, is differentiable, and knows nothing of the kernels.
-
-Layers l = 0 .. L-1 count from the input. ``s[l]`` is layer l's state, ``(B, n_l)``. Connection l joins what is
-below (``x`` for l = 0, else ``s[l-1]``) to layer l through ``W[l]`` ``(n_l, n_{l-1})`` and ``b[l]`` ``(n_l,)``.
+This file and ``dynamics.py``, the units and their steps, are the specification. They are written to be read beside the
+papers, run on any device and in any floating dtype, are differentiable, and know nothing of the kernels.
 
 References: arXiv 1905.13633 (EP in discrete time), 2005.04168 and 2005.04169 (continual EP, C-VF),
 2006.03824 (symmetric nudging, cross-entropy, softmax readout).
@@ -13,62 +10,71 @@ References: arXiv 1905.13633 (EP in discrete time), 2005.04168 and 2005.04169 (c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS = ("sigmoid", "hard_sigmoid", "half_hard_sigmoid", "centered_hard_sigmoid", "tanh", "linear")
+from .dynamics import Circuit, Nudge, emitted, logits, output_error, resting_states, step
+
+# A phase with a tolerance asks only after every so many steps whether it may stop: each time costs a pass over all
+# states and, in the kernels, a barrier.
+STEPS_PER_CHECK = 4
 
 
-@dataclass(frozen=True)
-class Dynamics:
-    """How units turn their drive into their next state (see :class:`ceprop_cuda.Network` for the meaning)."""
-
-    activation: str = "sigmoid"
-    output_activation: str = "sigmoid"
-    kind: str = "prototypical"  # | "energy"
-    dt: float = 0.5
-    clip: bool = True
+# ---------------------------------------------------------------------------------------------------------------
+# Phases
 
 
-@dataclass(frozen=True)
-class Circuit:
-    """The parameters of a chain of dense layers, with its dynamics.
-
-    With ``readout`` the last weight and bias are R ``(classes, n_{L-1})`` and c ``(classes,)``, outside the dynamics.
-    """
-
-    weights: list[Tensor]  # W[l] (n_l, n_{l-1})
-    biases: list[Tensor | None]  # b[l] (n_l,)
-    free_feedback: list[Tensor] | None  # V[1], V[2], ... each shaped like W[l]; None: tied
-    dynamics: Dynamics
-    readout: bool = False
-
-    @property
-    def layers(self) -> int:
-        return len(self.weights) - self.readout
-
-    @property
-    def feedback(self) -> list[Tensor]:
-        """What carries layers 1, 2, ... back to the ones below: W[1], W[2], ... when tied, else V[1], V[2], ..."""
-        return self.weights[1 : self.layers] if self.free_feedback is None else self.free_feedback
-
-    def parameters(self) -> list[Tensor]:
-        """All weights, biases and free feedback weights that exist, in this order."""
-        return [p for p in (*self.weights, *self.biases, *(self.free_feedback or [])) if p is not None]
+class Relaxed(NamedTuple):
+    states: list[Tensor]
+    steps: Tensor  # (1,) int64, on the states' device: how many steps were made
 
 
-@dataclass(frozen=True)
-class Nudge:
-    """A pull of the output towards ``target`` ``(B, classes)`` of strength ``beta``."""
+def settled(steps: int, before: Sequence[Tensor], after: Sequence[Tensor], tolerance: float | None) -> bool:
+    """Whether a phase may stop after ``steps`` steps, the last of which led from ``before`` to ``after``: if it is time
+    to ask, and no unit of any sample moved by more than ``tolerance``. None never stops a phase, and NaN states keep
+    it going."""
+    if tolerance is None or steps % STEPS_PER_CHECK != 0:
+        return False
+    return all((b - a).abs().max().item() <= tolerance for a, b in zip(before, after, strict=True))
 
-    target: Tensor
-    beta: float
-    at: str = "state"  # | "drive"
-    loss: str = "mse"  # | "cross_entropy"
+
+def relax(
+    circuit: Circuit,
+    x: Tensor,
+    steps: int,
+    states: Sequence[Tensor] | None = None,
+    nudge: Nudge | None = None,
+    tolerance: float | None = None,
+) -> Relaxed:
+    """``steps`` steps from ``states`` (default: rest), or fewer if they have :func:`settled`: a free phase, or with
+    ``nudge`` a nudged one."""
+    states = resting_states(circuit, x) if states is None else [s.clone() for s in states]
+    done = 0
+    for done in range(1, steps + 1):
+        before, states = states, step(circuit, x, states, nudge)
+        if settled(done, before, states, tolerance):
+            break
+    return Relaxed(states, count(x, done))
+
+
+def count(x: Tensor, steps: int) -> Tensor:
+    """``steps`` as a tensor ``(1,)`` beside ``x``."""
+    return torch.tensor([steps], device=x.device)
+
+
+def loss(answer: Tensor, target: Tensor, kind: str) -> Tensor:
+    """Mean over the batch of ||y - s||^2 / 2, or of the cross-entropy; both ``(B, classes)``, result 0-d."""
+    if kind == "mse":
+        return F.mse_loss(answer, target, reduction="sum") / (2 * len(answer))
+    return F.cross_entropy(answer, target)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Learning
 
 
 class Contrast(NamedTuple):
@@ -84,146 +90,6 @@ class Contrast(NamedTuple):
     def parameters(self) -> list[Tensor]:
         """All changes that exist, in the order of :meth:`Circuit.parameters`."""
         return [dp for dp in (*self.weights, *self.biases, *self.feedback) if dp is not None]
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# One step
-
-
-def rho(name: str, x: Tensor) -> Tensor:
-    """The activation ``name`` of ``x`` (any shape), by the formulas used in the papers' experiments."""
-    if name == "sigmoid":
-        return torch.sigmoid(4 * (x - 0.5))
-    if name == "hard_sigmoid":
-        return x.clamp(0, 1)
-    if name == "half_hard_sigmoid":
-        return (x / 2).clamp(0, 1)
-    if name == "centered_hard_sigmoid":
-        return x.clamp(-0.5, 0.5)
-    if name == "tanh":
-        return torch.tanh(x)
-    if name == "linear":
-        return x
-    raise ValueError(f"unknown activation {name!r}")
-
-
-def rho_prime(name: str, x: Tensor) -> Tensor:
-    """The derivative of :func:`rho`; at a kink the slope of the unclipped side, so that a unit can leave it."""
-    if name == "sigmoid":
-        return 4 * rho(name, x) * (1 - rho(name, x))
-    if name == "hard_sigmoid":
-        return ((x >= 0) & (x <= 1)).to(x.dtype)
-    if name == "half_hard_sigmoid":
-        return ((x >= 0) & (x <= 2)).to(x.dtype) / 2
-    if name == "centered_hard_sigmoid":
-        return ((x >= -0.5) & (x <= 0.5)).to(x.dtype)
-    if name == "tanh":
-        return 1 - torch.tanh(x) ** 2
-    if name == "linear":
-        return torch.ones_like(x)
-    raise ValueError(f"unknown activation {name!r}")
-
-
-def activation_of(circuit: Circuit, layer: int) -> str:
-    """The name of the activation of ``layer``; with a readout the top layer of the dynamics is a hidden one."""
-    is_output = layer == circuit.layers - 1 and not circuit.readout
-    return circuit.dynamics.output_activation if is_output else circuit.dynamics.activation
-
-
-def emitted(circuit: Circuit, states: Sequence[Tensor]) -> list[Tensor]:
-    """What the neighbours of each layer see: its state, or rho of it in energy dynamics."""
-    if circuit.dynamics.kind == "prototypical":
-        return list(states)
-    return [rho(activation_of(circuit, layer), s) for layer, s in enumerate(states)]
-
-
-def clamped_input(circuit: Circuit, x: Tensor) -> Tensor:
-    """What layer 0 sees of the input ``x`` ``(B, n_in)``: x, or rho(x) in energy dynamics."""
-    return x if circuit.dynamics.kind == "prototypical" else rho(circuit.dynamics.activation, x)
-
-
-def logits(circuit: Circuit, states: Sequence[Tensor]) -> Tensor:
-    """The network's answer ``(B, classes)``: the output units, or R s + c with a readout."""
-    if circuit.readout:
-        return F.linear(states[-1], circuit.weights[-1], circuit.biases[-1])
-    return states[-1]
-
-
-def output_error(circuit: Circuit, states: Sequence[Tensor], nudge: Nudge) -> Tensor:
-    """Minus the gradient of the loss of one sample with respect to its logits, ``(B, classes)``."""
-    answer = logits(circuit, states)
-    return nudge.target - (answer if nudge.loss == "mse" else answer.softmax(dim=1))
-
-
-def drives(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
-    """a_l = F_l(s[l-1]) + F_{l+1}^T(s[l+1]): what reaches each layer from below and above, ``(B, n_l)``."""
-    seen = [clamped_input(circuit, x), *emitted(circuit, states)]
-    result = []
-    for layer in range(circuit.layers):
-        drive = F.linear(seen[layer], circuit.weights[layer], circuit.biases[layer])
-        if layer + 1 < circuit.layers:
-            drive = drive + seen[layer + 2] @ circuit.feedback[layer]
-        result.append(drive)
-    return result
-
-
-def step(circuit: Circuit, x: Tensor, states: Sequence[Tensor], nudge: Nudge | None = None) -> list[Tensor]:
-    """One synchronous step: every layer moves at once, from the states before the step.
-
-    Prototypical  s <- rho(a);   energy  s <- clip(s + dt (-s + rho'(s) a)), without rho' at the output and in vector
-    fields. The nudge adds beta e, e = y - s or y - softmax(s): after rho (``at="state"``) or before it (``"drive"``);
-    a readout adds beta R^T e before it.
-    """
-    after = []
-    for layer, (a, s) in enumerate(zip(drives(circuit, x, states), states, strict=True)):
-        is_top = layer == circuit.layers - 1
-        inside = outside = torch.zeros_like(a)
-        if is_top and nudge is not None:
-            pull = nudge.beta * output_error(circuit, states, nudge)
-            if circuit.readout:
-                inside = pull @ circuit.weights[-1]
-            elif nudge.at == "drive":
-                inside = pull
-            else:
-                outside = pull
-        name = activation_of(circuit, layer)
-        if circuit.dynamics.kind == "prototypical":
-            after.append(rho(name, a + inside) + outside)
-        else:
-            gain = 1.0 if is_top or circuit.free_feedback is not None else rho_prime(name, s)
-            moved = s + circuit.dynamics.dt * (-s + gain * a + inside + outside)
-            after.append(moved.clamp(0, 1) if circuit.dynamics.clip else moved)
-    return after
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Phases
-
-
-def resting_states(circuit: Circuit, x: Tensor) -> list[Tensor]:
-    """All-zero states ``(B, n_l)``, where every free phase starts."""
-    return [x.new_zeros(len(x), circuit.weights[layer].shape[0]) for layer in range(circuit.layers)]
-
-
-def relax(
-    circuit: Circuit, x: Tensor, steps: int, states: Sequence[Tensor] | None = None, nudge: Nudge | None = None
-) -> list[Tensor]:
-    """``steps`` steps from ``states`` (default: rest): a free phase, or with ``nudge`` a nudged one."""
-    states = resting_states(circuit, x) if states is None else [s.clone() for s in states]
-    for _ in range(steps):
-        states = step(circuit, x, states, nudge)
-    return states
-
-
-def loss(answer: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Mean over the batch of ||y - s||^2 / 2, or of the cross-entropy; both ``(B, classes)``, result 0-d."""
-    if kind == "mse":
-        return ((target - answer) ** 2).sum(1).mean() / 2
-    return -(target * answer.log_softmax(1)).sum(1).mean()
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Learning
 
 
 def contrast(
@@ -242,9 +108,8 @@ def contrast(
     The readout is no part of this: see :func:`readout_contrast`.
     """
     scale = 1 / (beta * len(x))
-    seen = clamped_input(circuit, x)
     if circuit.free_feedback is None:
-        r, r_later = [seen, *emitted(circuit, earlier)], [seen, *emitted(circuit, later)]
+        r, r_later = emitted(circuit, x, earlier), emitted(circuit, x, later)
         d_weights = [
             scale * (r_later[layer + 1].T @ r_later[layer] - r[layer + 1].T @ r[layer])
             for layer in range(circuit.layers)
@@ -252,7 +117,7 @@ def contrast(
         d_feedback = []
         moved = [b - a for a, b in zip(r[1:], r_later[1:], strict=True)]
     else:
-        r = [seen, *emitted(circuit, fixed)]
+        r = emitted(circuit, x, fixed)
         moved = [b - a for a, b in zip(earlier, later, strict=True)]
         d_weights = [scale * (moved[layer].T @ r[layer]) for layer in range(circuit.layers)]
         d_feedback = [scale * (r[layer + 1].T @ moved[layer - 1]) for layer in range(1, circuit.layers)]
@@ -298,6 +163,7 @@ class EPResult(NamedTuple):
     output: Tensor  # (B, classes): the logits of the free state
     free_states: list[Tensor]
     nudged_states: list[list[Tensor]]  # the end of the phase with +beta; when symmetric also of that with -beta
+    steps: Tensor  # (phases,) int64, on the states' device: the steps made in each phase, in the order of the phases
 
 
 def ep_step(
@@ -307,6 +173,7 @@ def ep_step(
     *,
     free_steps: int,
     nudged_steps: int,
+    tolerance: float | None = None,
     symmetric: bool = False,
     accumulate: bool = False,
     shared_update: bool = False,
@@ -315,17 +182,21 @@ def ep_step(
 
     One-sided (2005.04168): from the free state to the end of the nudged phase, over beta. Symmetric (2006.03824, third
     phase): from the end of the phase with -beta to that with +beta, over 2 beta. ``accumulate`` sums the contrasts of
-    consecutive steps of the nudged phases instead, which makes a difference for vector fields only.
+    consecutive steps of the nudged phases instead, which makes a difference for vector fields only. Every phase ends
+    after its steps, or before if it has :func:`settled`.
     """
-    free = relax(circuit, x, free_steps)
-    ends, path = [], []
+    free, steps_made = relax(circuit, x, free_steps, tolerance=tolerance)
+    ends, path, made = [], [], [steps_made]
     for signed in (nudge, replace(nudge, beta=-nudge.beta)) if symmetric else (nudge,):
         states = free
-        for _ in range(nudged_steps):
+        for done in range(1, nudged_steps + 1):
             before, states = states, step(circuit, x, states, signed)
             if accumulate:
                 path.append(contrast(circuit, x, before, states, before, signed.beta))
+            if settled(done, before, states, tolerance):
+                break
         ends.append(states)
+        made.append(count(x, done))
     if accumulate:
         change = combine(path, 1 / len(ends))
     elif symmetric:
@@ -333,7 +204,9 @@ def ep_step(
     else:
         change = contrast(circuit, x, free, ends[0], free, nudge.beta)
     change = with_readout(circuit, change, ends, nudge)
-    return EPResult(share_update(change) if shared_update else change, logits(circuit, free), free, ends)
+    if shared_update:
+        change = share_update(change)
+    return EPResult(change, logits(circuit, free), free, ends, torch.cat(made))
 
 
 class CEPResult(NamedTuple):
@@ -341,6 +214,7 @@ class CEPResult(NamedTuple):
     output: Tensor  # (B, classes): the logits of the free state, by the parameters before the step
     free_states: list[Tensor]
     nudged_states: list[list[Tensor]]  # as in EPResult
+    steps: Tensor  # as in EPResult; when symmetric: free, +beta, un-nudged, -beta
 
 
 def moved(circuit: Circuit, change: Contrast, lr: Sequence[float], weight_decay: float, first: int = 0) -> Circuit:
@@ -370,6 +244,7 @@ def cep_step(
     free_steps: int,
     nudged_steps: int,
     lr: Sequence[float],
+    tolerance: float | None = None,
     symmetric: bool = False,
     shared_update: bool = False,
     weight_decay: float = 0.0,
@@ -379,22 +254,27 @@ def cep_step(
 
     Symmetric: a phase with +beta, ``nudged_steps`` un-nudged steps back towards the free state, a phase with -beta;
     every contrast is taken over 2 (+-beta), so that their sum is EP's symmetric contrast as lr -> 0.
-    A readout is outside the dynamics: it moves once, at the end, by EP's contrast for it.
+    A readout is outside the dynamics: it moves once, at the end, by EP's contrast for it. Every phase ends after its
+    steps, or before if it has :func:`settled`.
     """
-    free = states = relax(circuit, x, free_steps)
-    output = logits(circuit, free)
+    free, steps_made = relax(circuit, x, free_steps, tolerance=tolerance)
+    output, states, made = logits(circuit, free), free, [steps_made]
     ends: list[list[Tensor]] = []
     for signed in (nudge, replace(nudge, beta=-nudge.beta)) if symmetric else (nudge,):
         if ends:
-            states = relax(circuit, x, nudged_steps, states)
-        for _ in range(nudged_steps):
+            states, steps_made = relax(circuit, x, nudged_steps, states, tolerance=tolerance)
+            made.append(steps_made)
+        for done in range(1, nudged_steps + 1):
             before, states = states, step(circuit, x, states, signed)
             change = contrast(circuit, x, before, states, before, (2 if symmetric else 1) * signed.beta)
             circuit = moved(circuit, share_update(change) if shared_update else change, lr, weight_decay)
+            if settled(done, before, states, tolerance):
+                break
         ends.append(states)
+        made.append(count(x, done))
     of_readout = with_readout(circuit, Contrast([], [], []), ends, nudge)
     circuit = moved(circuit, of_readout, lr, weight_decay, first=circuit.layers)
-    return CEPResult(circuit, output, free, ends)
+    return CEPResult(circuit, output, free, ends, torch.cat(made))
 
 
 class BPTTResult(NamedTuple):
@@ -418,7 +298,7 @@ def bptt(
             biases=[None if b is None else leaf(b) for b in circuit.biases],
             free_feedback=None if circuit.free_feedback is None else [leaf(v) for v in circuit.free_feedback],
         )
-        states = relax(circuit, x, unrolled_steps, states)
+        states = relax(circuit, x, unrolled_steps, states).states
         output = logits(circuit, states)
         found = iter(torch.autograd.grad(loss(output, target, loss_kind), circuit.parameters(), materialize_grads=True))
     change = Contrast(

@@ -8,27 +8,33 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import reference
-from .network import BACKENDS, Network, backend_module, one_of, real_number, whole_number
-from .reference import Circuit, Nudge
+from . import ops, reference
+from .dynamics import Circuit, Nudge
+from .network import BACKENDS, Network, backend_module, one_of, real_number, tolerance_or_none, whole_number
 
 NUDGINGS = ("positive", "random_sign", "symmetric")
+UPDATES = ("auto", "literal", "low_rank")
 
 
 @dataclass
 class StepResult:
     """What one call of a rule saw. ``loss`` is 0-d, the free phase's mean over the batch; ``output`` ``(B, classes)``
-    the free phase's output units or logits; states are lists of ``(B, n_l)``, the input side first."""
+    the free phase's output units or logits; states are lists of ``(B, n_l)``, the input side first; ``steps`` int64
+    holds the number of steps made in each phase that was run, in order: free, +beta (random_sign: its sign), and when
+    symmetric -beta, before it continual EP's way back."""
 
     loss: Tensor
     output: Tensor
     free_states: list[Tensor]
+    steps: Tensor
     nudged_states: list[Tensor] = field(default_factory=list)  # end of the phase with +beta (random_sign: its sign)
     nudged_minus_states: list[Tensor] = field(default_factory=list)  # end of the phase with -beta, when symmetric
 
 
 class Rule:
     """What the rules share: a network, its free phase and its loss."""
+
+    tolerance: float | None = None  # the rules with a nudged phase take one
 
     def __init__(self, net: Network, free_steps: int, loss: str | None, nudge_at: str | None, backend: str) -> None:
         free_steps = whole_number("free_steps", free_steps, 0)
@@ -42,12 +48,12 @@ class Rule:
     @torch.no_grad()
     def predict(self, x: Tensor, y: Tensor) -> StepResult:
         """The free phase alone: loss, output and states; x ``(B, *input_shape)``, y as for a training step."""
-        x = self.net.check_input(x)
-        target = self.net.check_target(x, y)
         circuit = self.net.circuit()
-        states = backend_module(self.backend, circuit, x).relax(circuit, x, self.free_steps)
-        output = reference.logits(circuit, states)
-        return StepResult(reference.loss(output, target, self.loss), output, states)
+        x = self.net.check_input(circuit, x)
+        target = self.net.check_target(circuit, x, y)
+        ran = backend_module(self.backend, circuit, x).relax(circuit, x, self.free_steps, tolerance=self.tolerance)
+        output = reference.logits(circuit, ran.states)
+        return StepResult(reference.loss(output, target, self.loss), output, ran.states, ran.steps)
 
 
 class NudgedRule(Rule):
@@ -64,6 +70,7 @@ class NudgedRule(Rule):
         loss: str | None,
         shared_update: bool,
         backend: str,
+        tolerance: float | None,
     ) -> None:
         nudged_steps = whole_number("nudged_steps", nudged_steps, 1)
         beta = real_number("beta", beta, lambda value: value != 0, "a finite number other than 0")
@@ -71,11 +78,13 @@ class NudgedRule(Rule):
         one_of("shared_update", shared_update, (True, False))
         if shared_update and net.free_feedback is None:
             raise ValueError("shared_update=True needs a network with feedback='free', got tied feedback")
+        tolerance = tolerance_or_none(tolerance)
         super().__init__(net, free_steps, loss, nudge_at, backend)
         self.nudged_steps = nudged_steps
         self.beta = beta
         self.nudging = nudging
         self.shared_update = shared_update
+        self.tolerance = tolerance
 
     def _nudge(self, target: Tensor) -> Nudge:
         sign = -1 if self.nudging == "random_sign" and torch.rand(()).item() < 0.5 else 1
@@ -86,6 +95,7 @@ class NudgedRule(Rule):
             reference.loss(ran.output, target, self.loss),
             ran.output,
             ran.free_states,
+            ran.steps,
             ran.nudged_states[0],
             ran.nudged_states[1] if self.nudging == "symmetric" else [],
         )
@@ -107,6 +117,8 @@ class EP(NudgedRule):
         accumulate: sum the contrasts of consecutive nudged steps (2005.04168); differs for free feedback only.
         shared_update: forward and feedback weights both get the mean of their two updates (Kolen-Pollack).
         backend: "auto", "fused" or "reference".
+        tolerance: None, or end a phase already after 4, 8, 12, ... of its steps if the last of them moved no unit of
+            any sample of the batch by more than this. 0 ends it only where further steps would change nothing.
     """
 
     def __init__(
@@ -121,9 +133,12 @@ class EP(NudgedRule):
         accumulate: bool = False,
         shared_update: bool = False,
         backend: str = "auto",
+        *,
+        tolerance: float | None = None,
     ) -> None:
         one_of("accumulate", accumulate, (True, False))
-        super().__init__(net, free_steps, nudged_steps, beta, nudging, nudge_at, loss, shared_update, backend)
+        phases = (free_steps, nudged_steps, beta, nudging, nudge_at, loss)
+        super().__init__(net, *phases, shared_update, backend, tolerance)
         self.accumulate = accumulate
 
     @torch.no_grad()
@@ -137,15 +152,16 @@ class EP(NudgedRule):
         Raises:
             ValueError, TypeError: a shape, dtype or device does not fit; no gradient was changed.
         """
-        x = self.net.check_input(x)
-        nudge = self._nudge(self.net.check_target(x, y))
         circuit = self.net.circuit()
+        x = self.net.check_input(circuit, x)
+        nudge = self._nudge(self.net.check_target(circuit, x, y))
         ran = backend_module(self.backend, circuit, x).ep_step(
             circuit,
             x,
             nudge,
             free_steps=self.free_steps,
             nudged_steps=self.nudged_steps,
+            tolerance=self.tolerance,
             symmetric=self.nudging == "symmetric",
             accumulate=self.accumulate,
             shared_update=self.shared_update,
@@ -166,6 +182,11 @@ class CEP(NudgedRule):
         weight_decay: every update also subtracts ``lr * weight_decay * p``, as torch.optim.SGD does.
         the others: as for :class:`EP`. "symmetric" goes back towards the free state by ``nudged_steps`` un-nudged steps
             between its two nudged phases.
+            A phase that ``tolerance`` ends early leaves out the weight decay of its remaining steps, too.
+        update: which form of the exact continual update the kernels run: "literal" moves the weights at every step,
+            "low_rank" keeps them constant and adds the change as products with B x B matrices wherever that is exact,
+            "auto" takes the one with fewer operations, see :func:`ceprop_cuda.plan`. All give the same numbers up to
+            rounding; the reference has only one form.
     """
 
     def __init__(
@@ -181,8 +202,13 @@ class CEP(NudgedRule):
         shared_update: bool = False,
         weight_decay: float = 0.0,
         backend: str = "auto",
+        *,
+        tolerance: float | None = None,
+        update: str = "auto",
     ) -> None:
-        super().__init__(net, free_steps, nudged_steps, beta, nudging, nudge_at, loss, shared_update, backend)
+        one_of("update", update, UPDATES)
+        phases = (free_steps, nudged_steps, beta, nudging, nudge_at, loss)
+        super().__init__(net, *phases, shared_update, backend, tolerance)
         rates = list(lr) if isinstance(lr, Iterable) else [lr] * len(net.weights)
         if len(rates) != len(net.weights):
             raise ValueError(f"lr must hold {len(net.weights)} rates, input side first, got {len(rates)}: {lr!r}")
@@ -191,6 +217,7 @@ class CEP(NudgedRule):
             for connection, rate in enumerate(rates)
         ]
         self.weight_decay = real_number("weight_decay", weight_decay, lambda value: value >= 0, "a finite number >= 0")
+        self.update = update
 
     @torch.no_grad()
     def step(self, x: Tensor, y: Tensor) -> StepResult:
@@ -203,19 +230,22 @@ class CEP(NudgedRule):
         Raises:
             ValueError, TypeError: a shape, dtype or device does not fit; no parameter was changed.
         """
-        x = self.net.check_input(x)
-        nudge = self._nudge(self.net.check_target(x, y))
         circuit = self.net.circuit()
-        ran = backend_module(self.backend, circuit, x).cep_step(
+        x = self.net.check_input(circuit, x)
+        nudge = self._nudge(self.net.check_target(circuit, x, y))
+        module = backend_module(self.backend, circuit, x)
+        ran = module.cep_step(
             circuit,
             x,
             nudge,
             free_steps=self.free_steps,
             nudged_steps=self.nudged_steps,
             lr=self.lr,
+            tolerance=self.tolerance,
             symmetric=self.nudging == "symmetric",
             shared_update=self.shared_update,
             weight_decay=self.weight_decay,
+            **({"update": self.update} if module is ops else {}),
         )
         for p, moved in zip(circuit.parameters(), ran.circuit.parameters(), strict=True):
             if moved is not p:  # the reference returns new tensors, the kernels write in place
@@ -244,13 +274,14 @@ class BPTT(Rule):
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> StepResult:
         """Add the loss gradient to every ``p.grad``; x and y as for :meth:`EP.backward`."""
-        x = self.net.check_input(x)
-        target = self.net.check_target(x, y)
         circuit = self.net.circuit()
-        states = backend_module(self.backend, circuit, x).relax(circuit, x, self.free_steps - self.unrolled_steps)
-        ran = reference.bptt(circuit, x, target, self.loss, unrolled_steps=self.unrolled_steps, states=states)
+        x = self.net.check_input(circuit, x)
+        target = self.net.check_target(circuit, x, y)
+        start = backend_module(self.backend, circuit, x).relax(circuit, x, self.free_steps - self.unrolled_steps)
+        ran = reference.bptt(circuit, x, target, self.loss, unrolled_steps=self.unrolled_steps, states=start.states)
         _subtract_from_grads(circuit, ran.contrast)
-        return StepResult(reference.loss(ran.output, target, self.loss), ran.output, ran.free_states)
+        steps = start.steps + self.unrolled_steps
+        return StepResult(reference.loss(ran.output, target, self.loss), ran.output, ran.free_states, steps)
 
 
 def _subtract_from_grads(circuit: Circuit, change: reference.Contrast) -> None:

@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,7 +17,17 @@ from torch import Tensor
 from .plots import curves
 from .version import __version__
 
-Metrics = dict[str, float | None]  # of one epoch
+
+class Metrics(TypedDict):
+    """Of one epoch; :meth:`ceprop_cuda.Trainer.fit` says what they are."""
+
+    epoch: int
+    train_error: float
+    test_error: float | None
+    train_loss: float
+    seconds: float
+    steps: list[float]
+
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"

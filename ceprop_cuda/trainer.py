@@ -87,8 +87,9 @@ class Trainer:
 
         Returns:
             One dict per epoch: "epoch" (from 1), "train_error" and "test_error" in percent (test_error is None without
-            ``test``), "train_loss", and "seconds" of training, without the test. Training error and loss are those of
-            the free phases of the training steps.
+            ``test``), "train_loss", "seconds" of training, without the test, and "steps", how many steps each phase
+            of a training step took, in the order of :class:`StepResult`'s, mean over the batches. Training error and
+            loss are those of the free phases of the training steps.
 
         Raises:
             FileExistsError: ``out`` holds a run with a finished epoch, or files of something else, and ``resume`` is
@@ -178,6 +179,7 @@ class Trainer:
             "test_error": test_error,
             "train_loss": loss,
             "seconds": seconds,
+            "steps": tally.mean_steps(),
         }
 
     def _learn(self, x: Tensor, y: Tensor) -> StepResult:
@@ -214,8 +216,8 @@ def _refuse_left_out_parameters(net: Network, optimizer: torch.optim.Optimizer) 
 
 
 def _description(rule: EP | CEP | BPTT) -> dict[str, Any]:
-    """What is trained and how, beyond the values of parameters; the backend may change between epochs."""
-    settings = {name: value for name, value in vars(rule).items() if name not in ("net", "backend")}
+    """What is trained and how, beyond the values of parameters; what runs it may change between epochs."""
+    settings = {name: value for name, value in vars(rule).items() if name not in ("net", "backend", "update")}
     dtype = str(rule.net.weights[0].dtype).removeprefix("torch.")
     return {"name": type(rule).__name__, **settings, "network": rule.net.extra_repr(), "dtype": dtype}
 
@@ -225,25 +227,33 @@ def _description(rule: EP | CEP | BPTT) -> dict[str, Any]:
 
 
 class _Tally:
-    """Sums over the samples of an epoch, kept on the network's device: adding does not wait for it, reading does."""
+    """Sums over an epoch, kept on the network's device: adding does not wait for it, reading does."""
 
     def __init__(self, net: Network) -> None:
         device = net.weights[0].device
+        self._batches = 0
         self._samples = 0
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._wrong = torch.zeros((), dtype=torch.int64, device=device)
+        self._steps = torch.zeros((), dtype=torch.int64, device=device)  # as many as there are phases, once known
 
     def add(self, out: StepResult, y: Tensor) -> None:
         """Count a batch; ``y`` are class indices ``(B,)`` or float targets ``(B, classes)``."""
+        self._batches += 1
         self._samples += len(y)
         self._loss += out.loss * len(y)
         self._wrong += (out.output.argmax(1) != (y if y.ndim == 1 else y.argmax(1))).sum()
+        self._steps = self._steps + out.steps
 
     def means(self) -> tuple[float, float]:
         """Mean loss, and wrongly classified samples in percent; ValueError if there was no sample."""
         if self._samples == 0:
             raise ValueError("there is no batch to train or test on")
         return self._loss.item() / self._samples, 100 * self._wrong.item() / self._samples
+
+    def mean_steps(self) -> list[float]:
+        """Steps of each phase, mean over the batches, of which there must be one."""
+        return [steps / self._batches for steps in self._steps.tolist()]
 
 
 def _summary(loss: float, error: float, test_error: float | None = None) -> str:

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <optional>
 #include <string>
 
 #include "network.h"
@@ -79,6 +80,18 @@ inline NudgeAt parse_nudge_at(std::string_view given) {
 inline Loss parse_loss(std::string_view given) {
   constexpr std::pair<const char*, Loss> choices[] = {{"mse", Loss::mse}, {"cross_entropy", Loss::cross_entropy}};
   return parse("loss", given, choices);
+}
+
+inline bool parse_asynchronous(std::string_view given) {
+  constexpr std::pair<const char*, bool> choices[] = {{"synchronous", false}, {"asynchronous", true}};
+  return parse("schedule", given, choices);
+}
+
+// The form that is wished for, or none for "auto".
+inline std::optional<Form> parse_update(std::string_view given) {
+  constexpr std::pair<const char*, std::optional<Form>> choices[] = {
+      {"auto", std::nullopt}, {"literal", Form::literal}, {"low_rank", Form::low_rank}};
+  return parse("update", given, choices);
 }
 
 inline bool parse_free_feedback(std::string_view given) {

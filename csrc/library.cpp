@@ -8,7 +8,10 @@
 //   target    class indices [B] int64 or float targets [B, classes]
 //   beta      strength of the nudge, finite, not 0 when there is a target
 //   nudge_at  "state" | "drive";   loss  "mse" | "cross_entropy" (linear outputs or a readout)
-//   activation, output_activation, dynamics ("prototypical" | "energy"), dt > 0, clip: see ceprop_cuda.Network
+//   activation, output_activation, dynamics ("prototypical" | "energy"), dt > 0, clip, schedule ("synchronous" |
+//   "asynchronous"): see ceprop_cuda.Network
+//   tolerance finite, >= 0: a phase ends after a multiple of 4 steps in the last of which no unit moved by more
+// The last result is how many steps each phase took, int64 on the CPU.
 // Any strides are taken; results are contiguous. Nothing is written before all arguments have been checked. The same
 // call gives the same bits for every number of threads. No op is differentiable.
 #include <torch/csrc/utils/pybind.h>
@@ -19,43 +22,49 @@
 #include <stdexcept>
 #include <string>
 
+#include "checks.h"
 #include "cpu/kernels.h"
 #ifdef CEPROP_WITH_CUDA
 #include "cuda/build_facts.h"
 #endif
+#include "plan.h"
 
-#define CEPROP_DYNAMICS \
-  "str activation, str output_activation, str dynamics, float dt, bool clip, str feedback, bool readout"
+#define CEPROP_DYNAMICS                                                                                         \
+  "str activation, str output_activation, str dynamics, float dt, bool clip, str schedule, str feedback, bool " \
+  "readout"
 
 TORCH_LIBRARY(ceprop_cuda, m) {
-  // `steps` synchronous steps from `states` ([B, n_l] per layer; empty: zeros), nudged if there is a target.
-  // Returns the states after them, [B, n_l] per layer.
+  // At most `steps` steps from `states` ([B, n_l] per layer; empty: zeros), nudged if there is a target.
+  // Returns the states after them, [B, n_l] per layer, and [1] how many they were.
   m.def(
       "relax(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] feedback_weights, Tensor[] states, Tensor? target, "
       "*, "
-      "int steps, float beta, str nudge_at, str loss, " CEPROP_DYNAMICS ") -> Tensor[]");
+      "int steps, float? tolerance, float beta, str nudge_at, str loss, " CEPROP_DYNAMICS
+      ") -> (Tensor[] states, Tensor steps_used)");
 
   // Free phase from zeros, nudged phase (`symmetric`: one each with +beta and -beta, from the same free states),
   // contrast. Returns
   //   the directions of descent of weights, biases and feedback (minus EP's estimate of the loss gradients), like them;
-  //   the states after the free phase; those after the nudged phase, followed when symmetric by those after -beta's.
+  //   the states after the free phase; those after the nudged phase, followed when symmetric by those after -beta's;
+  //   the steps of these phases, [2 or 3].
   // accumulate: sum the contrasts of consecutive steps. shared_update: mean of the two updates of W[l] and V[l].
   m.def(
       "ep_step(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] feedback_weights, Tensor target, *, "
-      "int free_steps, int nudged_steps, float beta, str nudge_at, str loss, bool symmetric, bool accumulate, "
-      "bool shared_update, " CEPROP_DYNAMICS
+      "int free_steps, int nudged_steps, float? tolerance, float beta, str nudge_at, str loss, bool symmetric, "
+      "bool accumulate, bool shared_update, " CEPROP_DYNAMICS
       ") -> (Tensor[] d_weights, Tensor[] d_biases, Tensor[] d_feedback, Tensor[] free_states, Tensor[] "
-      "nudged_states)");
+      "nudged_states, Tensor steps_used)");
 
   // Free phase from zeros, then nudged steps each followed by  p <- p + lr_l (contrast - weight_decay p)  of every
   // parameter, in place; symmetric: nudged_steps with +beta, as many without nudge or update, as many with -beta.
   // lr: per connection. Writes the states at the ends of the phases, as ep_step returns them, into free_states and
-  // nudged_states ([B, n_l] each; twice as many nudged ones when symmetric).
+  // nudged_states ([B, n_l] each; twice as many nudged ones when symmetric). Returns the steps of these phases, [2], or
+  // [4] with the return between the two. update: "literal" | "low_rank" wherever exact | "auto", see plan.h.
   m.def(
       "cep_step(Tensor x, Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor(c!)[] feedback_weights, Tensor target, "
-      "Tensor(d!)[] free_states, Tensor(e!)[] nudged_states, *, int free_steps, int nudged_steps, float beta, "
-      "str nudge_at, str loss, float[] lr, bool symmetric, bool shared_update, float weight_decay, " CEPROP_DYNAMICS
-      ") -> ()");
+      "Tensor(d!)[] free_states, Tensor(e!)[] nudged_states, *, int free_steps, int nudged_steps, float? tolerance, "
+      "float beta, str nudge_at, str loss, float[] lr, bool symmetric, bool shared_update, float weight_decay, "
+      "str update, " CEPROP_DYNAMICS ") -> Tensor steps_used");
 }
 
 namespace {
@@ -80,8 +89,48 @@ std::map<std::string, std::string> build_info() {
   return facts;
 }
 
+// What plan.h says of a learning step: (operations, bytes) of each of its parts, of the continual update in every form
+// that is exact; and the forms that the kernels take, "input" and "inner", when `update` is wished for.
+using Parts = std::map<std::string, std::pair<double, double>>;
+
+std::pair<Parts, std::map<std::string, std::string>> step_costs(const std::vector<int64_t>& widths, bool readout,
+                                                                bool free_feedback, bool asynchronous, bool symmetric,
+                                                                bool shared_update, bool weight_decay, int64_t batch,
+                                                                int free_steps, int nudged_steps, int64_t number_bytes,
+                                                                bool continual, const std::string& update) {
+  using ceprop::Form;
+  const ceprop::StepShape shape{widths,       readout, free_feedback, asynchronous, symmetric,   shared_update,
+                                weight_decay, batch,   free_steps,    nudged_steps, number_bytes};
+  const ceprop::StepCosts costs(shape);
+  Parts parts;
+  std::map<std::string, std::string> chosen;
+  const auto add = [&](const std::string& name, const ceprop::Cost& cost) {
+    parts[name] = {cost.operations, cost.bytes};
+  };
+  add("free phase", costs.free_phase());
+  add("nudged phases", costs.nudged_phases(continual));
+  if (!continual) {
+    add("contrast", costs.contrast());
+    return {parts, chosen};
+  }
+  const ceprop::Forms forms = costs.choose(ceprop::parse_update(update));
+  for (const auto& [name, form] : {std::pair{"literal", Form::literal}, std::pair{"low_rank", Form::low_rank}}) {
+    add(std::string("input update, ") + name, costs.input_update(form));
+    if (form == Form::literal || costs.inner_has_low_rank())
+      add(std::string("inner updates, ") + name, costs.inner_update(form));
+    if (forms.input == form) chosen["input"] = name;
+    if (forms.inner == form) chosen["inner"] = name;
+  }
+  return {parts, chosen};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  namespace py = pybind11;
   m.def("build_info", &build_info, "What this library was built for and which kernels it runs, as a dict of strings.");
+  m.def("step_costs", &step_costs, py::kw_only(), py::arg("widths"), py::arg("readout"), py::arg("free_feedback"),
+        py::arg("asynchronous"), py::arg("symmetric"), py::arg("shared_update"), py::arg("weight_decay"),
+        py::arg("batch"), py::arg("free_steps"), py::arg("nudged_steps"), py::arg("number_bytes"), py::arg("continual"),
+        py::arg("update"), "(operations, bytes) of the parts of a learning step by name, and the forms chosen.");
 }

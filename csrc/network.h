@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace ceprop {
@@ -27,6 +28,7 @@ struct Network {
   int layers;  // with states
   bool readout;
   bool free_feedback;
+  bool asynchronous;            // a step moves even layers, then odd ones from the newest states; else all at once
   std::vector<int64_t> widths;  // n_in, n_0, ..., n_{L-1}, and the classes of a readout
   std::vector<UnitRule> rules;  // one per layer
   Activation input_activation;  // energy: layer 0 sees rho(x)
@@ -51,12 +53,21 @@ struct Batch {
   const T* target;  // [B, classes], or null for a free phase
 };
 
+// How long phases last. With a tolerance one ends as soon as, after a multiple of `steps_per_check` steps, no unit of
+// any sample has moved by more than that in the last step: looking costs a pass over the states, and a barrier.
+struct Stop {
+  std::optional<double> tolerance;
+  int64_t* steps_used;  // out, of every phase in turn
+};
+inline constexpr int steps_per_check = 4;
+
 template <class T>
 struct RelaxCall {
   Network<T> network;
   Batch<T> batch;
   Nudge nudge;
   int steps;
+  Stop stop;
   std::vector<const T*> initial;  // [B, n_l] per layer; empty: zeros
   std::vector<T*> states;         // out, [B, n_l] per layer
 };
@@ -69,6 +80,7 @@ struct LearnCall {
   Nudge nudge;
   int free_steps;
   int nudged_steps;
+  Stop stop;  // symmetric C-EP: the return between its nudged phases is a phase as well
   bool symmetric;
   bool shared_update;
   std::vector<T*> free_states;    // out, [B, n_l] per layer
@@ -84,10 +96,20 @@ struct EpCall : LearnCall<T> {
 };
 
 // Moves the network's weights, biases and feedback in place.
+// How C-EP's moving weights are held: moved at every step, or kept constant and what has moved added by products with B
+// x B matrices, until the phase ends.
+enum class Form { literal, low_rank };
+
+// Of the input's connection, and of those between layers.
+struct Forms {
+  Form input, inner;
+};
+
 template <class T>
 struct CepCall : LearnCall<T> {
   std::vector<double> lr;  // per connection
   double weight_decay;
+  Forms forms;  // low_rank only where it is exact: see plan.h
 };
 
 }  // namespace ceprop

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ceprop_cuda.reference import Circuit, Dynamics, Nudge
+from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
 GOLDEN_NAMES = sorted(path.stem for path in GOLDEN_FOLDER.glob("*.npz"))
@@ -47,6 +47,7 @@ def random_problem(
     feedback: str = "tied",
     readout: bool = False,
     bias: bool = True,
+    schedule: str = "synchronous",
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> Problem:
@@ -75,7 +76,7 @@ def random_problem(
     if feedback != "tied":
         inner_weights = weights[1 : len(weights) - readout]
         free_feedback = [w.clone() if feedback == "symmetric" else inner(*w.shape) for w in inner_weights]
-    settings = Dynamics(activation, output_activation or activation, dynamics, dt, clip)
+    settings = Dynamics(activation, output_activation or activation, dynamics, dt, clip, schedule)
     x = uniform(batch, sizes[0]).to(dtype)
     labels = torch.randint(sizes[-1], (batch,), generator=draw)
     return Problem(

@@ -114,11 +114,14 @@ def test_the_process_ends_with_the_status() -> None:
 def test_settings_of_a_run(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     options = ["--preset", "c-vf-1h", "--data-dir", str(tmp_path), "--epochs", "1", "--seed", "3", "--lr", "0.2", "0.1"]
+    options += ["--steps", "12", "6", "--schedule", "asynchronous", "--tolerance", "1e-3"]
     assert cli.main([*QUICK, *options, "--threads", "3"]) == 0
     config = config_of("runs/c-vf-1h-mnist-3")
     del config["versions"]
     rule = config.pop("rule")
     assert (rule["name"], rule["lr"], rule["nudging"]) == ("CEP", [0.2, 0.1], "random_sign")
+    assert (rule["free_steps"], rule["nudged_steps"], rule["tolerance"]) == (12, 6, 1e-3)
+    assert "schedule='asynchronous'" in rule["network"]
     assert config == {
         "preset": "c-vf-1h",
         "data": "mnist",
@@ -126,8 +129,14 @@ def test_settings_of_a_run(tmp_path: Path) -> None:
         "seed": 3,
         "backend": "reference",
         "lr": [0.2, 0.1],
+        "steps": [12, 6],
+        "schedule": "asynchronous",
+        "tolerance": 1e-3,
         "epochs": 1,
     }
+    free_steps, nudged_steps = metrics_of("runs/c-vf-1h-mnist-3")[0]["steps"]
+    assert 4 <= free_steps <= 12
+    assert 4 <= nudged_steps <= 6
     assert torch.get_num_threads() == 3
     orders = torch.Generator().manual_seed(3)
     torch.randperm(30, generator=orders)  # that of the only epoch
@@ -139,6 +148,8 @@ def test_defaults_come_from_the_preset(tmp_path: Path) -> None:
     assert cli.main([*QUICK, "--preset", "p-1h", "--epochs", "1"]) == 0
     config = config_of("runs/p-1h-mnist-0")
     assert config["lr"] == list(PRESETS["p-1h"].lr)
+    assert (config["steps"], config["schedule"], config["tolerance"]) == ([40, 15], "synchronous", None)
+    assert metrics_of("runs/p-1h-mnist-0")[0]["steps"] == [40, 15]
     assert config["data_dir"] == str(tmp_path / "data")
 
 
@@ -160,6 +171,11 @@ def test_resume_takes_the_settings_of_the_run_and_refuses_others(capsys: pytest.
     assert_refused(capsys, [*resume, "--data", "mnist"], "--data mnist contradicts the run in a, which has digits")
     assert_refused(capsys, [*resume, "--backend", "auto"], "--backend auto contradicts")
     assert_refused(capsys, [*resume, "--lr", "1", "2"], "--lr [1.0, 2.0] contradicts")
+    assert_refused(capsys, [*resume, "--steps", "20", "9"], "--steps [20, 9] contradicts the run in a, which has [20, ")
+    assert_refused(
+        capsys, [*resume, "--schedule", "asynchronous"], "asynchronous contradicts the run in a, which has s"
+    )
+    assert_refused(capsys, [*resume, "--tolerance", "0"], "--tolerance 0.0 contradicts the run in a, which has None")
     assert_refused(capsys, [*QUICK, *out], "a holds a run already (checkpoint.pt): go on with it by")
     assert len(metrics_of("a")) == 1
     assert cli.main([*resume, "--seed", "4", "--epochs", "2", "--threads", "1"]) == 0
@@ -171,12 +187,27 @@ def test_resume_takes_the_settings_of_the_run_and_refuses_others(capsys: pytest.
     assert_refused(capsys, [*resume, "--epochs", "1"], "epochs=1, but the run to resume has finished 2")
 
 
+def test_a_run_resumes_with_its_schedule_steps_and_tolerance(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--steps", "10", "5", "--schedule", "asynchronous", "--tolerance", "1e-3"]
+    assert cli.main([*QUICK, *options, "--epochs", "1", "--out", "a"]) == 0
+    assert cli.main(["train", "--resume", "--out", "a", *options, "--epochs", "2", "--threads", "1"]) == 0
+    assert cli.main([*QUICK, *options, "--epochs", "2", "--out", "b"]) == 0
+    assert metrics_of("a") == metrics_of("b")
+    capsys.readouterr()
+    assert cli.main(["eval", "--run", "a"]) == 0
+    assert f"test error {metrics_of('a')[-1]['test_error']:.2f} %" in capsys.readouterr().out
+
+
 def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert_refused(capsys, ["train", "--preset", "p-1h"], f"mnist is not in {Path('data').absolute()}/MNIST/raw")
     assert_refused(capsys, ["train", "--preset", "p-1h", "--data-dir", "elsewhere"], "mnist is not in elsewhere/MNIST")
     assert_refused(capsys, ["train", "--lr", "1"], "--lr takes 2 rates for digits, got 1")
     assert_refused(capsys, ["train", "--lr", "1", "-2"], "lr[1] must be a finite number >= 0, got -2.0")
     assert_refused(capsys, ["train", "--lr", "nan", "1"], "lr[0] must be a finite number >= 0, got nan")
+    assert_refused(capsys, ["train", "--steps", "-1", "5"], "free_steps must be an int >= 0, got -1")
+    assert_refused(capsys, ["train", "--steps", "5", "0"], "nudged_steps must be an int >= 1, got 0")
+    assert_refused(capsys, ["train", "--tolerance", "-1"], "tolerance must be None or a finite number >= 0, got -1.0")
+    assert_refused(capsys, ["train", "--tolerance", "nan"], "tolerance must be None or a finite number >= 0, got nan")
     assert_refused(capsys, ["train", "--resume", "--out", "nowhere"], "there is no run in nowhere")
     assert_refused(capsys, ["eval", "--run", "nowhere"], "there is no run in nowhere")
     Path("occupied").write_text("a file")
@@ -188,6 +219,8 @@ def test_unknown_choices_and_commands_show_usage(capsys: pytest.CaptureFixture[s
     for arguments, message in (
         (["train", "--preset", "ep-9h"], "invalid choice: 'ep-9h'"),
         (["train", "--data", "cifar"], "invalid choice: 'cifar'"),
+        (["train", "--schedule", "random"], "invalid choice: 'random'"),
+        (["train", "--steps", "5"], "argument --steps: expected 2 arguments"),
         (["fly"], "invalid choice: 'fly'"),
         ([], "required: COMMAND"),
     ):

@@ -14,7 +14,7 @@ from torch import Tensor
 from variants import CHANGE_OVER_STATE, SHAPES, TOLERANCES, build, copy_of, name_of, network_variants
 
 from ceprop_cuda import ops, reference
-from ceprop_cuda.reference import Circuit, Dynamics, Nudge
+from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Dynamics, Nudge, rho
 
 VARIANTS = network_variants()
 KERNELS = ops.build_info()["cpu_kernels_runnable"].split(", ")
@@ -37,8 +37,8 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 
 def run_relax(module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results:
-    free = module.relax(circuit, x, 7)
-    return {"states": free + module.relax(circuit, x, 4, free, nudge)}
+    free = module.relax(circuit, x, 7).states
+    return {"states": free + module.relax(circuit, x, 4, free, nudge).states}
 
 
 def run_ep(module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> Results:
@@ -174,14 +174,14 @@ def test_both_copies_of_tied_weights_stay_the_same() -> None:
     lr = [0.1] * 3
     ran = ops.cep_step(one_call, problem.x, nudge, free_steps=0, nudged_steps=2, lr=lr)
     ops.cep_step(two_calls, problem.x, nudge, free_steps=0, nudged_steps=1, lr=lr)
-    first = ops.relax(problem.circuit, problem.x, 1, None, nudge)
-    second = ops.relax(two_calls, problem.x, 1, first, nudge)
+    first = ops.relax(problem.circuit, problem.x, 1, None, nudge).states
+    second = ops.relax(two_calls, problem.x, 1, first, nudge).states
     for a, b in zip(second, ran.nudged_states[0], strict=True):
         assert relative_error(a, b) < 1e-14
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_over_the_whole_range(kernels: str, activation: str, dtype: torch.dtype) -> None:
     # With zero weights a unit's next state is rho(bias).
     fine = torch.linspace(-30, 30, 20001, dtype=torch.float64)
@@ -189,8 +189,8 @@ def test_activations_over_the_whole_range(kernels: str, activation: str, dtype: 
     far = torch.tensor([1e3, 1e30], dtype=torch.float64)
     drive = torch.cat([fine, tiny, -tiny, far, -far, torch.zeros(1, dtype=torch.float64)]).to(dtype)
     circuit = Circuit([torch.zeros(len(drive), 1, dtype=dtype)], [drive], None, Dynamics(activation, activation))
-    got = ops.relax(circuit, torch.zeros(1, 1, dtype=dtype), 1)[0][0]
-    exact = reference.rho(activation, drive.double())
+    got = ops.relax(circuit, torch.zeros(1, 1, dtype=dtype), 1).states[0][0]
+    exact = rho(activation, drive.double())
     epsilon = torch.finfo(dtype).eps
     # The sigmoid's argument 2 - 4x is rounded, which its slope of at most 1 passes on.
     if activation == "sigmoid":
@@ -202,10 +202,10 @@ def test_activations_over_the_whole_range(kernels: str, activation: str, dtype: 
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_not_finite_drives_stay_visible(kernels: str, activation: str, bad: float) -> None:
     bias = torch.tensor([0.3, bad, 0.3])
     circuit = Circuit([torch.zeros(3, 2)], [bias], None, Dynamics(activation, activation))
-    got = ops.relax(circuit, torch.zeros(4, 2), 1)[0]
-    assert torch.equal(got.isnan(), reference.relax(circuit, torch.zeros(4, 2), 1)[0].isnan())
-    assert torch.allclose(got, reference.rho(activation, bias).expand(4, 3), equal_nan=True)
+    got = ops.relax(circuit, torch.zeros(4, 2), 1).states[0]
+    assert torch.equal(got.isnan(), reference.relax(circuit, torch.zeros(4, 2), 1).states[0].isnan())
+    assert torch.allclose(got, rho(activation, bias).expand(4, 3), equal_nan=True)

@@ -136,6 +136,7 @@ def test_unsupported_models_are_refused_by_name(
         ({"readout": "linear"}, "readout must be one of None, 'softmax'"),
         ({"readout": "softmax", "output_activation": "tanh"}, "output_activation must be None with a readout"),
         ({"free_steps": -1}, "free_steps must be an int >= 0"),
+        ({"schedule": "random"}, "schedule must be one of 'synchronous', 'asynchronous', got 'random'"),
     ],
 )
 def test_unknown_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -149,6 +150,8 @@ def test_repr_says_how_the_network_settles() -> None:
     text = repr(network(activation="tanh", dynamics="energy", dt=0.3, clip=False, feedback="free", readout="softmax"))
     assert "activation='tanh', output_activation='tanh', dynamics='energy', dt=0.3, clip=False" in text
     assert "feedback='free', readout='softmax'" in text
+    assert "schedule" not in text
+    assert "readout=None, schedule='asynchronous'" in repr(network(schedule="asynchronous"))
 
 
 # --- Angles

@@ -16,7 +16,7 @@ from variants import copy_of
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops
-from ceprop_cuda.reference import Circuit, Nudge
+from ceprop_cuda.dynamics import Circuit, Nudge
 
 torch_ops = torch.ops.ceprop_cuda
 
@@ -26,10 +26,11 @@ DYNAMICS = {
     "dynamics": "prototypical",
     "dt": 0.2,
     "clip": True,
+    "schedule": "synchronous",
     "feedback": "free",
     "readout": False,
 }
-NUDGE = {"beta": 0.3, "nudge_at": "state", "loss": "mse"}
+NUDGE = {"tolerance": None, "beta": 0.3, "nudge_at": "state", "loss": "mse"}
 PHASES = {"free_steps": 4, "nudged_steps": 3, "symmetric": True, "shared_update": False}
 SIZES = (6, 9, 5)
 
@@ -50,7 +51,7 @@ def positional(op: str, dtype: torch.dtype = torch.float32) -> list[Any]:
 def keywords(op: str) -> dict[str, Any]:
     if op == "relax":
         return {"steps": 4, **NUDGE, **DYNAMICS}
-    extra = {"accumulate": True} if op == "ep_step" else {"lr": [0.1, 0.2], "weight_decay": 0.01}
+    extra = {"accumulate": True} if op == "ep_step" else {"lr": [0.1, 0.2], "weight_decay": 0.01, "update": "auto"}
     return {**PHASES, **NUDGE, **DYNAMICS, **extra}
 
 
@@ -70,7 +71,7 @@ def test_opcheck_with_gradients_wanted(op: str) -> None:
 
 
 def every_op(x: Tensor, circuit: Circuit, nudge: Nudge) -> list[Tensor]:
-    states = ops.relax(circuit, x, 4, None, nudge)
+    states, _ = ops.relax(circuit, x, 4, None, nudge)
     ep = ops.ep_step(circuit, x, nudge, free_steps=4, nudged_steps=3)
     cep = ops.cep_step(circuit, x, nudge, free_steps=4, nudged_steps=3, lr=[0.1, 0.2])
     return [*states, *ep.contrast.parameters(), *cep.free_states, *cep.nudged_states[0], cep.output * 2]
@@ -92,8 +93,7 @@ def test_compiles_with_parameters_and_refuses_their_gradient(op: str) -> None:
     arguments[1] = [torch.nn.Parameter(w) for w in arguments[1]]
 
     def call(*tensors: Any) -> Tensor:
-        first = getattr(torch_ops, op)(*tensors, **keywords(op))[0]
-        return first[0] if isinstance(first, (list, tuple)) else first
+        return getattr(torch_ops, op)(*tensors, **keywords(op))[0][0]
 
     result = torch.compile(call, fullgraph=True)(*arguments)
     assert torch.equal(result, call(*arguments))
@@ -151,7 +151,7 @@ def test_class_indices_and_one_hot_targets_agree() -> None:
 def test_gradients_are_refused_not_lost() -> None:
     arguments = positional("relax")
     arguments[1] = [w.requires_grad_() for w in arguments[1]]
-    states = torch_ops.relax(*arguments, **keywords("relax"))
+    states, _ = torch_ops.relax(*arguments, **keywords("relax"))
     with pytest.raises(RuntimeError, match="not differentiable"):
         states[0].sum().backward()
 
@@ -195,7 +195,7 @@ def test_denormals_are_flushed_inside_and_kept_outside() -> None:
     tiny = torch.full((1,), 1e-39)
     ops.relax(circuit, x, 3)
     assert (tiny * 1).item() > 0
-    assert ops.relax(circuit, x * 1e-39, 1)[0].abs().max().item() == 0
+    assert ops.relax(circuit, x * 1e-39, 1).states[0].abs().max().item() == 0
 
 
 def refusal(op: str, change: Callable[[list, dict], None], error: type[Exception], message: str) -> None:

@@ -58,6 +58,8 @@ def test_published_settings(name: str) -> None:
     assert rule.loss == "mse"
     assert rule.nudge_at == "state"
     assert rule.shared_update is False
+    assert rule.tolerance is None
+    assert net.dynamics.schedule == "synchronous"
 
     optimizer = preset.optimizer(net)
     if name.startswith("c-"):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from problems import relative_error
 
 from ceprop_cuda import reference
-from ceprop_cuda.reference import Circuit, Dynamics, Nudge
+from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge
 
 README = Path(__file__).parent.parent / "README.md"
 

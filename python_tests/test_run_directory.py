@@ -59,6 +59,7 @@ def test_a_run_directory_holds_what_it_should(tmp_path: Path) -> None:
         "loss": "mse",
         "accumulate": False,
         "shared_update": False,
+        "tolerance": None,
         "network": mlp(12, 8, 3).extra_repr(),
         "dtype": "float32",
     }
@@ -211,6 +212,14 @@ def with_optimizer(rule: EP | BPTT) -> Trainer:
             r"rule\['network'\] is .*dynamics='energy', dt=0\.4.*, but .* has .*dynamics='prototypical'",
         ),
         (
+            lambda: with_optimizer(EP(mlp(12, 8, 3, schedule="asynchronous"), 12, 5, 0.2)),
+            r"rule\['network'\] is .*schedule='asynchronous'\", but .* readout=None\"",
+        ),
+        (
+            lambda: with_optimizer(EP(mlp(12, 8, 3), 12, 5, 0.2, tolerance=1e-4)),
+            r"rule\['tolerance'\] is 0\.0001, but .* has None",
+        ),
+        (
             lambda: with_optimizer(EP(mlp(12, 8, 3).double(), 12, 5, 0.2)),
             r"rule\['dtype'\] is 'float64', but .* has 'float32'",
         ),
@@ -227,7 +236,7 @@ def test_resume_refuses_to_train_in_another_way(other: Callable[[], Trainer], me
     assert all(torch.equal(p, weights[key]) for key, p in trainer.rule.net.state_dict().items())
 
 
-def test_resume_compares_the_rates_of_continual_ep_but_not_the_backend(tmp_path: Path) -> None:
+def test_resume_compares_the_rates_of_continual_ep_but_not_what_runs_it(tmp_path: Path) -> None:
     fit(started("cvf"), tmp_path, epochs=1)
     trainer = cvf_trainer()
     assert isinstance(trainer.rule, CEP)
@@ -237,7 +246,7 @@ def test_resume_compares_the_rates_of_continual_ep_but_not_the_backend(tmp_path:
         ValueError, match=r"rule\['lr'\] is \[0\.05, 0\.03\], but the run to resume has \[0\.05, 0\.02\]"
     ):
         fit(trainer, tmp_path, resume=True)
-    trainer.rule.lr, trainer.rule.backend = rates, "reference"
+    trainer.rule.lr, trainer.rule.backend, trainer.rule.update = rates, "reference", "literal"
     assert len(fit(trainer, tmp_path, resume=True)) == 3
 
 

@@ -15,7 +15,8 @@ from problems import Problem, random_problem, relative_error
 from torch import Tensor
 
 from ceprop_cuda import reference
-from ceprop_cuda.reference import ACTIVATIONS, Circuit, Contrast, Nudge, rho, rho_prime
+from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge, activation_of, drive, emitted, rho, rho_prime
+from ceprop_cuda.reference import Contrast
 
 FREE_STEPS = 250  # enough for the free states of random problems to settle to rounding
 NUDGED_STEPS = 12
@@ -86,6 +87,12 @@ def energy(circuit: Circuit, x: Tensor, states: Sequence[Tensor], nudge: Nudge) 
     return sum((s**2).sum() for s in states) / 2 - phi(circuit, x, states) + pull
 
 
+def drives(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
+    """What reaches each layer, ``(B, n_l)``."""
+    seen = emitted(circuit, x, states)
+    return [drive(circuit, seen, layer) for layer in range(circuit.layers)]
+
+
 def random_states(circuit: Circuit, x: Tensor) -> list[Tensor]:
     return [torch.rand_like(s) for s in reference.resting_states(circuit, x)]
 
@@ -104,9 +111,9 @@ def test_energy_dynamics_descend_the_gradient_of_the_nudged_energy(loss: str) ->
 def test_energy_dynamics_of_a_vector_field_have_no_rho_prime_factor() -> None:
     circuit, x, _ = random_problem(dynamics="energy", feedback="free", clip=False)
     states = random_states(circuit, x)
-    step = zip(states, reference.step(circuit, x, states), reference.drives(circuit, x, states), strict=True)
-    for s, moved, drive in step:
-        assert relative_error(moved, s + circuit.dynamics.dt * (drive - s)) < 1e-14
+    step = zip(states, reference.step(circuit, x, states), drives(circuit, x, states), strict=True)
+    for s, moved, a in step:
+        assert relative_error(moved, s + circuit.dynamics.dt * (a - s)) < 1e-14
 
 
 @pytest.mark.parametrize("beta", [0, 0.7])
@@ -149,8 +156,8 @@ def test_a_vector_fields_contrast_is_the_movement_times_the_drives_parameter_gra
     earlier, later, fixed = (random_states(circuit, x) for _ in range(3))
     for p in circuit.parameters():
         p.requires_grad_()
-    terms = zip(reference.drives(circuit, x, fixed), earlier, later, strict=True)
-    projection = sum((drive * (b - a)).sum() for drive, a, b in terms)
+    terms = zip(drives(circuit, x, fixed), earlier, later, strict=True)
+    projection = sum((drive_of_layer * (b - a)).sum() for drive_of_layer, a, b in terms)
     expected = torch.autograd.grad(projection / (0.3 * len(x)), circuit.parameters())
     found = reference.contrast(circuit, x, earlier, later, fixed, 0.3).parameters()
     for dp, wanted in zip(found, expected, strict=True):
@@ -161,8 +168,8 @@ def test_a_vector_fields_contrast_is_the_movement_times_the_drives_parameter_gra
 @pytest.mark.parametrize("dynamics", ["prototypical", "energy"])
 def test_free_phase_reaches_one_fixed_point_from_anywhere(dynamics: str, feedback: str) -> None:
     circuit, x, _ = random_problem(dynamics=dynamics, feedback=feedback)
-    states = reference.relax(circuit, x, FREE_STEPS)
-    elsewhere = reference.relax(circuit, x, FREE_STEPS, random_states(circuit, x))
+    states = reference.relax(circuit, x, FREE_STEPS).states
+    elsewhere = reference.relax(circuit, x, FREE_STEPS, random_states(circuit, x)).states
     for s, after, other in zip(states, reference.step(circuit, x, states), elsewhere, strict=True):
         assert (s - after).abs().max() < 1e-13
         assert (s - other).abs().max() < 1e-12
@@ -186,15 +193,17 @@ EXACT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def exact_problem(name: str) -> tuple[Problem, Callable[[float], Nudge]]:
+def exact_problem(name: str, schedule: str = "synchronous") -> tuple[Problem, Callable[[float], Nudge]]:
     """The problem ``name`` of EXACT, and its nudge as a function of beta."""
     of_problem, of_nudge = EXACT[name]
-    problem = random_problem(**of_problem, seed=2)  # whose hidden layers hold saturated and unsaturated units
+    problem = random_problem(
+        **of_problem, schedule=schedule, seed=2
+    )  # whose hidden layers hold saturated and unsaturated units
     return problem, lambda beta: Nudge(problem.target, beta, **of_nudge)
 
 
 def bptt_vector(problem: Problem, nudge: Nudge, steps: int) -> Tensor:
-    free = reference.relax(problem.circuit, problem.x, FREE_STEPS)
+    free = reference.relax(problem.circuit, problem.x, FREE_STEPS).states
     ran = reference.bptt(problem.circuit, problem.x, nudge.target, nudge.loss, unrolled_steps=steps, states=free)
     return vector(ran.contrast)
 
@@ -218,12 +227,12 @@ def test_ep_meets_bptt_as_beta_shrinks(name: str, symmetric: bool, order: int) -
 def test_hard_units_keep_to_their_linear_piece_in_the_nudged_phases(name: str) -> None:
     """What the test above relies on: drives on the same sides of 0 and 1 throughout, and on both sides of 0 or 1."""
     (circuit, x, _), nudge = exact_problem(name)
-    free = reference.relax(circuit, x, FREE_STEPS)
-    hard = [layer for layer in range(circuit.layers) if reference.activation_of(circuit, layer) == "hard_sigmoid"]
+    free = reference.relax(circuit, x, FREE_STEPS).states
+    hard = [layer for layer in range(circuit.layers) if activation_of(circuit, layer) == "hard_sigmoid"]
 
     def inside(states: Sequence[Tensor]) -> Tensor:
-        drives = reference.drives(circuit, x, states)
-        return torch.cat([(drives[layer] > 0) & (drives[layer] < 1) for layer in hard], dim=1)
+        a = drives(circuit, x, states)
+        return torch.cat([(a[layer] > 0) & (a[layer] < 1) for layer in hard], dim=1)
 
     pieces = inside(free)
     assert 0.5 < pieces.double().mean() < 0.95
@@ -252,6 +261,7 @@ def test_ep_meets_bptt_after_every_number_of_steps(name: str) -> None:
         ({"feedback": "free", "dynamics": "energy", "clip": False}, "mse"),
         ({"output_activation": "linear", "bias": False}, "cross_entropy"),
         ({"activation": "tanh", "readout": True, "feedback": "free"}, "cross_entropy"),
+        ({"schedule": "asynchronous"}, "mse"),
     ],
 )
 def test_bptt_is_the_loss_gradient_by_finite_differences(settings: dict[str, Any], loss: str) -> None:
@@ -259,7 +269,7 @@ def test_bptt_is_the_loss_gradient_by_finite_differences(settings: dict[str, Any
     start, step = random_states(circuit, x), 1e-5
 
     def loss_after_5_steps() -> float:
-        states = reference.relax(circuit, x, 5, start)
+        states = reference.relax(circuit, x, 5, start).states
         return reference.loss(reference.logits(circuit, states), y, loss).item()
 
     found = reference.bptt(circuit, x, y, loss, unrolled_steps=5, states=start).contrast.parameters()
@@ -357,10 +367,11 @@ def test_accumulated_contrasts_telescope_when_tied_and_only_then(symmetric: bool
 @pytest.mark.parametrize("beta", [0.2, -0.2])
 @pytest.mark.parametrize("times", [1, 100])
 @pytest.mark.parametrize("dynamics", ["prototypical", "energy"])
-def test_tied_continual_updates_telescope(dynamics: str, times: int, beta: float) -> None:
+@pytest.mark.parametrize("schedule", ["synchronous", "asynchronous"])
+def test_tied_continual_updates_telescope(schedule: str, dynamics: str, times: int, beta: float) -> None:
     """W(t) = W(0) + lr / (beta B) (r_t[l]^T r_t[l-1] - r_0[l]^T r_0[l-1]) exactly, even at 100 times the usual rates,
     where the weights that move during the phase change its states."""
-    circuit, x, y = random_problem(dynamics=dynamics)
+    circuit, x, y = random_problem(dynamics=dynamics, schedule=schedule)
     nudge, lr = Nudge(y, beta), [times * rate for rate in (0.0056, 0.0028, 0.0014)]
     for steps in (1, 2, 15):
         ran = reference.cep_step(circuit, x, nudge, free_steps=FREE_STEPS, nudged_steps=steps, lr=lr)
@@ -369,7 +380,7 @@ def test_tied_continual_updates_telescope(dynamics: str, times: int, beta: float
         expected = reference.moved(circuit, change, lr, 0.0)
         for p, wanted in zip(ran.circuit.parameters(), expected.parameters(), strict=True):
             assert relative_error(p, wanted) < 1e-12
-    with_constant_weights = reference.relax(circuit, x, steps, ran.free_states, nudge)
+    with_constant_weights = reference.relax(circuit, x, steps, ran.free_states, nudge).states
     assert relative_error(end[-1], with_constant_weights[-1]) > 1e-5 * times
 
 

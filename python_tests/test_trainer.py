@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,11 +55,32 @@ def test_metrics_are_those_of_the_training_steps_and_the_test() -> None:
         assert metrics["train_error"] == pytest.approx(100 * wrong / 60)
         assert metrics["train_loss"] == pytest.approx(loss / 60)
         assert metrics["test_error"] == pytest.approx(100 * test_wrong / 30)
-        assert metrics["seconds"] is not None
         assert metrics["seconds"] > 0
-        assert set(metrics) == {"epoch", "train_error", "test_error", "train_loss", "seconds"}
+        assert metrics["steps"] == [12, 5]
+        assert set(metrics) == {"epoch", "train_error", "test_error", "train_loss", "seconds", "steps"}
     for p, q in zip(trainer.rule.net.parameters(), again.rule.net.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("rule", ["EP", "CEP"])
+def test_steps_are_the_mean_of_each_phase(rule: str) -> None:
+    def trainer() -> Trainer:
+        torch.manual_seed(11)
+        net = mlp(12, 8, 3)
+        phases: dict[str, Any] = {"free_steps": 60, "nudged_steps": 40, "beta": 0.3, "nudging": "symmetric"}
+        if rule == "CEP":
+            return Trainer(CEP(net, lr=0.1, tolerance=1e-4, **phases))
+        return Trainer(EP(net, tolerance=1e-4, **phases), torch.optim.SGD(net.parameters(), lr=0.5))
+
+    trained, again = trainer(), trainer()
+    history = fit(trained, epochs=2)
+    batches = train_batches()
+    for metrics in history:
+        steps = [again._learn(x, y).steps.tolist() for x, y in batches]
+        assert metrics["steps"] == pytest.approx([sum(phase) / len(steps) for phase in zip(*steps, strict=True)])
+        assert metrics["steps"][0] < 60
+    assert len({tuple(of_batch) for of_batch in steps}) > 1
+    assert len(metrics["steps"]) == (4 if rule == "CEP" else 3)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -65,7 +65,7 @@ def fit(trainer: Trainer, out: Path | None = None, epochs: int = 3, batches: Any
     return trainer.fit(batches, epochs, test=test_batches(), out=out, progress=False, **settings)
 
 
-def without_seconds(history: list[Metrics]) -> list[Metrics]:
+def without_seconds(history: list[Metrics]) -> list[dict[str, Any]]:
     return [{key: value for key, value in metrics.items() if key != "seconds"} for metrics in history]
 
 

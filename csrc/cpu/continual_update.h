@@ -15,6 +15,7 @@ class ContinualUpdate {
   using T = typename Tile::Scalar;
   static constexpr int width = Tile::width;
   using Side = typename Contrast<Tile>::Side;
+  using Item = typename Relaxation<Tile>::Item;
 
   ContinualUpdate(const CepCall<T>& call, const Relaxation<Tile>& relaxation, const Contrast<Tile>& contrast,
                   int workers)
@@ -23,14 +24,11 @@ class ContinualUpdate {
       rate_.push_back(rate);
       decay_.push_back(rate * call.weight_decay);
     }
-    const int moves = call.nudged_steps * (call.symmetric ? 2 : 1);
-    input_decay_ = static_cast<T>(1 - std::pow(1 - decay_[0], moves));
     if (relaxation.layers()[0].drive) {
       const int64_t n = relaxation.batch();
       gram_ = Buffer<T>(relaxation.padded(n) * n);
       sum_ = Buffer<T>::zeros(relaxation.layers()[0].panels * n * width);
       changes_ = Buffer<T>(workers * n * width);
-      scratch_ = Buffer<T>(workers * network_.widths[0] * width);
     }
   }
 
@@ -39,28 +37,26 @@ class ContinualUpdate {
     if (!gram_.get()) return;
     const int64_t n = relaxation_.batch(), n_in = network_.widths[0];
     const T* x = relaxation_.input();
-    T* packed = scratch_.get() + worker.index * n_in * width;
+    alignas(64) T packed[width * width];
     const Range mine = worker.share(panels_of(n, width));
     for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
-      for (int64_t k = 0; k < n_in; ++k)
-        for (int64_t lane = 0; lane < width; ++lane) {
-          const int64_t sample = panel * width + lane;
-          packed[k * width + lane] = sample < n ? x[(k / width * n + sample) * width + k % width] : T(0);
-        }
       T* gram = gram_.get() + panel * n * width;
       for (int64_t i = 0; i < n * width; ++i) gram[i] = network_.biases[0] ? T(1) : T(0);
-      add_products<Tile>(gram, x, n * width, packed, n_in, n, lanes_used<Tile>(n, panel * width));
+      for (int64_t k = 0; k < n_in; k += width) {
+        const int64_t count = n_in - k < width ? n_in - k : width;
+        load_panel_transposed<Tile>(x + k * n, width, count, n, panel * width, packed);
+        add_products<Tile>(gram, x + k * n, n * width, packed, count, n, lanes_used<Tile>(n, panel * width));
+      }
     }
     worker.wait();
   }
 
   // One update of everything that this worker owns, by the contrast over `divisor` (beta, or 2 beta); without `inner`
   // the weights between layers are left alone. No barrier.
-  void move(const Worker& worker, const Between& between, int parity, double divisor, bool inner) {
+  void move(const Worker& worker, const Part& part, const Between& between, int parity, double divisor, bool inner) {
     const int64_t n = relaxation_.batch();
-    const Range mine = relaxation_.by_units(worker).items;
-    for (int64_t item = mine.begin; item < mine.end; ++item) {
-      const auto [l, panel] = relaxation_.items()[item];
+    relaxation_.for_each_item(part, [&](const Item& item) {
+      const auto [l, panel] = item;
       const Layer<T>& layer = relaxation_.layers()[l];
       const Blend<T> own = blend(l, divisor);
       const T* d = contrast_.moved(parity, l) + panel * n * width;
@@ -72,26 +68,25 @@ class ContinualUpdate {
       if (l + 1 < network_.layers && inner)
         move_panel(layer.above, layer.units, contrast_.terms(l + 1, Side::feedback, between, parity), true, panel,
                    blend(l + 1, divisor));
-    }
+    });
   }
 
-  // Writes what this worker owns back into the network's parameters, as far as it moved. No barrier.
-  void store(const Worker& worker, bool inner) const {
-    const Range mine = relaxation_.by_units(worker).items;
-    for (int64_t item = mine.begin; item < mine.end; ++item) {
-      const auto [l, panel] = relaxation_.items()[item];
+  // Writes what this part owns back into the network's parameters, as far as it moved in `moves` updates. No barrier.
+  void store(const Part& part, bool inner, int moves) const {
+    relaxation_.for_each_item(part, [&](const Item& item) {
+      const auto [l, panel] = item;
       const Layer<T>& layer = relaxation_.layers()[l];
       const int64_t first = panel * width;
       if (network_.biases[l]) store_panel<Tile>(layer.bias + first, 1, layer.units, first, network_.biases[l]);
       if (layer.drive)
-        store_input_weights(panel);
+        store_input_weights(panel, moves);
       else if (l == 0 || inner)
         store_panel_transposed<Tile>(layer.below.weights + first * layer.below.depth, layer.below.depth, layer.units,
                                      first, network_.weights[l]);
       if (network_.free_feedback && l + 1 < network_.layers)
         store_panel<Tile>(layer.above.weights + first * layer.above.depth, layer.above.depth, layer.units, first,
                           network_.feedback[l]);
-    }
+    });
   }
 
   // How connection c takes a contrast over `divisor`.
@@ -119,10 +114,10 @@ class ContinualUpdate {
     for (int64_t i = 0; i < n * width; ++i) sum[i] = blend(sum[i], d[i]);
   }
 
-  void store_input_weights(int64_t panel) const {
+  void store_input_weights(int64_t panel, int moves) const {
     const typename Contrast<Tile>::Terms terms{{{sum_.get(), relaxation_.input()}}, 1, T(1)};
-    contrast_.add_row_panel(terms, panel, network_.widths[1], network_.widths[0], Blend<T>{input_decay_, T(1)},
-                            network_.weights[0]);
+    contrast_.add_row_panel(terms, panel, network_.widths[1], network_.widths[0],
+                            Blend<T>{T(1 - std::pow(1 - decay_[0], moves)), T(1)}, network_.weights[0]);
   }
 
   const Relaxation<Tile>& relaxation_;
@@ -130,9 +125,7 @@ class ContinualUpdate {
   const Network<T>& network_;
   std::vector<double> rate_;
   std::vector<double> decay_;
-  T input_decay_;      // what all moves together take from W[0]
   Buffer<T> gram_;     // [panel of samples][batch][width]
   Buffer<T> sum_;      // [panel][batch][width], of layer 0
   Buffer<T> changes_;  // [worker][batch][width]
-  Buffer<T> scratch_;  // [worker][n_in][width]
 };

@@ -72,21 +72,24 @@ class Contrast {
   void add_rows(const Terms& terms, bool upper_rows, int64_t first, int64_t end, int64_t lane_panel,
                 const Blend<T>& blend, T* out, int64_t out_stride, int64_t valid) const {
     const Blend<T> scaled{blend.decay, blend.scale * terms.factor, blend.fresh};
-    for (int64_t row = first; row < end; row += Tile::update_rows) {
-      const int64_t at = row / width * stride() + row % width;
-      Product<T> products[2];
-      for (int i = 0; i < terms.count; ++i) {
-        const auto& [upper, lower] = terms.term[i];
-        products[i] = {(upper_rows ? upper : lower) + at, (upper_rows ? lower : upper) + lane_panel * stride()};
+    for (int64_t panel = first / width; panel * width < end; ++panel) {
+      const int64_t rows = end - panel * width < width ? end - panel * width : width;
+      for (int64_t block = 0; block < row_blocks<Tile>(rows); ++block) {
+        const Range range = row_block<Tile>(rows, block);
+        const int64_t at = panel * stride() + range.begin;
+        Product<T> products[2];
+        for (int i = 0; i < terms.count; ++i) {
+          const auto& [upper, lower] = terms.term[i];
+          products[i] = {(upper_rows ? upper : lower) + at, (upper_rows ? lower : upper) + lane_panel * stride()};
+        }
+        with_constant_rows<Tile::max_rows>(range.end - range.begin, [&]<int count>() {
+          T* to = out + (panel * width + range.begin) * out_stride;
+          if (valid <= Tile::lanes)
+            outer_products<Tile, count, 1>(products, terms.count, relaxation_.batch(), scaled, to, out_stride, valid);
+          else
+            outer_products<Tile, count, 2>(products, terms.count, relaxation_.batch(), scaled, to, out_stride, valid);
+        });
       }
-      const int64_t rows = end - row < Tile::update_rows ? end - row : Tile::update_rows;
-      with_constant_rows<Tile::update_rows>(rows, [&]<int count>() {
-        T* to = out + row * out_stride;
-        if (valid <= Tile::lanes)
-          outer_products<Tile, count, 1>(products, terms.count, relaxation_.batch(), scaled, to, out_stride, valid);
-        else
-          outer_products<Tile, count, 2>(products, terms.count, relaxation_.batch(), scaled, to, out_stride, valid);
-      });
     }
   }
 
@@ -102,11 +105,12 @@ class Contrast {
 
   // out is blended with the sum over the batch of one panel [batch][width]; only `valid` lanes are touched.
   void add_batch_sum(const T* panel, const Blend<T>& blend, T* out, int64_t valid) const {
-    for (int64_t lane = 0; lane < valid; ++lane) {
-      T sum = 0;
-      for (int64_t sample = 0; sample < relaxation_.batch(); ++sample) sum += panel[sample * width + lane];
-      out[lane] = blend(out[lane], sum);
-    }
+    using Vector = typename Tile::Vector;
+    Vector sum[2] = {};
+    for (int64_t sample = 0; sample < relaxation_.batch(); ++sample, panel += width)
+      for (int v = 0; v < 2; ++v) sum[v] += *reinterpret_cast<const Vector*>(panel + v * Tile::lanes);
+    for (int64_t lane = 0; lane < valid; ++lane)
+      out[lane] = blend(out[lane], T(sum[lane / Tile::lanes][lane % Tile::lanes]));
   }
 
   // Row-major gradients, blended with the contrast of every connection of the dynamics. No barrier.

@@ -8,6 +8,8 @@ namespace CEPROP_SET {
 
 #include "panels.h"
 
+#include "units.h"
+
 #include "relaxation.h"
 
 #include "contrast.h"

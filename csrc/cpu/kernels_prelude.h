@@ -2,6 +2,7 @@
 // shared with the rest of the program is compiled for every machine.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -13,4 +14,5 @@
 
 #include "../unit_math.h"
 #include "kernels.h"
+#include "memory.h"
 #include "team.h"

@@ -4,7 +4,7 @@
 // so that from a neighbour m, up or down, the constant weights' drive of layer l lacks only
 //   k (r_t[m] r_t[m]^T) D[l] + k (r_t[m] D[m]^T) r_0[l]:
 // products with B x B matrices, for B below the widths far fewer operations than moving both copies of the weights.
-// Every factor D is small: no digits are lost to differences of large sums.
+// Every factor D is small: no digits are lost to differences of large sums. ../plan.h says where this is exact.
 #pragma once
 
 template <class Tile>
@@ -13,20 +13,6 @@ class LowRankUpdate {
   using T = typename Tile::Scalar;
   static constexpr int width = Tile::width;
   using Item = typename Relaxation<Tile>::Item;
-
-  // Whether this form exists for the call, and takes fewer operations a step than the literal one: 8 B^2 against 8 B
-  // n times n' for each pair of neighbours n, n'.
-  static bool pays(const CepCall<T>& call) {
-    const Network<T>& network = call.network;
-    if (network.free_feedback || call.symmetric || call.weight_decay != 0) return false;
-    double low_rank = 0, literal = 0;
-    for (int c = 1; c < network.layers; ++c) {
-      const double upper = static_cast<double>(network.widths[c + 1]), lower = static_cast<double>(network.widths[c]);
-      low_rank += static_cast<double>(call.batch.size) * (upper + lower);
-      literal += upper * lower;
-    }
-    return low_rank < literal;
-  }
 
   LowRankUpdate(const CepCall<T>& call, const Relaxation<Tile>& relaxation, const Contrast<Tile>& contrast)
       : relaxation_(relaxation), contrast_(contrast), network_(call.network) {
@@ -43,19 +29,14 @@ class LowRankUpdate {
   void prepare(const Worker& worker, int from) {
     const Range rows = worker.share(relaxation_.batch());
     for (int l = 0; l < network_.layers; ++l)
-      for (int64_t row = rows.begin; row < rows.end; ++row) {
-        T* of_away = of_away_[l].get() + row * width;
-        T* of_free = of_free_[l].get() + row * width;
-        clear(of_away);
-        clear(of_free);
-        for (const int m : {l - 1, l + 1})
-          if (m >= 0 && m < network_.layers) {
-            const T rate = rate_[m < l ? l : m];
-            const T* seen = relaxation_.field(from, m).seen;
-            add_row_products(of_away, rate, seen + row * width, seen, m);
-            add_row_products(of_free, rate, seen + row * width, away_[m].get(), m);
-          }
-      }
+      for (int64_t row = rows.begin; row < rows.end; ++row)
+        for (int64_t sample = 0; sample < relaxation_.batch(); ++sample)
+          of_away_[l].get()[at(row, sample)] = of_free_[l].get()[at(row, sample)] = 0;
+    for (int m = 0; m < network_.layers; ++m) {
+      const T* seen = relaxation_.field(from, m).seen;
+      add_products_with(seen, seen, m, rows, of_away_);
+      add_products_with(seen, away_[m].get(), m, rows, of_free_);
+    }
     worker.wait();
   }
 
@@ -78,11 +59,10 @@ class LowRankUpdate {
   }
 
   // Moves the network's inner weights at last, from the states in `field`. No barrier.
-  void store(const Worker& worker, int field) const {
-    const Range mine = relaxation_.by_units(worker).items;
-    for (int64_t item = mine.begin; item < mine.end; ++item) {
-      const auto [c, panel] = relaxation_.items()[item];
-      if (c == 0) continue;
+  void store(const Part& part, int field) const {
+    relaxation_.for_each_item(part, [&](const Item& item) {
+      const auto [c, panel] = item;
+      if (c == 0) return;
       const typename Contrast<Tile>::Terms terms{
           {{away_[c].get(), relaxation_.field(field, c - 1).seen},
            {relaxation_.field(Relaxation<Tile>::kept_free, c).seen, away_[c - 1].get()}},
@@ -90,45 +70,34 @@ class LowRankUpdate {
           T(1)};
       contrast_.add_row_panel(terms, panel, network_.widths[c + 1], network_.widths[c], Blend<T>{0, rate_[c]},
                               network_.weights[c]);
-    }
+    });
   }
 
  private:
-  // One row of a [batch][batch] matrix lies in panels of its columns.
-  int64_t column(int64_t sample) const { return sample / width * relaxation_.batch() * width + sample % width; }
-
-  void clear(T* row) const {
-    for (int64_t sample = 0; sample < relaxation_.batch(); ++sample) row[column(sample)] = 0;
+  // Where [batch][batch] matrices, in panels of their columns, hold an element.
+  int64_t at(int64_t row, int64_t sample) const {
+    return sample / width * relaxation_.batch() * width + row * width + sample % width;
   }
 
-  // row[sample] += rate * (one . all[sample]), summed over the units of layer m; four samples at once.
-  void add_row_products(T* row, T rate, const T* one, const T* all, int m) const {
-    using Vector = typename Tile::Vector;
-    constexpr int together = 4;
-    const int64_t n = relaxation_.batch(), units = relaxation_.layers()[m].units;
-    for (int64_t first = 0; first < n; first += together) {
-      const int count = static_cast<int>(n - first < together ? n - first : together);
-      Vector sums[together] = {};
-      for (int64_t panel = 0; panel * width < units; ++panel) {
-        const T* a = one + panel * n * width;
-        for (int v = 0; v < 2; ++v) {
-          const int64_t left = units - panel * width - v * Tile::lanes;
-          if (left <= 0) break;
-          Vector x = *reinterpret_cast<const Vector*>(a + v * Tile::lanes);
-          if (left < Tile::lanes)  // the lanes past the last unit belong to nobody
-            for (int64_t lane = left; lane < Tile::lanes; ++lane) x[lane] = 0;
-          for (int i = 0; i < together; ++i) {
-            const int64_t sample = first + (i < count ? i : 0);
-            sums[i] += x * *reinterpret_cast<const Vector*>(all + (panel * n + sample) * width + v * Tile::lanes);
-          }
+  // matrices[l][row][sample] += k (r_t[m][row] . other[m][sample]) for these rows and both neighbours l of layer m.
+  void add_products_with(const T* seen, const T* other, int m, const Range& rows,
+                         const std::vector<Buffer<T>>& matrices) const {
+    using Block = Dots<Tile>;
+    const int64_t n = relaxation_.batch();
+    for (int64_t row = rows.begin; row < rows.end; row += Block::rows)
+      for (int64_t sample = 0; sample < n; sample += Block::columns) {
+        const T *left[Block::rows], *right[Block::columns];  // at the edge the last one, again and again
+        for (int i = 0; i < Block::rows; ++i) left[i] = seen + std::min(row + i, rows.end - 1) * width;
+        for (int j = 0; j < Block::columns; ++j) right[j] = other + std::min(sample + j, n - 1) * width;
+        const auto products = Block::of(left, right, n * width, relaxation_.layers()[m].units);
+        for (const int l : {m - 1, m + 1}) {
+          if (l < 0 || l >= network_.layers) continue;
+          const T rate = rate_[l > m ? l : m];
+          for (int64_t i = 0; i < Block::rows && row + i < rows.end; ++i)
+            for (int64_t j = 0; j < Block::columns && sample + j < n; ++j)
+              matrices[l].get()[at(row + i, sample + j)] += rate * products[i * Block::columns + j];
         }
       }
-      for (int i = 0; i < count; ++i) {
-        T sum = 0;
-        for (int lane = 0; lane < Tile::lanes; ++lane) sum += sums[i][lane];
-        row[column(first + i)] += rate * sum;
-      }
-    }
   }
 
   const Relaxation<Tile>& relaxation_;

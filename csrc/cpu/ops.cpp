@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "../checks.h"
+#include "../plan.h"
 #include "kernels.h"
 
 namespace ceprop {
@@ -19,7 +20,7 @@ struct Settings {
   std::string_view activation, output_activation, dynamics;
   double dt;
   bool clip;
-  std::string_view feedback;
+  std::string_view schedule, feedback;
   bool readout;
 };
 
@@ -73,6 +74,14 @@ void check_network(const Tensor& x, TensorList weights, TensorList biases, Tenso
   check_number("dt", settings.dt, settings.dt > 0, "a finite number > 0");
 }
 
+// Where phases note how many steps they took, [phases].
+Tensor new_steps(int64_t phases) { return at::empty({phases}, at::kLong); }
+
+Stop check_stop(std::optional<double> tolerance, const Tensor& steps_used) {
+  if (tolerance) check_number("tolerance", *tolerance, *tolerance >= 0, "a finite number >= 0, or None");
+  return {tolerance, steps_used.mutable_data_ptr<int64_t>()};
+}
+
 template <class T>
 Network<T> describe_network(TensorList weights, TensorList biases, TensorList feedback, const Settings& settings,
                             Parameters<T>& parameters) {
@@ -80,6 +89,7 @@ Network<T> describe_network(TensorList weights, TensorList biases, TensorList fe
   network.layers = static_cast<int>(weights.size()) - settings.readout;
   network.readout = settings.readout;
   network.free_feedback = parse_free_feedback(settings.feedback);
+  network.asynchronous = parse_asynchronous(settings.schedule);
   const Dynamics dynamics = parse_dynamics(settings.dynamics);
   const Activation hidden = parse_activation("activation", settings.activation);
   const Activation output = parse_activation("output_activation", settings.output_activation);
@@ -157,11 +167,13 @@ const Kernels& kernels() {
   }
 }
 
-Lists relax_cpu(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights, TensorList states,
-                const std::optional<Tensor>& target, int64_t steps, double beta, std::string_view nudge_at,
-                std::string_view loss, std::string_view activation, std::string_view output_activation,
-                std::string_view dynamics, double dt, bool clip, std::string_view feedback, bool readout) {
-  const Settings settings{activation, output_activation, dynamics, dt, clip, feedback, readout};
+std::tuple<Lists, Tensor> relax_cpu(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights,
+                                    TensorList states, const std::optional<Tensor>& target, int64_t steps,
+                                    std::optional<double> tolerance, double beta, std::string_view nudge_at,
+                                    std::string_view loss, std::string_view activation,
+                                    std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
+                                    std::string_view schedule, std::string_view feedback, bool readout) {
+  const Settings settings{activation, output_activation, dynamics, dt, clip, schedule, feedback, readout};
   check_network(x, weights, biases, feedback_weights, settings);
   check_steps("steps", steps, 0);
   const size_t layers = weights.size() - readout;
@@ -174,6 +186,8 @@ Lists relax_cpu(const Tensor& x, TensorList weights, TensorList biases, TensorLi
     nudge = check_nudge(beta, nudge_at, loss, settings);
     dense_target = check_target(*target, x, weights.back().size(0));
   }
+  const Tensor steps_used = new_steps(1);
+  const Stop stop = check_stop(tolerance, steps_used);
   const Kernels& set = kernels();
   const Lists result = new_states(x, weights, readout, 1);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "relax", [&] {
@@ -185,17 +199,19 @@ Lists relax_cpu(const Tensor& x, TensorList weights, TensorList biases, TensorLi
                   dense_target ? dense_target->const_data_ptr<scalar_t>() : nullptr};
     call.nudge = nudge;
     call.steps = static_cast<int>(steps);
+    call.stop = stop;
     for (const scalar_t* s : parameters.take_all(states)) call.initial.push_back(s);
     call.states = parameters.take_all(result);
     set.of<scalar_t>().relax(call, at::get_num_threads());
   });
-  return result;
+  return {result, steps_used};
 }
 
 // What ep_step and cep_step share of their arguments.
 struct LearnArguments {
   const Tensor& target;
   int64_t free_steps, nudged_steps;
+  std::optional<double> tolerance;
   double beta;
   std::string_view nudge_at, loss;
   bool symmetric, shared_update;
@@ -212,29 +228,33 @@ void check_learning(const Tensor& x, TensorList weights, TensorList biases, Tens
 
 template <class T>
 void describe_learning(LearnCall<T>& call, const Tensor& x, const Tensor& target, const LearnArguments& arguments,
-                       const Nudge& nudge, TensorList free_states, TensorList nudged_states,
+                       const Nudge& nudge, const Stop& stop, TensorList free_states, TensorList nudged_states,
                        Parameters<T>& parameters) {
   call.batch = {x.size(0), x.const_data_ptr<T>(), target.const_data_ptr<T>()};
   call.nudge = nudge;
   call.free_steps = static_cast<int>(arguments.free_steps);
   call.nudged_steps = static_cast<int>(arguments.nudged_steps);
+  call.stop = stop;
   call.symmetric = arguments.symmetric;
   call.shared_update = arguments.shared_update;
   call.free_states = parameters.take_all(free_states);
   call.nudged_states = parameters.take_all(nudged_states);
 }
 
-std::tuple<Lists, Lists, Lists, Lists, Lists> ep_step_cpu(
+std::tuple<Lists, Lists, Lists, Lists, Lists, Tensor> ep_step_cpu(
     const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights, const Tensor& target,
-    int64_t free_steps, int64_t nudged_steps, double beta, std::string_view nudge_at, std::string_view loss,
-    bool symmetric, bool accumulate, bool shared_update, std::string_view activation,
-    std::string_view output_activation, std::string_view dynamics, double dt, bool clip, std::string_view feedback,
-    bool readout) {
-  const Settings settings{activation, output_activation, dynamics, dt, clip, feedback, readout};
-  const LearnArguments arguments{target, free_steps, nudged_steps, beta, nudge_at, loss, symmetric, shared_update};
+    int64_t free_steps, int64_t nudged_steps, std::optional<double> tolerance, double beta, std::string_view nudge_at,
+    std::string_view loss, bool symmetric, bool accumulate, bool shared_update, std::string_view activation,
+    std::string_view output_activation, std::string_view dynamics, double dt, bool clip, std::string_view schedule,
+    std::string_view feedback, bool readout) {
+  const Settings settings{activation, output_activation, dynamics, dt, clip, schedule, feedback, readout};
+  const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,    beta,
+                                 nudge_at, loss,       symmetric,    shared_update};
   check_learning(x, weights, biases, feedback_weights, arguments, settings);
   const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
   const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, weights.back().size(0));
+  Tensor steps_used = new_steps(symmetric ? 3 : 2);
+  const Stop stop = check_stop(tolerance, steps_used);
   const Kernels& set = kernels();
   Lists d_weights = new_like(weights), d_biases = new_like(biases), d_feedback = new_like(feedback_weights);
   Lists free = new_states(x, weights, readout, 1), nudged = new_states(x, weights, readout, symmetric ? 2 : 1);
@@ -242,14 +262,15 @@ std::tuple<Lists, Lists, Lists, Lists, Lists> ep_step_cpu(
     Parameters<scalar_t> parameters;
     EpCall<scalar_t> call;
     call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
-    describe_learning(call, dense_x, dense_target, arguments, nudge, free, nudged, parameters);
+    describe_learning(call, dense_x, dense_target, arguments, nudge, stop, free, nudged, parameters);
     call.accumulate = accumulate;
     call.d_weights = parameters.take_all(d_weights);
     call.d_biases = parameters.take_all(d_biases);
     call.d_feedback = parameters.take_all(d_feedback);
     set.of<scalar_t>().ep_step(call, at::get_num_threads());
   });
-  return {std::move(d_weights), std::move(d_biases), std::move(d_feedback), std::move(free), std::move(nudged)};
+  return {std::move(d_weights), std::move(d_biases), std::move(d_feedback),
+          std::move(free),      std::move(nudged),   std::move(steps_used)};
 }
 
 struct Named {
@@ -282,19 +303,42 @@ void check_writable(const std::vector<Named>& written) {
     }
 }
 
-void cep_step_cpu(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights,
-                  const Tensor& target, TensorList free_states, TensorList nudged_states, int64_t free_steps,
-                  int64_t nudged_steps, double beta, std::string_view nudge_at, std::string_view loss,
-                  at::ArrayRef<double> lr, bool symmetric, bool shared_update, double weight_decay,
-                  std::string_view activation, std::string_view output_activation, std::string_view dynamics, double dt,
-                  bool clip, std::string_view feedback, bool readout) {
-  const Settings settings{activation, output_activation, dynamics, dt, clip, feedback, readout};
-  const LearnArguments arguments{target, free_steps, nudged_steps, beta, nudge_at, loss, symmetric, shared_update};
+// What a C-EP step costs is decided by this, whatever the numbers.
+StepShape shape_of(const Tensor& x, TensorList weights, const LearnArguments& arguments, bool weight_decay,
+                   const Settings& settings) {
+  StepShape shape{{x.size(1)},
+                  settings.readout,
+                  parse_free_feedback(settings.feedback),
+                  parse_asynchronous(settings.schedule),
+                  arguments.symmetric,
+                  arguments.shared_update,
+                  weight_decay,
+                  x.size(0),
+                  static_cast<int>(arguments.free_steps),
+                  static_cast<int>(arguments.nudged_steps),
+                  static_cast<int64_t>(x.element_size())};
+  for (const Tensor& w : weights) shape.widths.push_back(w.size(0));
+  return shape;
+}
+
+Tensor cep_step_cpu(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights,
+                    const Tensor& target, TensorList free_states, TensorList nudged_states, int64_t free_steps,
+                    int64_t nudged_steps, std::optional<double> tolerance, double beta, std::string_view nudge_at,
+                    std::string_view loss, at::ArrayRef<double> lr, bool symmetric, bool shared_update,
+                    double weight_decay, std::string_view update, std::string_view activation,
+                    std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
+                    std::string_view schedule, std::string_view feedback, bool readout) {
+  const Settings settings{activation, output_activation, dynamics, dt, clip, schedule, feedback, readout};
+  const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,    beta,
+                                 nudge_at, loss,       symmetric,    shared_update};
   check_learning(x, weights, biases, feedback_weights, arguments, settings);
   const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
   check_count("lr", lr.size(), weights.size(), "rates, one per connection");
   for (size_t l = 0; l < lr.size(); ++l) check_number(element("lr", l), lr[l], lr[l] >= 0, "a finite number >= 0");
   check_number("weight_decay", weight_decay, weight_decay >= 0, "a finite number >= 0");
+  const std::optional<Form> form = parse_update(update);
+  Tensor steps_used = new_steps(symmetric ? 4 : 2);
+  const Stop stop = check_stop(tolerance, steps_used);
   const size_t layers = weights.size() - readout;
   check_count("free_states", free_states.size(), layers, "tensors, one per layer");
   check_count("nudged_states", nudged_states.size(), symmetric ? 2 * layers : layers,
@@ -314,14 +358,16 @@ void cep_step_cpu(const Tensor& x, TensorList weights, TensorList biases, Tensor
     Parameters<scalar_t> parameters;
     CepCall<scalar_t> call;
     call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
-    describe_learning(call, dense_x, dense_target, arguments, nudge, free_states, nudged_states, parameters);
+    describe_learning(call, dense_x, dense_target, arguments, nudge, stop, free_states, nudged_states, parameters);
     call.lr = lr.vec();
     call.weight_decay = weight_decay;
+    call.forms = StepCosts(shape_of(x, weights, arguments, weight_decay != 0, settings)).choose(form);
     set.of<scalar_t>().cep_step(call, at::get_num_threads());
     parameters.write_back();
   });
   for (const auto& [name, tensor] : written)
     if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+  return steps_used;
 }
 
 }  // namespace

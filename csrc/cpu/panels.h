@@ -29,30 +29,54 @@ inline void store_panel(const T* panel, int64_t rows, int64_t units, int64_t fir
   }
 }
 
-// One panel of the transpose of a [units][depth] matrix: panel[k][lane] = matrix[first + lane][k]. In blocks of
-// `width` k, so that the lines of both sides stay in the first-level cache.
+// One panel of the transpose of `depth` columns of a matrix with rows of `stride`, a row per unit: panel[k][lane] =
+// matrix[first + lane][k]. In squares that fit the registers; what is left at the edge of `depth` goes one by one.
 template <class Tile, class T>
-inline void load_panel_transposed(const T* matrix, int64_t depth, int64_t units, int64_t first, T* panel) {
-  constexpr int width = Tile::width;
-  const int64_t valid = lanes_used<Tile>(units, first);
-  for (int64_t k0 = 0; k0 < depth; k0 += width) {
-    const int64_t k1 = k0 + width < depth ? k0 + width : depth;
-    for (int64_t lane = 0; lane < width; ++lane) {
-      const T* from = matrix + (first + lane) * depth;
-      for (int64_t k = k0; k < k1; ++k) panel[k * width + lane] = lane < valid ? from[k] : T(0);
+inline void load_panel_transposed(const T* matrix, int64_t stride, int64_t depth, int64_t units, int64_t first,
+                                  T* panel) {
+  using Vector = typename Tile::Vector;
+  constexpr int lanes = Tile::lanes;
+  const int64_t valid = lanes_used<Tile>(units, first), whole = depth / lanes * lanes;
+  for (int v = 0; v < 2; ++v) {
+    const T* from = matrix + (first + v * lanes) * stride;
+    T* to = panel + v * lanes;
+    for (int64_t k = 0; k < whole; k += lanes) {
+      Vector square[lanes];
+#pragma GCC unroll 16
+      for (int lane = 0; lane < lanes; ++lane)
+        square[lane] = v * lanes + lane < valid
+                           ? Vector(*reinterpret_cast<const typename Tile::Unaligned*>(from + lane * stride + k))
+                           : Vector{};
+      transpose<Tile>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) *reinterpret_cast<Vector*>(to + (k + i) * Tile::width) = square[i];
     }
+    for (int64_t k = whole; k < depth; ++k)
+      for (int lane = 0; lane < lanes; ++lane)
+        to[k * Tile::width + lane] = v * lanes + lane < valid ? from[lane * stride + k] : T(0);
   }
 }
 
 template <class Tile, class T>
 inline void store_panel_transposed(const T* panel, int64_t depth, int64_t units, int64_t first, T* matrix) {
-  constexpr int width = Tile::width;
-  const int64_t valid = lanes_used<Tile>(units, first);
-  for (int64_t k0 = 0; k0 < depth; k0 += width) {
-    const int64_t k1 = k0 + width < depth ? k0 + width : depth;
-    for (int64_t lane = 0; lane < valid; ++lane) {
-      T* to = matrix + (first + lane) * depth;
-      for (int64_t k = k0; k < k1; ++k) to[k] = panel[k * width + lane];
+  using Vector = typename Tile::Vector;
+  constexpr int lanes = Tile::lanes;
+  const int64_t valid = lanes_used<Tile>(units, first), whole = depth / lanes * lanes;
+  for (int v = 0; v < 2; ++v) {
+    const T* from = panel + v * lanes;
+    T* to = matrix + (first + v * lanes) * depth;
+    for (int64_t k = 0; k < whole; k += lanes) {
+      Vector square[lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) square[i] = *reinterpret_cast<const Vector*>(from + (k + i) * Tile::width);
+      transpose<Tile>(square);
+#pragma GCC unroll 16
+      for (int lane = 0; lane < lanes; ++lane)
+        if (v * lanes + lane < valid)
+          *reinterpret_cast<typename Tile::Unaligned*>(to + lane * depth + k) = square[lane];
     }
+    for (int64_t k = whole; k < depth; ++k)
+      for (int64_t lane = 0; lane < lanes && v * lanes + lane < valid; ++lane)
+        to[lane * depth + k] = from[k * Tile::width + lane];
   }
 }

@@ -6,11 +6,12 @@ inline Nudge reversed(const Nudge& nudge) { return {-nudge.beta, nudge.at, nudge
 
 template <class Tile>
 void relax(const RelaxCall<typename Tile::Scalar>& call, int threads) {
-  Relaxation<Tile> relaxation(call.network, call.batch, threads, false);
+  Relaxation<Tile> relaxation(call.network, call.batch, threads);
   run_team(threads, [&](const Worker& worker) {
     relaxation.load(worker, call.initial);
-    const Part part = relaxation.by_samples(worker);
-    const int last = relaxation.relax(worker, part, call.steps, 0, call.batch.target ? &call.nudge : nullptr);
+    Part part = relaxation.by_samples(worker);
+    const Nudge* nudge = call.batch.target ? &call.nudge : nullptr;
+    const int last = relaxation.relax(worker, part, call.steps, 0, nudge, call.stop, 0);
     relaxation.store(part, last, call.states.data());
   });
 }
@@ -31,8 +32,8 @@ class Phases {
   // Runs the free phase; returns its last field. Its states stay in `kept_free`. No barrier after the last step.
   int run_free(const Worker& worker) {
     relaxation_.load(worker, {});
-    const Part part = relaxation_.by_samples(worker);
-    const int free = relaxation_.relax(worker, part, call_.free_steps, 0, nullptr);
+    Part part = relaxation_.by_samples(worker);
+    const int free = relaxation_.relax(worker, part, call_.free_steps, 0, nullptr, call_.stop, 0);
     relaxation_.copy_field(part, free, Relaxation<Tile>::kept_free);
     relaxation_.store(part, free, call_.free_states.data());
     return free;
@@ -61,7 +62,7 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
   using T = typename Tile::Scalar;
   using Fields = Relaxation<Tile>;
   using Item = typename Fields::Item;
-  Relaxation<Tile> relaxation(call.network, call.batch, threads, false);
+  Relaxation<Tile> relaxation(call.network, call.batch, threads);
   Contrast<Tile> contrast(relaxation, call.shared_update);
   Phases<Tile> phases(call, relaxation);
   // Tied, the contrasts of consecutive steps telescope to the one between the ends.
@@ -70,7 +71,7 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
 
   run_team(threads, [&](const Worker& worker) {
     int field = phases.run_free(worker);
-    const Part part = accumulate ? relaxation.by_units(worker) : relaxation.by_samples(worker);
+    Part part = accumulate ? relaxation.by_units(worker) : relaxation.by_samples(worker);
     if (accumulate) worker.wait();  // the free phase was shared by samples
     for (int phase = 0; phase < phases.count(); ++phase) {
       const Nudge nudge = phase == 0 ? call.nudge : reversed(call.nudge);
@@ -79,7 +80,8 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
         relaxation.copy_field(part, Fields::kept_free, field);
         worker.wait();
       }
-      for (int step = 0; step < call.nudged_steps; ++step) {
+      int step = 0;
+      for (bool stays = false; step < call.nudged_steps && !stays;) {
         const int to = (field + 1) % Fields::ring;
         const Between between{field, to, field};
         relaxation.step(
@@ -90,8 +92,10 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
         if (accumulate)
           contrast.add_to_gradients(worker, between, step % 2, {0, T(phase == 0 ? scale : -scale), phase + step == 0},
                                     call);
+        stays = relaxation.may_stop(worker, part, call.stop, ++step, field, to);
         field = to;
       }
+      relaxation.note_steps(worker, call.stop, phase + 1, step);
       phases.end(worker, part, phase, field);
       if (call.network.readout) {
         contrast.add_to_readout(
@@ -104,8 +108,8 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
     if (!accumulate) {
       const Between between = call.symmetric ? Between{field, Fields::kept_plus, Fields::kept_free}
                                              : Between{Fields::kept_free, field, Fields::kept_free};
-      const Range mine = relaxation.by_units(worker).items;
-      for (int64_t item = mine.begin; item < mine.end; ++item) contrast.differ(relaxation.items()[item], between, 0);
+      relaxation.for_each_item(relaxation.by_units(worker),
+                               [&](const Item& item) { contrast.differ(item, between, 0); });
       worker.wait();
       contrast.add_to_gradients(worker, between, 0, {0, T(scale), true}, call);
     }
@@ -117,27 +121,27 @@ void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
   using T = typename Tile::Scalar;
   using Fields = Relaxation<Tile>;
   using Item = typename Fields::Item;
-  // The Gram form of the input's drive takes B^2 n_0 operations a step, reading and moving W[0] 2 B n_in n_0.
-  const bool literal_input = call.batch.size > 2 * call.network.widths[0];
-  Relaxation<Tile> relaxation(call.network, call.batch, threads, literal_input);
+  Relaxation<Tile> relaxation(call.network, call.batch, threads, call.forms);
   Contrast<Tile> contrast(relaxation, call.shared_update);
   ContinualUpdate<Tile> update(call, relaxation, contrast, threads);
   std::optional<LowRankUpdate<Tile>> low_rank;
-  if (LowRankUpdate<Tile>::pays(call)) low_rank.emplace(call, relaxation, contrast);
+  if (call.forms.inner == Form::low_rank) low_rank.emplace(call, relaxation, contrast);
   Phases<Tile> phases(call, relaxation);
 
   run_team(threads, [&](const Worker& worker) {
     int field = phases.run_free(worker);
-    const Part part = relaxation.by_units(worker);
+    Part part = relaxation.by_units(worker);
     worker.wait();  // the free phase was shared by samples
     update.load(worker);
+    int moves = 0, phase_number = 0;
     for (int phase = 0; phase < phases.count(); ++phase) {
       const Nudge nudge = phase == 0 ? call.nudge : reversed(call.nudge);
       if (phase == 1) {
         relaxation.copy_field(part, field, Fields::kept_plus);
-        field = relaxation.relax(worker, part, call.nudged_steps, field, nullptr);
+        field = relaxation.relax(worker, part, call.nudged_steps, field, nullptr, call.stop, ++phase_number);
       }
-      for (int step = 0; step < call.nudged_steps; ++step) {
+      int step = 0;
+      for (bool stays = false; step < call.nudged_steps && !stays;) {
         const int to = (field + 1) % Fields::ring;
         const Between between{field, to, field};
         if (low_rank) low_rank->prepare(worker, field);
@@ -150,13 +154,16 @@ void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
               contrast.differ(item, between, step % 2);
               if (low_rank) low_rank->follow(item, to);
             });
-        update.move(worker, between, step % 2, nudge.beta * phases.count(), !low_rank);
+        update.move(worker, part, between, step % 2, nudge.beta * phases.count(), !low_rank);
+        stays = relaxation.may_stop(worker, part, call.stop, ++step, field, to);
         field = to;
       }
+      moves += step;
+      relaxation.note_steps(worker, call.stop, ++phase_number, step);
       phases.end(worker, part, phase, field);
     }
-    update.store(worker, !low_rank);
-    if (low_rank) low_rank->store(worker, field);
+    update.store(part, !low_rank, moves);
+    if (low_rank) low_rank->store(part, field);
     for (int phase = 0; phase < phases.count() && call.network.readout; ++phase) {
       const int readout = call.network.layers, at = phase + 1 < phases.count() ? Fields::kept_plus : field;
       Blend<T> blend = update.blend(readout, phases.count());

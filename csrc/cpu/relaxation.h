@@ -1,31 +1,6 @@
 // A network on its way to a fixed point: packed weights, states in panels, and the step.
 #pragma once
 
-// Memory at cache-line alignment, all taken before the workers start.
-template <class T>
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(int64_t count) : data_(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64))) {
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
-  static Buffer zeros(int64_t count) {
-    Buffer buffer(count);
-    std::memset(buffer.data_, 0, count * sizeof(T));
-    return buffer;
-  }
-  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
-  Buffer& operator=(Buffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    return *this;
-  }
-  ~Buffer() { std::free(data_); }
-  T* get() const { return data_; }
-
- private:
-  T* data_ = nullptr;
-};
-
 // The states of one layer at one time. `seen` is what its neighbours see: rho(state) in energy dynamics, else the
 // state itself, in the same memory.
 template <class T>
@@ -53,9 +28,11 @@ struct Layer {
 
 // What a worker does of a step.
 struct Part {
-  Range items;       // of Relaxation::items
+  Range items[2];    // of Relaxation::items: the even layers' and the odd ones'; synchronous: all and none
   Range rows;        // samples
   bool independent;  // it reads no state that another worker writes
+  // Every step goes through the items the other way round than the last: what was read last is still in the cache.
+  bool backwards = false;
 };
 
 // Two ways to share the work. While weights are constant, samples know nothing of each other: a worker takes some
@@ -78,12 +55,12 @@ class Relaxation {
     int64_t panel;
   };
 
-  // With `literal_input` layer 0 reads the input anew at every step, as weights that move step by step require;
-  // else its drive is computed once.
-  Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, bool literal_input)
-      : network_(network), batch_(batch) {
+  // With `forms` the weights move; where they do so literally, layer 0 reads the input anew at every step, else its
+  // drive is computed once.
+  Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, std::optional<Forms> forms = {})
+      : network_(network), batch_(batch), settled_(2 * workers) {
     const int64_t n = batch.size;
-    scratch_ = keep(workers * network.widths[0] * width);
+    const bool literal_input = forms && forms->input == Form::literal;
     drives_ = keep(workers * n * width);
     pulls_ = keep(workers * n * width);
     error_ = keep(padded(network.classes()) * n);
@@ -110,14 +87,16 @@ class Relaxation {
         fields_[field].push_back(
             {state, layer.rule.dynamics == Dynamics::energy ? keep(layer.panels * n * width) : state});
       }
-      for (int64_t panel = 0; panel < layer.panels; ++panel) {
-        items_.push_back({l, panel});
-        // The finish of a tile costs about as much as 32 of its multiplications.
-        const int64_t depth = (layer.below.weights ? layer.below.depth : 0) + layer.above.depth + 32;
-        const int vectors = lanes_used<Tile>(layer.units, panel * width) <= Tile::lanes ? 1 : 2;
-        cost_.push_back(cost_.back() + static_cast<double>(depth * vectors));
-      }
       layers_.push_back(layer);
+    }
+    for (int half = 0; half < halves(); ++half) {
+      for (int l = half; l < network.layers; l += halves())
+        for (int64_t panel = 0; panel < layers_[l].panels; ++panel) {
+          const int vectors = lanes_used<Tile>(layers_[l].units, panel * width) <= Tile::lanes ? 1 : 2;
+          items_.push_back({l, panel});
+          cost_[half].push_back(cost_[half].back() + vectors * multiplications(l, forms));
+        }
+      first_[half + 1] = static_cast<int64_t>(items_.size());
     }
     if (network.readout) {
       const int64_t top = network.widths[network.layers];
@@ -129,12 +108,28 @@ class Relaxation {
   // ---- the parts that every worker calls, in the same order ----
 
   // A worker's part of a step with weights that move.
-  Part by_units(const Worker& worker) const { return {worker.share(cost_), {0, batch_.size}, worker.count == 1}; }
+  Part by_units(const Worker& worker) const {
+    Part part{{}, {0, batch_.size}, worker.count == 1};
+    for (int half = 0; half < halves(); ++half) {
+      const Range share = worker.share(cost_[half]);
+      part.items[half] = {first_[half] + share.begin, first_[half] + share.end};
+    }
+    return part;
+  }
 
   // And with constant weights: by samples, where each worker gets enough of them to be worth reading all weights for.
   Part by_samples(const Worker& worker) const {
     if (batch_.size < 4 * worker.count) return by_units(worker);
-    return {{0, static_cast<int64_t>(items_.size())}, worker.share(batch_.size), true};
+    Part part{{}, worker.share(batch_.size), true};
+    for (int half = 0; half < halves(); ++half) part.items[half] = {first_[half], first_[half + 1]};
+    return part;
+  }
+
+  // body(item) for every item of the part, in the order in which it moves.
+  template <class Body>
+  void for_each_item(const Part& part, const Body& body) const {
+    for (const Range& half : part.items)
+      for (int64_t index = half.begin; index < half.end; ++index) body(items_[index]);
   }
 
   // Packs the batch and the weights, and computes the input's drive. Ends with a barrier.
@@ -155,14 +150,13 @@ class Relaxation {
     if (network_.readout) {
       const Range classes = worker.share(panels_of(network_.classes(), width));
       for (int64_t panel = classes.begin; panel < classes.end; ++panel) {
-        load_panel_transposed<Tile>(network_.weights.back(), readout_.depth, network_.classes(), panel * width,
-                                    readout_.weights + panel * readout_.depth * width);
+        load_panel_transposed<Tile>(network_.weights.back(), readout_.depth, readout_.depth, network_.classes(),
+                                    panel * width, readout_.weights + panel * readout_.depth * width);
         if (network_.biases.back())
           load_panel<Tile>(network_.biases.back(), 1, network_.classes(), panel * width, readout_bias_ + panel * width);
       }
     }
-    const Range mine = by_units(worker).items;
-    for (int64_t item = mine.begin; item < mine.end; ++item) load_item(items_[item], initial);
+    for_each_item(by_units(worker), [&](const Item& item) { load_item(item, initial); });
     worker.wait();
     load_input_drive(worker);
     worker.wait();
@@ -172,28 +166,51 @@ class Relaxation {
   // correct(item, drive) may add to the drive that the weights bring, and after(item) is called when it has moved. Ends
   // with a barrier unless the part is independent.
   template <class Correct, class After>
-  void step(const Worker& worker, const Part& part, int from, int to, const Nudge* nudge, const Correct& correct,
+  void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge, const Correct& correct,
             const After& after) {
     if (nudge && nudge->loss == Loss::cross_entropy) {
       compute_error(part.independent ? part.rows : worker.share(batch_.size), from, static_cast<T>(nudge->beta),
                     error_);
       wait(worker, part);
     }
-    for (int64_t index = part.items.begin; index < part.items.end; ++index) {
-      move_panel(worker, items_[index], part.rows, from, to, nudge, correct);
-      after(items_[index]);
+    for (int half = 0; half < halves(); ++half) {
+      const auto [begin, end] = part.items[half];
+      for (int64_t index = begin; index < end; ++index) {
+        const Item& item = items_[part.backwards ? begin + end - 1 - index : index];
+        move_panel(worker, item, part.rows, {from, half == 0 ? from : to, to}, nudge, correct);
+        after(item);
+      }
+      wait(worker, part);
     }
-    wait(worker, part);
+    part.backwards = !part.backwards;
   }
 
-  // `steps` steps from ring field `from`; returns the field of the last.
-  int relax(const Worker& worker, const Part& part, int steps, int from, const Nudge* nudge) {
-    for (int count = 0; count < steps; ++count) {
+  // At most `steps` steps from ring field `from`; returns the field of the last. Phase number `phase` of the call.
+  int relax(const Worker& worker, Part& part, int steps, int from, const Nudge* nudge, const Stop& stop, int phase) {
+    int count = 0;
+    for (bool stays = false; count < steps && !stays;) {
       const int to = (from + 1) % ring;
       step(worker, part, from, to, nudge, [](const Item&, T*) {}, [](const Item&) {});
+      stays = may_stop(worker, part, stop, ++count, from, to);
       from = to;
     }
+    note_steps(worker, stop, phase, count);
     return from;
+  }
+
+  // Whether a phase ends after `count` steps, the last from field `from` to field `to`; all workers agree. With a
+  // tolerance every worker has to ask after every step.
+  bool may_stop(const Worker& worker, const Part& part, const Stop& stop, int count, int from, int to) {
+    if (!stop.tolerance || count % steps_per_check != 0) return false;
+    // Two flags a worker, in turn: a fast worker may set the next before a slow one has read this.
+    Flag* flags = settled_.data() + count / steps_per_check % 2 * worker.count;
+    flags[worker.index].value = stays_within(part, rounded_down(*stop.tolerance), from, to);
+    worker.wait();
+    return std::all_of(flags, flags + worker.count, [](const Flag& flag) { return flag.value; });
+  }
+
+  static void note_steps(const Worker& worker, const Stop& stop, int phase, int count) {
+    if (worker.index == 0) stop.steps_used[phase] = count;
   }
 
   // The part's states; no barrier.
@@ -241,19 +258,61 @@ class Relaxation {
   int64_t batch() const { return batch_.size; }
   const Network<T>& network() const { return network_; }
 
-  const std::vector<Item>& items() const { return items_; }
   int64_t padded(int64_t units) const { return panels_of(units, width) * width; }
 
  private:
+  // Aligned, so that workers do not write to the same line.
+  struct alignas(64) Flag {
+    bool value;
+  };
+
+  // The fields of a step: of the units' own states and of their neighbours' before it, and of the states after it.
+  struct Move {
+    int from, seen, to;
+  };
+
+  int halves() const { return network_.asynchronous ? 2 : 1; }
+
   static void wait(const Worker& worker, const Part& part) {
     if (!part.independent) worker.wait();
+  }
+
+  // About how many multiplications a step takes for one sample and one unit of layer l, by which workers share.
+  double multiplications(int l, const std::optional<Forms>& forms) const {
+    const Layer<T>& layer = layers_[l];
+    const double activation = 32, below = static_cast<double>(layer.below.depth);
+    const double above = l + 1 < network_.layers ? static_cast<double>(layer.above.depth) : 0;
+    double all = (layer.drive ? 0 : below) + above + activation;
+    if (!forms) return all;
+    const double batch = static_cast<double>(batch_.size), terms = network_.free_feedback ? 1 : 2;
+    if (l == 0) all += layer.drive ? batch + activation : below;
+    if (forms->inner == Form::low_rank) return all + 2 * batch;
+    return all + terms * (above + (l > 0 ? below : 0));
+  }
+
+  // So that numbers of type T compare with it as they do with the limit itself.
+  static T rounded_down(double limit) {
+    const T rounded = static_cast<T>(limit);
+    return static_cast<double>(rounded) > limit ? std::nextafter(rounded, T(0)) : rounded;
+  }
+
+  // NaN does not stay.
+  bool stays_within(const Part& part, T tolerance, int from, int to) const {
+    bool stays = true;
+    for_each_block(part, [&](const Item& item, int64_t at) {
+      const T* before = fields_[from][item.layer].state + at;
+      const T* after = fields_[to][item.layer].state + at;
+      const int64_t valid = lanes_used<Tile>(layers_[item.layer].units, item.panel * width);
+      for (int64_t row = part.rows.begin; row < part.rows.end; ++row, before += width, after += width)
+        for (int64_t lane = 0; lane < valid; ++lane) stays &= std::abs(after[lane] - before[lane]) <= tolerance;
+    });
+    return stays;
   }
 
   // body(item, offset of its first row) for every panel of the part.
   template <class Body>
   void for_each_block(const Part& part, const Body& body) const {
-    for (int64_t index = part.items.begin; index < part.items.end; ++index)
-      body(items_[index], (items_[index].panel * batch_.size + part.rows.begin) * width);
+    for_each_item(part, [&](const Item& item) { body(item, (item.panel * batch_.size + part.rows.begin) * width); });
   }
 
   T* keep(int64_t count) {
@@ -271,7 +330,7 @@ class Relaxation {
     const int64_t n = batch_.size, first = panel * width;
     if (network_.biases[l]) load_panel<Tile>(network_.biases[l], 1, layer.units, first, layer.bias + first);
     if (layer.below.weights)
-      load_panel_transposed<Tile>(network_.weights[l], layer.below.depth, layer.units, first,
+      load_panel_transposed<Tile>(network_.weights[l], layer.below.depth, layer.below.depth, layer.units, first,
                                   layer.below.weights + first * layer.below.depth);
     if (layer.above.weights) {
       const bool is_top = l + 1 == network_.layers;
@@ -284,28 +343,36 @@ class Relaxation {
       apply_activation(layer.rule.activation, start.state + first * n, start.seen + first * n, n * width);
   }
 
-  // drive = b + x W[0]^T; a panel of W[0] is packed, used for all rows and forgotten.
+  // drive = b + x W[0]^T; some columns of a panel of W[0] are packed, used for all rows and forgotten.
   void load_input_drive(const Worker& worker) {
     const Layer<T>& layer = layers_[0];
     if (!layer.drive) return;
-    T* packed = scratch_ + worker.index * layer.below.depth * width;
+    const int64_t n = batch_.size, n_in = layer.below.depth;
+    alignas(64) T packed[products_per_sum * width];
     const Range panels = worker.share(layer.panels);
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-      load_panel_transposed<Tile>(network_.weights[0], layer.below.depth, layer.units, panel * width, packed);
-      T* drive = layer.drive + panel * batch_.size * width;
-      start_from_bias(drive, layer.bias + panel * width, batch_.size);
-      add_products<Tile>(drive, x_, batch_.size * width, packed, layer.below.depth, batch_.size,
-                         lanes_used<Tile>(layer.units, panel * width));
+      T* drive = layer.drive + panel * n * width;
+      start_from_bias(drive, layer.bias + panel * width, n);
+      for (int64_t k = 0; k < n_in; k += products_per_sum) {
+        const int64_t count = n_in - k < products_per_sum ? n_in - k : products_per_sum;
+        load_panel_transposed<Tile>(network_.weights[0] + k, n_in, count, layer.units, panel * width, packed);
+        add_products<Tile>(drive, x_ + k * n, n * width, packed, count, n,
+                           lanes_used<Tile>(layer.units, panel * width));
+      }
     }
   }
 
   static void start_from_bias(T* sums, const T* bias, int64_t rows) {
-    for (int64_t row = 0; row < rows; ++row) std::memcpy(sums + row * width, bias, width * sizeof(T));
+    using Vector = typename Tile::Vector;
+    const Vector* from = reinterpret_cast<const Vector*>(bias);
+    Vector* to = reinterpret_cast<Vector*>(sums);
+    for (int64_t row = 0; row < rows; ++row)
+      for (int v = 0; v < 2; ++v) to[2 * row + v] = from[v];
   }
 
   // Some samples of one panel of units: drive, then next state.
   template <class Correct>
-  void move_panel(const Worker& worker, const Item& item, const Range& rows, int from, int to, const Nudge* nudge,
+  void move_panel(const Worker& worker, const Item& item, const Range& rows, const Move& move, const Nudge* nudge,
                   const Correct& correct) {
     const auto [l, panel] = item;
     const Layer<T>& layer = layers_[l];
@@ -321,15 +388,15 @@ class Relaxation {
       add_products<Tile>(drive, seen + row, stride, incoming.weights + panel * incoming.depth * width, incoming.depth,
                          n, lanes_used<Tile>(layer.units, panel * width));
     };
-    if (layer.below.weights) add(layer.below, l ? fields_[from][l - 1].seen : x_);
+    if (layer.below.weights) add(layer.below, l ? fields_[move.seen][l - 1].seen : x_);
     if (!is_top)
-      add(layer.above, fields_[from][l + 1].seen);
+      add(layer.above, fields_[move.seen][l + 1].seen);
     else if (network_.readout && nudge)
       add(layer.above, error_);
 
     correct(item, drive);
 
-    const T* state = fields_[from][l].state + at;
+    const T* state = fields_[move.from][l].state + at;
     const bool nudged = nudge && is_top && !network_.readout;
     T* pull = pulls_ + worker.index * stride;
     if (nudged) {
@@ -337,63 +404,10 @@ class Relaxation {
       const T* given = (nudge->loss == Loss::mse ? target_ : error_) + at;
       for (int64_t i = 0; i < count; ++i) pull[i] = nudge->loss == Loss::mse ? beta * (given[i] - state[i]) : given[i];
     }
-    const Field<T>& next = fields_[to][l];
-    finish(layer.rule, count, drive, state, nudged ? pull : nullptr, nudged && nudge->at == NudgeAt::drive,
-           next.state + at);
+    const Field<T>& next = fields_[move.to][l];
+    move_units(layer.rule, count, drive, state, nudged ? pull : nullptr, nudged && nudge->at == NudgeAt::drive,
+               next.state + at);
     if (next.seen != next.state) apply_activation(layer.rule.activation, next.state + at, next.seen + at, count);
-  }
-
-  // Calls `body.template operator()<A>()`.
-  template <class Body>
-  static void with_activation(Activation activation, const Body& body) {
-    switch (activation) {
-      case Activation::sigmoid:
-        return body.template operator()<Activation::sigmoid>();
-      case Activation::hard_sigmoid:
-        return body.template operator()<Activation::hard_sigmoid>();
-      case Activation::half_hard_sigmoid:
-        return body.template operator()<Activation::half_hard_sigmoid>();
-      case Activation::centered_hard_sigmoid:
-        return body.template operator()<Activation::centered_hard_sigmoid>();
-      case Activation::tanh:
-        return body.template operator()<Activation::tanh>();
-      case Activation::linear:
-        return body.template operator()<Activation::linear>();
-    }
-  }
-
-  static void apply_activation(Activation activation, const T* from, T* to, int64_t count) {
-    with_activation(activation, [&]<Activation A>() {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < count; ++i) to[i] = rho<A>(from[i]);
-    });
-  }
-
-  static void finish(const UnitRule& rule, int64_t count, const T* drive, const T* state, const T* pull, bool at_drive,
-                     T* next) {
-    const T dt = static_cast<T>(rule.dt);
-    const bool gain = rule.gain, clips = rule.clip;
-    with_activation(rule.activation, [&]<Activation A>() {
-      const auto all = [&]<Dynamics D>(const auto& inside, const auto& outside) {
-#pragma GCC ivdep
-        for (int64_t i = 0; i < count; ++i)
-          next[i] = next_state<A, D>(drive[i], state[i], inside(i), outside(i), gain, clips, dt);
-      };
-      const auto zero = [](int64_t) { return T(0); };
-      const auto pulled = [&](int64_t i) { return pull[i]; };
-      const auto either = [&]<Dynamics D>() {
-        if (!pull)
-          all.template operator()<D>(zero, zero);
-        else if (at_drive)
-          all.template operator()<D>(pulled, zero);
-        else
-          all.template operator()<D>(zero, pulled);
-      };
-      if (rule.dynamics == Dynamics::prototypical)
-        either.template operator()<Dynamics::prototypical>();
-      else
-        either.template operator()<Dynamics::energy>();
-    });
   }
 
   // Row `row` of `to` holds logits and becomes scale (y - softmax(logits)).
@@ -413,14 +427,15 @@ class Relaxation {
   std::vector<Buffer<T>> memory_;
   std::vector<Layer<T>> layers_;
   std::vector<Field<T>> fields_[fields];
-  T* x_;        // [panel][batch][width]
-  T* target_;   // [panel][batch][width]
-  T* error_;    // [panel][batch][width]
-  T* scratch_;  // [worker][n_in][width]
-  T* drives_;   // [worker][batch][width]
-  T* pulls_;    // [worker][batch][width]
+  T* x_;       // [panel][batch][width]
+  T* target_;  // [panel][batch][width]
+  T* error_;   // [panel][batch][width]
+  T* drives_;  // [worker][batch][width]
+  T* pulls_;   // [worker][batch][width]
   Incoming<T> readout_{};
   T* readout_bias_ = nullptr;
-  std::vector<Item> items_;
-  std::vector<double> cost_{0.0};
+  std::vector<Item> items_;                    // even layers first if they move first
+  int64_t first_[3] = {0, 0, 0};               // of items_, where the halves begin and end
+  std::vector<double> cost_[2]{{0.0}, {0.0}};  // running sums over the items of a half
+  std::vector<Flag> settled_;
 };

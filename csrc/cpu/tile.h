@@ -16,7 +16,6 @@ struct Tile {
   static constexpr int width = 2 * lanes;
   // Rows whose accumulators fit the register file: 32 registers with AVX-512, 16 elsewhere.
   static constexpr int max_rows = vector_bytes == 64 ? 12 : 6;
-  static constexpr int update_rows = vector_bytes == 64 ? 8 : 4;  // divides width
 };
 
 // Calls `body.template operator()<rows>()` with `rows` as a constant.
@@ -55,21 +54,23 @@ inline void multiply(typename Tile::Scalar* sums, const typename Tile::Scalar* a
   using Vector = typename Tile::Vector;
   constexpr int width = Tile::width, lanes = Tile::lanes;
   Vector sum[rows][vectors] = {};
-  for (; depth > 0; depth -= width, a += panel_stride) {
-    const int64_t count = depth < width ? depth : width;
-    for (int64_t k = 0; k < count; ++k, b += width) {
-      Vector weights[vectors];
-      for (int v = 0; v < vectors; ++v) {
-        weights[v] = *reinterpret_cast<const Vector*>(b + v * lanes);
-        __builtin_prefetch(b + 16 * width + v * lanes);
-      }
-#pragma GCC unroll 12
-      for (int row = 0; row < rows; ++row) {
-        const Vector broadcast = a[row * width + k] - Vector{};
-        for (int v = 0; v < vectors; ++v) sum[row][v] += broadcast * weights[v];
-      }
+  const auto add = [&](int64_t k) {
+    Vector weights[vectors];
+    for (int v = 0; v < vectors; ++v) {
+      weights[v] = *reinterpret_cast<const Vector*>(b + k * width + v * lanes);
+      __builtin_prefetch(b + (k + 16) * width + v * lanes);
     }
+#pragma GCC unroll 12
+    for (int row = 0; row < rows; ++row) {
+      const Vector broadcast = a[row * width + k] - Vector{};
+      for (int v = 0; v < vectors; ++v) sum[row][v] += broadcast * weights[v];
+    }
+  };
+  for (; depth >= width; depth -= width, a += panel_stride, b += width * width) {
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < width; ++k) add(k);
   }
+  for (int64_t k = 0; k < depth; ++k) add(k);
 #pragma GCC unroll 12
   for (int row = 0; row < rows; ++row, sums += width)
     for (int v = 0; v < vectors; ++v) *reinterpret_cast<Vector*>(sums + v * lanes) += sum[row][v];
@@ -133,25 +134,95 @@ inline void outer_products(const Product<typename Tile::Scalar>* products, int c
     for (int64_t sample = 0; sample < batch; ++sample, left += width, right += width) {
       Vector r[vectors];
       for (int v = 0; v < vectors; ++v) r[v] = *reinterpret_cast<const Vector*>(right + v * lanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
       for (int row = 0; row < rows; ++row) {
         const Vector broadcast = left[row] - Vector{};
         for (int v = 0; v < vectors; ++v) acc[row][v] += broadcast * r[v];
       }
     }
   }
-  for (int row = 0; row < rows; ++row, out += stride) {
-    for (int v = 0; v < vectors; ++v) {
-      T* to = out + v * lanes;
-      if (valid >= (v + 1) * lanes) {
-        Unaligned* whole = reinterpret_cast<Unaligned*>(to);
-        *whole = blend(Vector(*whole), acc[row][v]);
-        continue;
+  if (valid >= vectors * lanes) {
+    const auto store = [&](const auto& blended) {
+#pragma GCC unroll 12
+      for (int row = 0; row < rows; ++row, out += stride)
+        for (int v = 0; v < vectors; ++v) {
+          Unaligned* to = reinterpret_cast<Unaligned*>(out + v * lanes);
+          *to = blended(to, acc[row][v]);
+        }
+    };
+    if (blend.fresh)
+      store([&](const Unaligned*, const Vector& sum) { return blend.scale * sum; });
+    else if (blend.decay == 0)
+      store([&](const Unaligned* to, const Vector& sum) { return Vector(*to) + blend.scale * sum; });
+    else
+      store([&](const Unaligned* to, const Vector& sum) { return blend(Vector(*to), sum); });
+    return;
+  }
+  for (int row = 0; row < rows; ++row, out += stride)
+    for (int64_t lane = 0; lane < valid; ++lane) out[lane] = blend(out[lane], T(acc[row][lane / lanes][lane % lanes]));
+}
+
+// rows[i][j] <-> rows[j][i]: blocks of 1, 2, 4, ... lanes swap places across the diagonal.
+template <class Tile, int block = 1>
+inline void transpose(typename Tile::Vector* rows) {
+  if constexpr (block < Tile::lanes) {
+    const auto swap = [&]<int... lane>(std::integer_sequence<int, lane...>) {
+      constexpr int lanes = Tile::lanes;
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) {
+        if (i & block) continue;
+        const typename Tile::Vector a = rows[i], b = rows[i + block];
+        rows[i] = __builtin_shufflevector(a, b, (lane & block ? lanes + lane - block : lane)...);
+        rows[i + block] = __builtin_shufflevector(a, b, (lane & block ? lanes + lane : lane + block)...);
       }
-      for (int64_t lane = 0; lane < valid - v * lanes; ++lane) {
-        const T sum = acc[row][v][lane];
-        to[lane] = blend(to[lane], sum);
-      }
-    }
+    };
+    swap(std::make_integer_sequence<int, Tile::lanes>());
+    transpose<Tile, 2 * block>(rows);
   }
 }
+
+// Scalar products of `rows` samples with `columns` others, over the units of a layer: as many as a vector holds.
+template <class Tile>
+struct Dots {
+  using T = typename Tile::Scalar;
+  using Vector = typename Tile::Vector;
+  static constexpr int rows = Tile::lanes >= 16 ? 4 : Tile::lanes >= 4 ? 2 : 1, columns = Tile::lanes / rows;
+
+  // Lane i * columns + j: left[i] . right[j], each pointing to a sample's first lane in the first of its panels.
+  static Vector of(const T* const (&left)[rows], const T* const (&right)[columns], int64_t panel_stride,
+                   int64_t units) {
+    Vector sums[Tile::lanes] = {};
+    const T *a[rows], *b[columns];
+    const auto add = [&] {
+      for (int v = 0; v < 2; ++v) {
+        Vector x[rows];
+        for (int i = 0; i < rows; ++i) x[i] = *reinterpret_cast<const Vector*>(a[i] + v * Tile::lanes);
+#pragma GCC unroll 16
+        for (int j = 0; j < columns; ++j) {
+          const Vector y = *reinterpret_cast<const Vector*>(b[j] + v * Tile::lanes);
+          for (int i = 0; i < rows; ++i) sums[i * columns + j] += x[i] * y;
+        }
+      }
+    };
+    const int64_t whole = units / Tile::width, rest = units % Tile::width;
+    for (int64_t panel = 0; panel < whole; ++panel) {
+      for (int i = 0; i < rows; ++i) a[i] = left[i] + panel * panel_stride;
+      for (int j = 0; j < columns; ++j) b[j] = right[j] + panel * panel_stride;
+      add();
+    }
+    if (rest > 0) {  // the lanes past the last unit belong to nobody
+      alignas(64) T last[rows][Tile::width] = {};
+      for (int i = 0; i < rows; ++i) {
+        std::memcpy(last[i], left[i] + whole * panel_stride, rest * sizeof(T));
+        a[i] = last[i];
+      }
+      for (int j = 0; j < columns; ++j) b[j] = right[j] + whole * panel_stride;
+      add();
+    }
+    transpose<Tile>(sums);
+    Vector result{};
+#pragma GCC unroll 16
+    for (int lane = 0; lane < Tile::lanes; ++lane) result += sums[lane];
+    return result;
+  }
+};

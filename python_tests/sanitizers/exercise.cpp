@@ -7,6 +7,7 @@
 #include <random>
 
 #include "../../csrc/cpu/kernels.h"
+#include "../../csrc/plan.h"
 
 using namespace ceprop;
 
@@ -46,13 +47,15 @@ struct Settings {
   int op;  // relax, ep_step, cep_step
   std::vector<int64_t> widths;
   int64_t batch;
-  bool readout, free_feedback, symmetric, shared_update, accumulate, bias;
+  bool readout, free_feedback, asynchronous, symmetric, shared_update, accumulate, bias;
   Dynamics dynamics;
   Loss loss;
   NudgeAt at;
   Activation activation;
   int free_steps, nudged_steps;
+  std::optional<double> tolerance;
   double weight_decay;
+  Forms forms;
   unsigned seed;
 };
 
@@ -62,6 +65,7 @@ Network<T> random_network(const Settings& settings, Memory<T>& memory) {
   network.layers = static_cast<int>(settings.widths.size()) - 1 - settings.readout;
   network.readout = settings.readout;
   network.free_feedback = settings.free_feedback;
+  network.asynchronous = settings.asynchronous;
   network.widths = settings.widths;
   network.input_activation = settings.activation;
   for (int l = 0; l < network.layers; ++l) {
@@ -101,6 +105,8 @@ std::vector<T> run(const Settings& settings, int threads) {
   const Batch<T> batch{settings.batch, memory.random(settings.batch * network.widths[0], 1),
                        memory.random(settings.batch * network.classes(), 1)};
   const Nudge nudge{0.3, settings.at, settings.loss};
+  int64_t steps_used[4] = {};
+  const Stop stop{settings.tolerance, steps_used};
   const KernelsOf<T>& kernels = default_kernels.of<T>();
   const auto learn = [&](LearnCall<T>& call) {
     call.network = network;
@@ -108,13 +114,14 @@ std::vector<T> run(const Settings& settings, int threads) {
     call.nudge = nudge;
     call.free_steps = settings.free_steps;
     call.nudged_steps = settings.nudged_steps;
+    call.stop = stop;
     call.symmetric = settings.symmetric;
     call.shared_update = settings.shared_update;
     call.free_states = states(network, settings.batch, 1, memory);
     call.nudged_states = states(network, settings.batch, settings.symmetric ? 2 : 1, memory);
   };
   if (settings.op == 0) {
-    RelaxCall<T> call{network, batch, nudge, settings.free_steps, {}, {}};
+    RelaxCall<T> call{network, batch, nudge, settings.free_steps, stop, {}, {}};
     for (T* s : states(network, settings.batch, 1, memory)) call.initial.push_back(s);
     call.states = states(network, settings.batch, 1, memory);
     kernels.relax(call, threads);
@@ -134,45 +141,73 @@ std::vector<T> run(const Settings& settings, int threads) {
     learn(call);
     for (size_t c = 0; c < network.weights.size(); ++c) call.lr.push_back(0.05 * static_cast<double>(c + 1));
     call.weight_decay = settings.weight_decay;
+    call.forms = settings.forms;
     kernels.cep_step(call, threads);
   }
-  return memory.results();
+  std::vector<T> results = memory.results();
+  results.insert(results.end(), std::begin(steps_used), std::end(steps_used));
+  return results;
+}
+
+// Forms drawn among the exact ones.
+Forms random_forms(const Settings& settings, std::mt19937& draw) {
+  const StepShape shape{settings.widths,
+                        settings.readout,
+                        settings.free_feedback,
+                        settings.asynchronous,
+                        settings.symmetric,
+                        settings.shared_update,
+                        settings.weight_decay != 0,
+                        settings.batch,
+                        settings.free_steps,
+                        settings.nudged_steps,
+                        8};
+  const auto form = [&](bool exact) { return exact && draw() % 3 ? Form::low_rank : Form::literal; };
+  return {form(true), form(StepCosts(shape).inner_has_low_rank())};
+}
+
+Settings random_settings(int op, const std::vector<int64_t>& widths, int64_t batch, std::mt19937& draw) {
+  const auto one_of = [&](unsigned count) { return draw() % count == 0; };
+  Settings settings{op, widths, batch};
+  settings.readout = one_of(4) && widths.size() > 2;
+  settings.free_feedback = one_of(2);
+  settings.asynchronous = one_of(3);
+  settings.symmetric = one_of(3);
+  settings.shared_update = settings.free_feedback && one_of(2);
+  settings.accumulate = one_of(2);
+  settings.bias = !one_of(3);
+  settings.dynamics = static_cast<Dynamics>(draw() % 2);
+  settings.loss = settings.readout || one_of(3) ? Loss::cross_entropy : Loss::mse;
+  settings.at = settings.readout || one_of(2) ? NudgeAt::drive : NudgeAt::state;
+  settings.activation = static_cast<Activation>(draw() % 6);
+  settings.free_steps = static_cast<int>(draw() % 10);
+  settings.nudged_steps = static_cast<int>(1 + draw() % 9);
+  if (one_of(2)) settings.tolerance = one_of(2) ? 0.1 : 0.01;
+  settings.weight_decay = one_of(3) ? 0.1 : 0;
+  settings.forms = random_forms(settings, draw);
+  settings.seed = static_cast<unsigned>(draw());
+  return settings;
 }
 
 template <class T>
 int differences(int repeats) {
-  // Off the tiles and on them, single units, and layers wide enough for the low-rank form of the update.
+  // Off the tiles and on them, and single units.
   const std::vector<std::vector<int64_t>> shapes = {{5, 3},         {1, 1, 1},      {20, 33, 7},     {3, 1, 1, 2},
                                                     {2, 65, 40, 9}, {30, 9, 70, 6}, {12, 70, 80, 9}, {17, 17, 17}};
   std::mt19937 draw(5);
-  int count = 0, different = 0;
+  int count = 0, early = 0, different = 0;
   for (const std::vector<int64_t>& widths : shapes)
     for (const int64_t batch : {1, 2, 7, 13})
       for (int op = 0; op < 3; ++op)
         for (int repeat = 0; repeat < repeats; ++repeat) {
-          const bool readout = draw() % 4 == 0 && widths.size() > 2, free_feedback = draw() % 2;
-          const Settings settings{op,
-                                  widths,
-                                  batch,
-                                  readout,
-                                  free_feedback,
-                                  draw() % 2 == 0,
-                                  free_feedback && draw() % 2,
-                                  draw() % 2 == 0,
-                                  draw() % 3 != 0,
-                                  static_cast<Dynamics>(draw() % 2),
-                                  readout || draw() % 3 == 0 ? Loss::cross_entropy : Loss::mse,
-                                  readout || draw() % 2 ? NudgeAt::drive : NudgeAt::state,
-                                  static_cast<Activation>(draw() % 6),
-                                  static_cast<int>(draw() % 4),
-                                  static_cast<int>(1 + draw() % 4),
-                                  draw() % 2 ? 0.1 : 0.0,
-                                  static_cast<unsigned>(draw())};
+          const Settings settings = random_settings(op, widths, batch, draw);
           const std::vector<T> one = run<T>(settings, 1), three = run<T>(settings, 3);
           ++count;
+          early += one[one.size() - 4] < settings.free_steps;
           different += std::memcmp(one.data(), three.data(), one.size() * sizeof(T)) != 0;
         }
-  std::printf("%d calls, %d differ between one worker and three\n", count, different);
+  std::printf("%d calls, %d free phases ended early, %d differ between one worker and three\n", count, early,
+              different);
   return different;
 }
 

@@ -1,0 +1,104 @@
+// What a learning step costs, and which form of the continual update costs less. Operations count 2 a multiplication
+// and addition; bytes are those of weights read and written, the states being small beside them. No torch.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "network.h"
+
+namespace ceprop {
+
+// What costs depend on.
+struct StepShape {
+  std::vector<int64_t> widths;  // n_in, n_0, ..., n_{L-1}, and the classes of a readout
+  bool readout, free_feedback, asynchronous, symmetric, shared_update, weight_decay;
+  int64_t batch;
+  int free_steps, nudged_steps;
+  int64_t number_bytes;  // 4 or 8
+};
+
+struct Cost {
+  double operations, bytes;
+};
+inline Cost operator+(const Cost& a, const Cost& b) { return {a.operations + b.operations, a.bytes + b.bytes}; }
+inline Cost operator*(double times, const Cost& a) { return {times * a.operations, times * a.bytes}; }
+
+class StepCosts {
+ public:
+  explicit StepCosts(const StepShape& shape)
+      : shape_(shape), layers_(static_cast<int>(shape.widths.size()) - 1 - shape.readout) {
+    for (int c = 1; c < layers_; ++c) inner_ += width(c) * width(c - 1);
+    for (int l = 0; l < layers_; ++l) units_ += width(l);
+  }
+
+  // The input's drive, once; every step both ways through all inner connections.
+  Cost free_phase() const { return matrix(2, 1, input()) + shape_.free_steps * step(); }
+
+  // The same with the nudge, for all nudged phases and the return between C-EP's; and one way for EP's contrast.
+  Cost nudged_phases(bool continual) const {
+    const int phases = shape_.symmetric ? (continual ? 3 : 2) : 1;
+    const Cost readout = shape_.readout ? matrix(4, 2, width(layers_) * width(layers_ - 1)) : Cost{};
+    return phases * shape_.nudged_steps * (step() + readout);
+  }
+  Cost contrast() const {
+    return matrix(2, 1, input()) + matrix(shape_.free_feedback && !shape_.shared_update ? 2 : 4, 1, inner_) +
+           (shape_.free_feedback ? matrix(2, 1, inner_) : Cost{});
+  }
+
+  // C-EP's updates of the input's connection. Literal: a product with the input and an update, every step. Low rank:
+  // the drive follows by a B x B matrix, and the weights move once.
+  Cost input_update(Form form) const {
+    if (form == Form::literal) return moves() * matrix(4, 3, input());
+    const double batch = static_cast<double>(shape_.batch);
+    return Cost{2 * batch * batch * width(-1), 0} + matrix(2, 2, input()) +
+           moves() * Cost{2 * batch * batch * width(0), 0};
+  }
+
+  // And of those between layers. Literal: both copies of the weights move, tied and shared ones by two terms. Low rank:
+  // two B x B matrices of every layer, two products with them, and the weights move once.
+  Cost inner_update(Form form) const {
+    const bool two_terms = !shape_.free_feedback || shape_.shared_update;
+    if (form == Form::literal) return moves() * matrix(two_terms ? 8 : 4, 4, inner_);
+    const double batch = static_cast<double>(shape_.batch);
+    return moves() * Cost{layers_ > 1 ? 8 * batch * batch * units_ : 0, 0} + matrix(4, 2, inner_);
+  }
+
+  // Whether the inner updates telescope: tied weights and plain steps of one phase, all layers at once.
+  bool inner_has_low_rank() const {
+    return !shape_.free_feedback && !shape_.asynchronous && !shape_.symmetric && !shape_.weight_decay;
+  }
+
+  // The forms with fewer operations, or `wanted` wherever it is exact.
+  Forms choose(std::optional<Form> wanted) const {
+    const auto cheaper = [&](const Cost& literal, const Cost& low_rank) {
+      return low_rank.operations < literal.operations ? Form::low_rank : Form::literal;
+    };
+    Forms forms{cheaper(input_update(Form::literal), input_update(Form::low_rank)),
+                cheaper(inner_update(Form::literal), inner_update(Form::low_rank))};
+    if (wanted) forms = {*wanted, *wanted};
+    if (!inner_has_low_rank()) forms.inner = Form::literal;
+    return forms;
+  }
+
+ private:
+  double width(int layer) const { return static_cast<double>(shape_.widths[layer + 1]); }
+  double input() const { return width(-1) * width(0); }
+  int moves() const { return shape_.nudged_steps * (shape_.symmetric ? 2 : 1); }
+  Cost step() const { return matrix(4, 2, inner_); }
+
+  // `operations` of every sample and `passes` over the memory for each of `weights`.
+  Cost matrix(double operations, double passes, double weights) const {
+    return {operations * static_cast<double>(shape_.batch) * weights,
+            passes * static_cast<double>(shape_.number_bytes) * weights};
+  }
+
+  const StepShape& shape_;
+  int layers_;
+  double inner_ = 0;  // weights between layers, one way
+  double units_ = 0;
+};
+
+}  // namespace ceprop
