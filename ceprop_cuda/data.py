@@ -63,8 +63,9 @@ class Batches:
             yield from zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
             return
         order = torch.randperm(len(self.x), generator=self._generator)
-        for indices in order.to(self.x.device).split(self.batch_size):
-            yield self.x[indices], self.y[indices]
+        # Gathering some batches at once takes little more time than gathering one.
+        for indices in order.to(self.x.device).split(16 * self.batch_size):
+            yield from zip(self.x[indices].split(self.batch_size), self.y[indices].split(self.batch_size), strict=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What decides the orders of the epochs that have not begun yet."""

@@ -133,11 +133,9 @@ class Trainer:
         return self._evaluate(batches, "evaluation")
 
     def _evaluate(self, batches: Iterable[Sequence[Tensor]], where: str) -> dict[str, float]:
-        tally = _Tally(self.rule.net)
-        for number, (x, y) in enumerate(batches, 1):
-            out = self.rule.predict(x, y)
-            _refuse_bad_states(f"{where}, batch {number}", self.rule.net, x, out)
-            tally.add(out, y)
+        tally = _Tally(self.rule.net, where)
+        for x, y in batches:
+            tally.add(x, y, self.rule.predict(x, y))
         loss, error = tally.means()
         return {"loss": loss, "error": error}
 
@@ -149,15 +147,12 @@ class Trainer:
         epochs: int,
         progress: bool,
     ) -> Metrics:
-        tally = _Tally(self.rule.net)
+        tally = _Tally(self.rule.net, f"epoch {epoch}")
         shown = began = time.perf_counter()
-        number = 0
         total = len(train_batches) if isinstance(train_batches, Sized) else None
         with tqdm(desc=f"epoch {epoch}/{epochs}", total=total, unit="batch", disable=not progress) as bar:
-            for number, (x, y) in enumerate(train_batches, 1):
-                out = self._learn(x, y)
-                _refuse_bad_states(f"epoch {epoch}, batch {number}", self.rule.net, x, out)
-                tally.add(out, y)
+            for x, y in train_batches:
+                tally.add(x, y, self._learn(x, y))
                 bar.update()
                 if progress and time.perf_counter() - shown > 0.5:  # reading the tally waits for the device
                     bar.set_postfix_str(_summary(*tally.means()))
@@ -166,7 +161,7 @@ class Trainer:
             seconds = time.perf_counter() - began
             bad = _bad_parameters(self.rule.net)
             if bad:
-                raise _diverged(f"epoch {epoch}, batch {number}", bad)
+                raise _diverged(tally.last_batch(), bad)
             if self.scheduler is not None:
                 self.scheduler.step()
             test_error = None if test is None else self._evaluate(test, f"test after epoch {epoch}")["error"]
@@ -227,33 +222,67 @@ def _description(rule: EP | CEP | BPTT) -> dict[str, Any]:
 
 
 class _Tally:
-    """Sums over an epoch, kept on the network's device: adding does not wait for it, reading does."""
+    """Sums over an epoch, kept on the network's device, and the watch over its states.
 
-    def __init__(self, net: Network) -> None:
+    Batches are counted and looked at some at a time: reading a number waits for the device, and even on the CPU a
+    small network's step takes less time than the eight operations on single numbers that counting it does.
+    """
+
+    BATCHES = 16  # at a time; their states are kept until then
+
+    def __init__(self, net: Network, where: str) -> None:
         device = net.weights[0].device
+        self._net = net
+        self._where = where
+        self._pending: list[tuple[Tensor, Tensor, StepResult]] = []
         self._batches = 0
         self._samples = 0
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._wrong = torch.zeros((), dtype=torch.int64, device=device)
         self._steps = torch.zeros((), dtype=torch.int64, device=device)  # as many as there are phases, once known
 
-    def add(self, out: StepResult, y: Tensor) -> None:
-        """Count a batch; ``y`` are class indices ``(B,)`` or float targets ``(B, classes)``."""
-        self._batches += 1
-        self._samples += len(y)
-        self._loss += out.loss * len(y)
-        self._wrong += (out.output.argmax(1) != (y if y.ndim == 1 else y.argmax(1))).sum()
-        self._steps = self._steps + out.steps
+    def add(self, x: Tensor, y: Tensor, out: StepResult) -> None:
+        """Count a batch; ``y`` are class indices ``(B,)`` or float targets ``(B, classes)``.
+
+        Raises Diverged if states of this or one of the batches before it, which it names, are not finite.
+        """
+        self._pending.append((x, y, out))
+        if len(self._pending) == self.BATCHES:
+            self._count()
 
     def means(self) -> tuple[float, float]:
-        """Mean loss, and wrongly classified samples in percent; ValueError if there was no sample."""
+        """Mean loss, and wrongly classified samples in percent; ValueError if there was no sample; or Diverged."""
+        self._count()
         if self._samples == 0:
             raise ValueError("there is no batch to train or test on")
         return self._loss.item() / self._samples, 100 * self._wrong.item() / self._samples
 
     def mean_steps(self) -> list[float]:
-        """Steps of each phase, mean over the batches, of which there must be one."""
+        """Steps of each phase, mean over the batches that :meth:`means` has seen."""
         return [steps / self._batches for steps in self._steps.tolist()]
+
+    def last_batch(self) -> str:
+        """Where the last batch that was counted stands."""
+        return f"{self._where}, batch {self._batches}"
+
+    def _count(self) -> None:
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        # A NaN or an infinity survives the sum. So may an overflow of finite states, which the search for the batch
+        # then finds to be none.
+        suspicious = not _is_finite(torch.cat([s.flatten() for _, _, out in pending for s in _all_states(out)]).sum())
+        losses, right = [], []
+        for x, y, out in pending:
+            self._batches += 1
+            self._samples += len(y)
+            if suspicious:
+                _refuse_bad_states(self.last_batch(), self._net, x, out)
+            losses.append(out.loss * len(y))
+            right.append(y if y.ndim == 1 else y.argmax(1))
+        self._loss += torch.stack(losses).sum(dtype=torch.float64)
+        self._wrong += (torch.cat([out.output for _, _, out in pending]).argmax(1) != torch.cat(right)).sum()
+        self._steps = self._steps + torch.stack([out.steps for _, _, out in pending]).sum(0)
 
 
 def _summary(loss: float, error: float, test_error: float | None = None) -> str:
@@ -261,18 +290,15 @@ def _summary(loss: float, error: float, test_error: float | None = None) -> str:
     return text if test_error is None else f"{text}, test error {test_error:.2f} %"
 
 
+def _all_states(out: StepResult) -> list[Tensor]:
+    return [*out.free_states, *out.nudged_states, *out.nudged_minus_states]
+
+
 def _refuse_bad_states(where: str, net: Network, x: Tensor, out: StepResult) -> None:
     """Raise Diverged if a state is NaN or infinite."""
-    phases = [phase for phase in (out.free_states, out.nudged_states, out.nudged_minus_states) if phase]
-    # One number to wait for per batch: a NaN or an infinity survives the sum. So may an overflow of finite states,
-    # which the search for the layer then finds to be none.
-    if torch.cat([s.flatten() for phase in phases for s in phase]).sum().isfinite():
-        return
-    bad = [
-        f"states of layer {layer}"
-        for layer, states in enumerate(zip(*phases, strict=True))
-        if not all(_is_finite(s) for s in states)
-    ]
+    layers = len(out.free_states)
+    not_finite = {index % layers for index, s in enumerate(_all_states(out)) if not _is_finite(s)}
+    bad = [f"states of layer {layer}" for layer in sorted(not_finite)]
     if bad and not _is_finite(x):
         raise Diverged(f"{where}: the inputs hold NaN or infinite values")
     if bad:
