@@ -6,6 +6,7 @@ def step_costs(
     free_feedback: bool,
     asynchronous: bool,
     symmetric: bool,
+    accumulate: bool,
     shared_update: bool,
     weight_decay: bool,
     batch: int,

@@ -83,6 +83,7 @@ def plan(net: Network, rule: EP | CEP, batch: int) -> Plan:
         free_feedback=net.free_feedback is not None,
         asynchronous=net.dynamics.schedule == "asynchronous",
         symmetric=rule.nudging == "symmetric",
+        accumulate=isinstance(rule, EP) and rule.accumulate,
         shared_update=rule.shared_update,
         weight_decay=isinstance(rule, CEP) and rule.weight_decay != 0,
         batch=batch,

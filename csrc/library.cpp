@@ -95,12 +95,23 @@ using Parts = std::map<std::string, std::pair<double, double>>;
 
 std::pair<Parts, std::map<std::string, std::string>> step_costs(const std::vector<int64_t>& widths, bool readout,
                                                                 bool free_feedback, bool asynchronous, bool symmetric,
-                                                                bool shared_update, bool weight_decay, int64_t batch,
-                                                                int free_steps, int nudged_steps, int64_t number_bytes,
-                                                                bool continual, const std::string& update) {
+                                                                bool accumulate, bool shared_update, bool weight_decay,
+                                                                int64_t batch, int free_steps, int nudged_steps,
+                                                                int64_t number_bytes, bool continual,
+                                                                const std::string& update) {
   using ceprop::Form;
-  const ceprop::StepShape shape{widths,       readout, free_feedback, asynchronous, symmetric,   shared_update,
-                                weight_decay, batch,   free_steps,    nudged_steps, number_bytes};
+  const ceprop::StepShape shape{.widths = widths,
+                                .readout = readout,
+                                .free_feedback = free_feedback,
+                                .asynchronous = asynchronous,
+                                .symmetric = symmetric,
+                                .accumulate = accumulate,
+                                .shared_update = shared_update,
+                                .weight_decay = weight_decay,
+                                .batch = batch,
+                                .free_steps = free_steps,
+                                .nudged_steps = nudged_steps,
+                                .number_bytes = number_bytes};
   const ceprop::StepCosts costs(shape);
   Parts parts;
   std::map<std::string, std::string> chosen;
@@ -130,7 +141,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   namespace py = pybind11;
   m.def("build_info", &build_info, "What this library was built for and which kernels it runs, as a dict of strings.");
   m.def("step_costs", &step_costs, py::kw_only(), py::arg("widths"), py::arg("readout"), py::arg("free_feedback"),
-        py::arg("asynchronous"), py::arg("symmetric"), py::arg("shared_update"), py::arg("weight_decay"),
-        py::arg("batch"), py::arg("free_steps"), py::arg("nudged_steps"), py::arg("number_bytes"), py::arg("continual"),
-        py::arg("update"), "(operations, bytes) of the parts of a learning step by name, and the forms chosen.");
+        py::arg("asynchronous"), py::arg("symmetric"), py::arg("accumulate"), py::arg("shared_update"),
+        py::arg("weight_decay"), py::arg("batch"), py::arg("free_steps"), py::arg("nudged_steps"),
+        py::arg("number_bytes"), py::arg("continual"), py::arg("update"),
+        "(operations, bytes) of the parts of a learning step by name, and the forms chosen.");
 }

@@ -14,7 +14,7 @@ namespace ceprop {
 // What costs depend on.
 struct StepShape {
   std::vector<int64_t> widths;  // n_in, n_0, ..., n_{L-1}, and the classes of a readout
-  bool readout, free_feedback, asynchronous, symmetric, shared_update, weight_decay;
+  bool readout, free_feedback, asynchronous, symmetric, accumulate, shared_update, weight_decay;
   int64_t batch;
   int free_steps, nudged_steps;
   int64_t number_bytes;  // 4 or 8
@@ -37,21 +37,25 @@ class StepCosts {
   // The input's drive, once; every step both ways through all inner connections.
   Cost free_phase() const { return matrix(2, 1, input()) + shape_.free_steps * step(); }
 
-  // The same with the nudge, for all nudged phases and the return between C-EP's; and one way for EP's contrast.
+  // The same with the nudge, for all nudged phases and the return between C-EP's.
   Cost nudged_phases(bool continual) const {
-    const int phases = shape_.symmetric ? (continual ? 3 : 2) : 1;
     const Cost readout = shape_.readout ? matrix(4, 2, width(layers_) * width(layers_ - 1)) : Cost{};
-    return phases * shape_.nudged_steps * (step() + readout);
-  }
-  Cost contrast() const {
-    return matrix(2, 1, input()) + matrix(shape_.free_feedback && !shape_.shared_update ? 2 : 4, 1, inner_) +
-           (shape_.free_feedback ? matrix(2, 1, inner_) : Cost{});
+    return later_steps(continual) * (step() + readout);
   }
 
-  // C-EP's updates of the input's connection. Literal: a product with the input and an update, every step. Low rank:
-  // the drive follows by a B x B matrix, and the weights move once.
+  // EP's contrast of both copies of the weights, tied and shared ones by two terms; once, or summed over the steps.
+  Cost contrast() const {
+    const double terms = shape_.free_feedback && !shape_.shared_update ? 1 : 2, copies = shape_.free_feedback ? 2 : 1;
+    const int times = shape_.accumulate && shape_.free_feedback ? later_steps(false) : 1;
+    return times * (matrix(2, 1, input()) + copies * matrix(2 * terms, 1, inner_));
+  }
+
+  // C-EP's updates of the input's connection. Literal: an update every nudged step, and at all steps but the first,
+  // which is counted with the free phase, a product with the input. Low rank: the drive follows by a B x B matrix, and
+  // the weights move once.
   Cost input_update(Form form) const {
-    if (form == Form::literal) return moves() * matrix(4, 3, input());
+    if (form == Form::literal)
+      return (shape_.free_steps + later_steps(true) - 1) * matrix(2, 1, input()) + moves() * matrix(2, 2, input());
     const double batch = static_cast<double>(shape_.batch);
     return Cost{2 * batch * batch * width(-1), 0} + matrix(2, 2, input()) +
            moves() * Cost{2 * batch * batch * width(0), 0};
@@ -86,6 +90,7 @@ class StepCosts {
  private:
   double width(int layer) const { return static_cast<double>(shape_.widths[layer + 1]); }
   double input() const { return width(-1) * width(0); }
+  int later_steps(bool continual) const { return shape_.nudged_steps * (shape_.symmetric ? (continual ? 3 : 2) : 1); }
   int moves() const { return shape_.nudged_steps * (shape_.symmetric ? 2 : 1); }
   Cost step() const { return matrix(4, 2, inner_); }
 

@@ -1,11 +1,15 @@
-"""What every test shares: a fixed seed, and the `cuda` marker for tests that need a GPU."""
+"""What tests share: a fixed seed, instruction sets, numbers of threads, and the `cuda` marker for those on a GPU."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-pytest.register_assert_rewrite("training_runs")  # failures in shared checks show their values, too
+from ceprop_cuda import ops
+
+pytest.register_assert_rewrite("agreement", "training_runs")  # failures in shared checks show their values, too
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,3 +28,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=ops.build_info()["cpu_kernels_runnable"].split(", "))
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each instruction set that this machine runs."""
+    monkeypatch.setenv("CEPROP_CPU_CAPABILITY", request.param)
+    return request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads of this test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -19,6 +19,7 @@ from ceprop_cuda import ops
 from ceprop_cuda.dynamics import Circuit, Nudge
 
 torch_ops = torch.ops.ceprop_cuda
+OPS = ["relax", "ep_step", "cep_step"]
 
 DYNAMICS = {
     "activation": "sigmoid",
@@ -35,7 +36,7 @@ PHASES = {"free_steps": 4, "nudged_steps": 3, "symmetric": True, "shared_update"
 SIZES = (6, 9, 5)
 
 
-def positional(op: str, dtype: torch.dtype = torch.float32) -> list[Any]:
+def positional(op: str, dtype: torch.dtype = torch.float32, symmetric: bool = True) -> list[Any]:
     """Good positional arguments: x, weights, biases, feedback_weights, then what the op takes besides."""
     circuit, x, _ = random_problem(SIZES, 3, feedback="free", dtype=dtype)
     first = [x, circuit.weights, circuit.biases, circuit.free_feedback]
@@ -45,7 +46,7 @@ def positional(op: str, dtype: torch.dtype = torch.float32) -> list[Any]:
         return [*first, [torch.rand_like(s) for s in states], labels]
     if op == "ep_step":
         return [*first, labels]
-    return [*first, labels, states, [torch.empty_like(s) for s in states * 2]]
+    return [*first, labels, states, [torch.empty_like(s) for s in states * (1 + symmetric)]]
 
 
 def keywords(op: str) -> dict[str, Any]:
@@ -56,9 +57,45 @@ def keywords(op: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("op", ["relax", "ep_step", "cep_step"])
+@pytest.mark.parametrize("op", OPS)
 def test_opcheck(op: str, dtype: torch.dtype) -> None:
     torch.library.opcheck(getattr(torch_ops, op).default, positional(op, dtype), keywords(op))
+
+
+@pytest.mark.parametrize(
+    ("op", "settings"),
+    [
+        *((op, settings) for op in OPS for settings in ({"tolerance": 1e-3}, {"schedule": "asynchronous"})),
+        *((op, {"symmetric": False}) for op in OPS[1:]),
+        *(("cep_step", {"update": update}) for update in ("literal", "low_rank")),
+    ],
+)
+def test_opcheck_of_other_settings(op: str, settings: dict[str, Any]) -> None:
+    arguments = positional(op, symmetric=settings.get("symmetric", True))
+    torch.library.opcheck(getattr(torch_ops, op).default, arguments, keywords(op) | settings)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_schema(op: str) -> None:
+    schema = getattr(torch_ops, op).default._schema
+    assert {argument.name for argument in schema.arguments if argument.kwarg_only} == keywords(op).keys()
+    assert {argument.name: str(argument.type) for argument in schema.arguments}["tolerance"] == "Optional[float]"
+    assert (schema.returns[-1].name, str(schema.returns[-1].type)) == ("steps_used", "Tensor")
+
+
+@pytest.mark.parametrize(
+    ("op", "symmetric", "phases"),
+    [("relax", True, 1), ("ep_step", False, 2), ("ep_step", True, 3), ("cep_step", False, 2), ("cep_step", True, 4)],
+)
+def test_steps_used(op: str, symmetric: bool, phases: int) -> None:
+    changes: dict[str, Any] = {"steps": 7} if op == "relax" else {"free_steps": 7, "nudged_steps": 6}
+    changes |= {} if op == "relax" else {"symmetric": symmetric}
+    for tolerance, expected in ((None, [7] + [6] * (phases - 1)), (1e9, [4] * phases)):
+        settings = keywords(op) | changes | {"tolerance": tolerance}
+        result = getattr(torch_ops, op)(*positional(op, symmetric=symmetric), **settings)
+        steps = result if op == "cep_step" else result[-1]
+        assert (steps.dtype, steps.device.type) == (torch.int64, "cpu")
+        assert steps.tolist() == expected
 
 
 @pytest.mark.parametrize("op", ["relax", "ep_step"])
@@ -71,10 +108,11 @@ def test_opcheck_with_gradients_wanted(op: str) -> None:
 
 
 def every_op(x: Tensor, circuit: Circuit, nudge: Nudge) -> list[Tensor]:
-    states, _ = ops.relax(circuit, x, 4, None, nudge)
+    states, steps = ops.relax(circuit, x, 9, None, nudge, tolerance=1e-2)
     ep = ops.ep_step(circuit, x, nudge, free_steps=4, nudged_steps=3)
     cep = ops.cep_step(circuit, x, nudge, free_steps=4, nudged_steps=3, lr=[0.1, 0.2])
-    return [*states, *ep.contrast.parameters(), *cep.free_states, *cep.nudged_states[0], cep.output * 2]
+    found = [*states, *ep.contrast.parameters(), *cep.free_states, *cep.nudged_states[0], cep.output * 2]
+    return [*found, steps, ep.steps, cep.steps]
 
 
 def test_compiles_without_graph_breaks() -> None:
@@ -248,6 +286,10 @@ BAD_FOR_ALL = [
     (setting(dynamics="fast"), ValueError, "dynamics must be one of 'prototypical', 'energy', got 'fast'"),
     (setting(dt=NAN), ValueError, "dt must be a finite number > 0, got nan"),
     (setting(dt=0.0), ValueError, "dt must be a finite number > 0, got 0"),
+    (setting(schedule="random"), ValueError, "schedule must be one of 'synchronous', 'asynchronous', got 'random'"),
+    (setting(tolerance=-1e-3), ValueError, "tolerance must be a finite number >= 0, or None, got -0.001"),
+    (setting(tolerance=NAN), ValueError, "tolerance must be a finite number >= 0, or None, got nan"),
+    (setting(tolerance=float("inf")), ValueError, "tolerance must be a finite number >= 0, or None, got inf"),
     (setting(beta=0.0), ValueError, "beta must be a finite number other than 0 in a nudged phase, got 0"),
     (setting(beta=NAN), ValueError, "beta must be a finite number other than 0 in a nudged phase, got nan"),
     (setting(nudge_at="soma"), ValueError, "nudge_at must be one of 'state', 'drive', got 'soma'"),
@@ -265,13 +307,13 @@ BAD_FOR_TARGET = [
 ]
 
 
-@pytest.mark.parametrize("op", ["relax", "ep_step", "cep_step"])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(("change", "error", "message"), BAD_FOR_ALL, ids=[m for _, _, m in BAD_FOR_ALL])
 def test_refused_by_all(op: str, change: Callable, error: type[Exception], message: str) -> None:
     refusal(op, change, error, message)
 
 
-@pytest.mark.parametrize("op", ["relax", "ep_step", "cep_step"])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(("target", "error", "message"), BAD_FOR_TARGET, ids=[m for _, _, m in BAD_FOR_TARGET])
 def test_refused_targets(op: str, target: Tensor, error: type[Exception], message: str) -> None:
     refusal(op, put(5 if op == "relax" else 4, target), error, message)
@@ -291,6 +333,7 @@ def test_refused_targets(op: str, target: Tensor, error: type[Exception], messag
         ("cep_step", setting(lr=[0.1, NAN]), ValueError, "lr[1] must be a finite number >= 0, got nan"),
         ("cep_step", setting(lr=[-0.1, 0.1]), ValueError, "lr[0] must be a finite number >= 0, got -0.1"),
         ("cep_step", setting(weight_decay=NAN), ValueError, "weight_decay must be a finite number >= 0, got nan"),
+        ("cep_step", setting(update="fast"), ValueError, "update must be one of 'auto', 'literal', 'low_rank', got 'f"),
         ("cep_step", put(5, []), ValueError, "free_states must hold 2 tensors, one per layer, got 0"),
         ("cep_step", put(5, torch.rand(3, 9, device="meta"), 0), ValueError, "free_states[0] must be on cpu like x"),
         ("cep_step", put(2, torch.rand(1).expand(5), 1), ValueError, "biases[1] is changed in place and must not be"),

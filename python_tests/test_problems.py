@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from problems import GOLDEN_NAMES, load_golden, random_problem, relative_error
+from variants import network_variants
 
 from ceprop_cuda import reference
 from ceprop_cuda.dynamics import ACTIVATIONS
@@ -97,3 +98,12 @@ def test_golden_cases_are_there_and_load_into_new_float64_tensors() -> None:
             assert p.shape == change.shape
             assert change.abs().max() > 0
             assert p.data_ptr() != other.data_ptr()
+
+
+def test_both_schedules_meet_every_value_of_the_other_columns() -> None:
+    variants = network_variants()
+    assert 0.25 < sum(variant["schedule"] == "asynchronous" for variant in variants) / len(variants) < 0.4
+    for column in set().union(*variants) - {"schedule"}:
+        values = {str(variant.get(column)) for variant in variants}
+        assert len(values) > 1
+        assert len({(str(variant.get(column)), variant["schedule"]) for variant in variants}) == 2 * len(values)

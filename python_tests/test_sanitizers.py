@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,40 +16,62 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
 def exercise(folder: Path, sanitizers: str, csrc: Path = ROOT / "csrc") -> subprocess.CompletedProcess[str]:
-    """Compile exercise.cpp against the kernels in ``csrc`` with these sanitizers, and run it."""
+    """Compile exercise.cpp against the kernels in ``csrc`` with these sanitizers, and run it to its first fault."""
     program = folder / "exercise"
     source = csrc.parent / "python_tests" / "sanitizers" / "exercise.cpp"
     flags = ["-std=c++20", "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-math-errno", "-fno-trapping-math"]
     threads = [] if sanitizers == "thread" else ["-fopenmp"]
-    files = [str(source), str(csrc / "cpu" / "kernels_default.cpp")]
+    files = [str(source), *(str(csrc / "cpu" / name) for name in ("kernels_default.cpp", "memory.cpp"))]
     built = subprocess.run(
         ["g++", *flags, *threads, *files, "-o", str(program), "-pthread"], capture_output=True, text=True
     )
     assert built.returncode == 0, built.stderr
-    return subprocess.run([str(program)], capture_output=True, text=True)
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    # A fault may make workers wait for each other forever.
+    return subprocess.run([str(program)], capture_output=True, text=True, env=environment, timeout=300)
 
 
 @pytest.mark.parametrize("sanitizers", ["thread", "address,undefined"])
 def test_nothing_to_report(sanitizers: str, tmp_path: Path) -> None:
     done = exercise(tmp_path, sanitizers)
     assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr[:4000]
-    assert done.stdout.count(", 0 differ") == 2
+    ran = re.findall(r"(\d+) calls, (\d+) free phases ended early, (\d+) differ", done.stdout)
+    assert len(ran) == 2
+    for calls, early, differ in ran:
+        assert int(calls) > 100
+        assert int(early) > 10
+        assert int(differ) == 0
 
 
 @pytest.mark.parametrize(
-    ("file", "right", "wrong"),
+    ("sanitizers", "file", "right", "wrong"),
     [
         # A step that overwrites states which slow workers still read.
-        ("relaxation.h", "ring = 3, kept_free = 3", "ring = 2, kept_free = 3"),
+        ("thread", "relaxation.h", "ring = 3, kept_free = 3", "ring = 2, kept_free = 3"),
+        # Odd layers that move before all even ones have.
+        (
+            "thread",
+            "relaxation.h",
+            "after(item);\n      }\n      wait(worker, part);",
+            "after(item);\n      }\n      if (half + 1 == halves()) wait(worker, part);",
+        ),
+        # Workers that say whether their states stay before the others have read what they said last.
+        ("thread", "relaxation.h", "settled_.data() + count / steps_per_check % 2 * worker.count", "settled_.data()"),
         # Low-rank updates that use the others' matrices before they are complete.
-        ("low_rank_update.h", "      }\n    worker.wait();", "      }"),
+        ("thread", "low_rank_update.h", "of_free_);\n    }\n    worker.wait();", "of_free_);\n    }"),
+        # Too little memory, in blocks that are kept from call to call.
+        ("address", "low_rank_update.h", "of_away_.emplace_back(relaxation.padded(n) * n)", "of_away_.emplace_back(n)"),
     ],
+    ids=["two fields", "half a step", "one flag", "matrices", "memory"],
 )
-def test_a_missing_buffer_or_barrier_is_reported(file: str, right: str, wrong: str, tmp_path: Path) -> None:
+def test_a_missing_buffer_or_barrier_is_reported(
+    sanitizers: str, file: str, right: str, wrong: str, tmp_path: Path
+) -> None:
     for folder in ("csrc", "python_tests/sanitizers"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     faulty = tmp_path / "csrc" / "cpu" / file
     text = faulty.read_text()
     assert text.count(right) == 1
     faulty.write_text(text.replace(right, wrong))
-    assert "WARNING: ThreadSanitizer: data race" in exercise(tmp_path, "thread", tmp_path / "csrc").stderr
+    report = {"thread": "WARNING: ThreadSanitizer: data race", "address": "AddressSanitizer: heap-buffer-overflow"}
+    assert report[sanitizers] in exercise(tmp_path, sanitizers, tmp_path / "csrc").stderr

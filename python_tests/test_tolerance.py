@@ -1,22 +1,26 @@
-"""Phases that end when the states have settled, on the reference, and the numbers of steps that are reported."""
+"""Phases that end when the states have settled, on the reference and in the kernels, and the steps they report."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain, product
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from problems import Problem, random_problem
+from agreement import Results, assert_agreement, results_of
+from problems import Problem, random_problem, relative_error
 from small_network import X, Y, batch, network
 from torch import Tensor
+from variants import TOLERANCES, copy_of
 
 import ceprop_cuda as cep
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import Nudge, step
-from ceprop_cuda.reference import STEPS_PER_CHECK, relax
+from ceprop_cuda import ops, reference
+from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge, step
+from ceprop_cuda.reference import STEPS_PER_CHECK, CEPResult, EPResult, relax
 
 TOLERANCE = 1e-5
 LIMIT = 200
@@ -139,6 +143,130 @@ def test_every_phase_of_continual_ep_ends_for_itself() -> None:
     assert ran.steps.tolist() == steps
     for got, wanted in zip([ran.free_states, *ran.nudged_states], (ends[0], ends[1], ends[3]), strict=True):
         assert all(map(torch.equal, got, wanted))
+
+
+# --- The kernels
+
+SIZES = (7, 33, 17, 5)  # off every tile
+FAMILIES: list[dict[str, Any]] = [
+    {"dynamics": dynamics, "feedback": feedback, "schedule": schedule}
+    for dynamics, feedback, schedule in product(
+        ("prototypical", "energy"), ("tied", "free"), ("synchronous", "asynchronous")
+    )
+]
+LEARNING: list[dict[str, Any]] = [
+    {"accumulate": False},
+    {"accumulate": True},
+    {"update": "literal"},
+    {"update": "low_rank"},
+    {"update": "literal", "weight_decay": 1e-4},
+    {"update": "low_rank", "weight_decay": 1e-4},
+]
+
+
+def name_of(settings: dict[str, Any]) -> str:
+    return "-".join(map(str, settings.values()))
+
+
+def learn(module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> EPResult | CEPResult:
+    """A step of EP, or with "update" of continual EP, of at most LIMIT steps a phase."""
+    settings = {"free_steps": LIMIT, "nudged_steps": LIMIT, "tolerance": TOLERANCE, **settings}
+    if "update" not in settings:
+        return module.ep_step(circuit, x, nudge, **settings)
+    if module is reference:
+        del settings["update"]
+    return module.cep_step(copy_of(circuit), x, nudge, **settings, lr=[0.05, 0.02, 0.01])
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=name_of)
+def test_kernels_relax_for_as_many_steps_as_the_reference(family: dict[str, Any]) -> None:
+    circuit, x, y = random_problem(SIZES, 23, **family)
+    seen = set()
+    for tolerance, nudge in product((1e-2, 1e-4, 1e-8), (None, Nudge(y, 0.4), Nudge(y, -0.4, "drive"))):
+        wanted, found = (m.relax(circuit, x, LIMIT, None, nudge, tolerance) for m in (reference, ops))
+        assert torch.equal(found.steps, wanted.steps)
+        for a, b in zip(found.states, wanted.states, strict=True):
+            assert relative_error(a, b) < TOLERANCES[torch.float64]["floor"]
+        seen.add(wanted.steps.item())
+    assert len(seen) >= 3
+    assert max(seen) < LIMIT
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("settings", LEARNING, ids=name_of)
+@pytest.mark.parametrize("family", FAMILIES, ids=name_of)
+def test_kernels_learn_in_as_many_steps_as_the_reference(
+    family: dict[str, Any], settings: dict[str, Any], symmetric: bool
+) -> None:
+    problem = random_problem(SIZES, 23, **family)
+    steps: dict[ModuleType, list[int]] = {}
+
+    def run(module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results:
+        ran = learn(module, circuit, x, nudge, symmetric=symmetric, **settings)
+        steps[module] = ran.steps.tolist()
+        return results_of(ran, circuit)
+
+    assert_agreement(run, [(problem, Nudge(problem.target, 0.4))])
+    assert steps[ops] == steps[reference]
+    assert len(steps[ops]) == ((4 if "update" in settings else 3) if symmetric else 2)
+    assert all(4 < count < LIMIT for count in steps[ops])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("family", FAMILIES, ids=name_of)
+def test_kernels_stop_alike_for_every_number_of_threads(
+    threads: Callable[[int], None], family: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Where workers share by samples, too: enough of them for five."""
+    circuit, x, y = random_problem(SIZES, 23, dtype=dtype, **family)
+    nudge, runs = Nudge(y, 0.4), []
+    for count in (1, 2, 3, 5):
+        threads(count)
+        states, steps = ops.relax(circuit, x, LIMIT, tolerance=TOLERANCE)
+        found = [steps, *states]
+        for settings, symmetric in product(LEARNING, (False, True)):
+            ran = learn(ops, circuit, x, nudge, symmetric=symmetric, **settings)
+            found += [ran.steps, *chain(*results_of(ran, circuit).values())]
+        runs.append(found)
+    for run in runs[1:]:
+        assert all(map(torch.equal, run, runs[0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lanes_past_the_last_unit_have_no_say(kernels: str, dtype: torch.dtype) -> None:
+    """A target where the output already is moves no unit; in a lane without a unit, 0 pulls rho(0) away."""
+    circuit, x, _ = random_problem(SIZES, 7, dtype=dtype)
+    free = ops.relax(circuit, x, LIMIT).states
+    nudge = Nudge(free[-1], 0.9)
+    assert ops.relax(circuit, x, LIMIT, free, nudge, 1e-3).steps.tolist() == [4]
+    nudge = Nudge(free[-1] + 1e-2, 0.9)
+    assert ops.relax(circuit, x, LIMIT, free, nudge, 1e-3).steps.item() > 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_kernels_never_settle_on_states_that_are_not_finite(kernels: str, bad: float, dtype: torch.dtype) -> None:
+    circuit, x, _ = random_problem(SIZES, 7, activation="linear", dtype=dtype)
+    assert ops.relax(circuit, x, 30, tolerance=1e300).steps.tolist() == [4]
+    for unit in (0, 4):
+        broken = copy_of(circuit)
+        broken.biases[-1][unit] = bad
+        assert ops.relax(broken, x, 30, tolerance=1e300).steps.tolist() == [30]
+    x[-1, -1] = bad
+    assert ops.relax(circuit, x, 30, tolerance=1e300).steps.tolist() == [30]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tolerances_between_two_float32_numbers(dtype: torch.dtype) -> None:
+    """A unit that goes half the way to 1 at every step moves by exactly 1/16 in the fourth. A limit a little smaller is
+    not rounded to 1/16."""
+    settings = Dynamics("linear", "linear", "energy", dt=0.5)
+    circuit = Circuit([torch.zeros(1, 1, dtype=dtype)], [torch.ones(1, dtype=dtype)], None, settings)
+    x = torch.zeros(1, 1, dtype=dtype)
+    end = 28 if dtype == torch.float32 else 56  # where 1 - 2^-steps has become 1
+    for tolerance, steps in ((1 / 16, 4), (1 / 16 + 1e-12, 4), (1 / 16 - 1e-12, 8), (0.0, end), (1e-310, end)):
+        for module in (ops, reference):
+            assert module.relax(circuit, x, LIMIT, tolerance=tolerance).steps.tolist() == [steps]
 
 
 # --- The public API

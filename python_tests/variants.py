@@ -50,6 +50,7 @@ SHAPES: list[tuple[tuple[int, ...], int]] = [
 def network_variants() -> list[dict[str, Any]]:
     """Settings that cover dynamics x feedback x loss, with the other columns going round beside them."""
     shapes, activations, biases = cycle(SHAPES), cycle(ACTIVATIONS), cycle([True, True, False])
+    asynchronous = cycle([False, False, True, False, False, True, False, True])
     variants = []
     for dynamics in ("prototypical", "energy"):
         for feedback in ("tied", "free"):
@@ -65,6 +66,7 @@ def network_variants() -> list[dict[str, Any]]:
                         "activation": next(activations),
                         "bias": next(biases),
                         "clip": len(variants) % 3 != 0,
+                        "schedule": "asynchronous" if next(asynchronous) else "synchronous",
                         **loss,
                     }
                 )
@@ -73,7 +75,7 @@ def network_variants() -> list[dict[str, Any]]:
 
 def name_of(variant: dict[str, Any]) -> str:
     sizes, batch = variant["shape"]
-    words = [variant[key] for key in ("dynamics", "feedback", "activation", "loss", "at")]
+    words = [variant[key] for key in ("dynamics", "schedule", "feedback", "activation", "loss", "at")]
     return "-".join([*map(str, sizes), f"B{batch}", *words] + ["readout"] * variant.get("readout", False))
 
 

@@ -53,20 +53,20 @@ class ContinualUpdate {
 
   // One update of everything that this worker owns, by the contrast over `divisor` (beta, or 2 beta); without `inner`
   // the weights between layers are left alone. No barrier.
-  void move(const Worker& worker, const Part& part, const Between& between, int parity, double divisor, bool inner) {
+  void move(const Worker& worker, const Part& part, const Between& between, double divisor, bool inner) {
     const int64_t n = relaxation_.batch();
     relaxation_.for_each_item(part, [&](const Item& item) {
       const auto [l, panel] = item;
       const Layer<T>& layer = relaxation_.layers()[l];
       const Blend<T> own = blend(l, divisor);
-      const T* d = contrast_.moved(parity, l) + panel * n * width;
+      const T* d = contrast_.moved(worker, l) + panel * n * width;
       if (network_.biases[l]) contrast_.add_batch_sum(d, own, layer.bias + panel * width, width);
       if (layer.drive)
         move_drive(worker, panel, d, own);
       else if (l == 0 || inner)
-        move_panel(layer.below, layer.units, contrast_.terms(l, Side::weights, between, parity), false, panel, own);
+        move_panel(layer.below, layer.units, contrast_.terms(worker, l, Side::weights, between), false, panel, own);
       if (l + 1 < network_.layers && inner)
-        move_panel(layer.above, layer.units, contrast_.terms(l + 1, Side::feedback, between, parity), true, panel,
+        move_panel(layer.above, layer.units, contrast_.terms(worker, l + 1, Side::feedback, between), true, panel,
                    blend(l + 1, divisor));
     });
   }

@@ -32,8 +32,8 @@ class Contrast {
   };
   enum class Side { weights, feedback };  // of a vector field; tied has no difference
 
-  Contrast(const Relaxation<Tile>& relaxation, bool shared_update)
-      : relaxation_(relaxation), network_(relaxation.network()), shared_update_(shared_update) {
+  Contrast(const Relaxation<Tile>& relaxation, bool shared_update, int workers)
+      : relaxation_(relaxation), network_(relaxation.network()), shared_update_(shared_update), moved_(workers) {
     for (int l = 0; l < network_.layers; ++l) {
       const int64_t panels = relaxation.layers()[l].panels;
       for (std::vector<Buffer<T>>& moved : moved_) moved.emplace_back(panels * stride());
@@ -44,24 +44,26 @@ class Contrast {
     }
   }
 
-  // d of one panel of units, by its owner. `parity` alternates between steps, so that slow workers can still read the
-  // last d while this one is written.
-  void differ(const typename Relaxation<Tile>::Item& item, const Between& between, int parity) {
-    const auto [l, panel] = item;
-    const T* before = shown(between.earlier, l) + panel * stride();
-    const T* after = shown(between.later, l) + panel * stride();
-    T* d = moved_[parity][l].get() + panel * stride();
-    for (int64_t i = 0; i < stride(); ++i) d[i] = after[i] - before[i];
+  // d, which every worker takes for itself: it reads the states in any case, and reading another's d would fetch as
+  // many lines again from that core.
+  void differ(const Worker& worker, const Between& between) {
+    for (int l = 0; l < network_.layers; ++l) {
+      const T* before = shown(between.earlier, l);
+      const T* after = shown(between.later, l);
+      T* d = moved_[worker.index][l].get();
+      const int64_t count = relaxation_.layers()[l].panels * stride();
+      for (int64_t i = 0; i < count; ++i) d[i] = after[i] - before[i];
+    }
   }
 
-  const T* moved(int parity, int layer) const { return moved_[parity][layer].get(); }
+  const T* moved(const Worker& worker, int layer) const { return moved_[worker.index][layer].get(); }
 
   // What moves connection c: its weights, or in a vector field its feedback.
-  Terms terms(int c, Side side, const Between& between, int parity) const {
-    if (c == 0) return {{{moved(parity, 0), relaxation_.input()}}, 1, T(1)};
+  Terms terms(const Worker& worker, int c, Side side, const Between& between) const {
+    if (c == 0) return {{{moved(worker, 0), relaxation_.input()}}, 1, T(1)};
     const bool tied = !network_.free_feedback;
-    const Term up{moved(parity, c), relaxation_.field(tied ? between.later : between.fixed, c - 1).seen};
-    const Term down{relaxation_.field(tied ? between.earlier : between.fixed, c).seen, moved(parity, c - 1)};
+    const Term up{moved(worker, c), relaxation_.field(tied ? between.later : between.fixed, c - 1).seen};
+    const Term down{relaxation_.field(tied ? between.earlier : between.fixed, c).seen, moved(worker, c - 1)};
     if (tied || shared_update_) return {{up, down}, 2, tied ? T(1) : T(0.5)};
     return {{side == Side::weights ? up : down}, 1, T(1)};
   }
@@ -114,17 +116,16 @@ class Contrast {
   }
 
   // Row-major gradients, blended with the contrast of every connection of the dynamics. No barrier.
-  void add_to_gradients(const Worker& worker, const Between& between, int parity, const Blend<T>& blend,
-                        const EpCall<T>& to) {
+  void add_to_gradients(const Worker& worker, const Between& between, const Blend<T>& blend, const EpCall<T>& to) {
     const Range mine = worker.share(row_cost_);
     for (int64_t item = mine.begin; item < mine.end; ++item) {
       const auto [c, panel] = row_panels_[item];
       const int64_t upper = network_.widths[c + 1], lower = network_.widths[c], first = panel * width;
-      add_row_panel(terms(c, Side::weights, between, parity), panel, upper, lower, blend, to.d_weights[c]);
+      add_row_panel(terms(worker, c, Side::weights, between), panel, upper, lower, blend, to.d_weights[c]);
       if (c > 0 && network_.free_feedback)
-        add_row_panel(terms(c, Side::feedback, between, parity), panel, upper, lower, blend, to.d_feedback[c - 1]);
+        add_row_panel(terms(worker, c, Side::feedback, between), panel, upper, lower, blend, to.d_feedback[c - 1]);
       if (to.d_biases[c])
-        add_batch_sum(moved(parity, c) + panel * stride(), blend, to.d_biases[c] + first,
+        add_batch_sum(moved(worker, c) + panel * stride(), blend, to.d_biases[c] + first,
                       lanes_used<Tile>(upper, first));
     }
   }
@@ -155,7 +156,7 @@ class Contrast {
   const Relaxation<Tile>& relaxation_;
   const Network<T>& network_;
   const bool shared_update_;
-  std::vector<Buffer<T>> moved_[2];  // d per layer, [panel][batch][width]
+  std::vector<std::vector<Buffer<T>>> moved_;  // d per worker and layer, [panel][batch][width]
   std::vector<typename Relaxation<Tile>::Item> row_panels_;
   std::vector<double> row_cost_{0.0};
 };

@@ -306,17 +306,18 @@ void check_writable(const std::vector<Named>& written) {
 // What a C-EP step costs is decided by this, whatever the numbers.
 StepShape shape_of(const Tensor& x, TensorList weights, const LearnArguments& arguments, bool weight_decay,
                    const Settings& settings) {
-  StepShape shape{{x.size(1)},
-                  settings.readout,
-                  parse_free_feedback(settings.feedback),
-                  parse_asynchronous(settings.schedule),
-                  arguments.symmetric,
-                  arguments.shared_update,
-                  weight_decay,
-                  x.size(0),
-                  static_cast<int>(arguments.free_steps),
-                  static_cast<int>(arguments.nudged_steps),
-                  static_cast<int64_t>(x.element_size())};
+  StepShape shape{.widths = {x.size(1)},
+                  .readout = settings.readout,
+                  .free_feedback = parse_free_feedback(settings.feedback),
+                  .asynchronous = parse_asynchronous(settings.schedule),
+                  .symmetric = arguments.symmetric,
+                  .accumulate = false,
+                  .shared_update = arguments.shared_update,
+                  .weight_decay = weight_decay,
+                  .batch = x.size(0),
+                  .free_steps = static_cast<int>(arguments.free_steps),
+                  .nudged_steps = static_cast<int>(arguments.nudged_steps),
+                  .number_bytes = static_cast<int64_t>(x.element_size())};
   for (const Tensor& w : weights) shape.widths.push_back(w.size(0));
   return shape;
 }

@@ -29,13 +29,14 @@ class Phases {
 
   int count() const { return call_.symmetric ? 2 : 1; }
 
-  // Runs the free phase; returns its last field. Its states stay in `kept_free`. No barrier after the last step.
+  // Runs the free phase; returns its last field. Its states stay in `kept_free`. Ends with a barrier.
   int run_free(const Worker& worker) {
     relaxation_.load(worker, {});
     Part part = relaxation_.by_samples(worker);
     const int free = relaxation_.relax(worker, part, call_.free_steps, 0, nullptr, call_.stop, 0);
     relaxation_.copy_field(part, free, Relaxation<Tile>::kept_free);
     relaxation_.store(part, free, call_.free_states.data());
+    worker.wait();
     return free;
   }
 
@@ -63,7 +64,7 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
   using Fields = Relaxation<Tile>;
   using Item = typename Fields::Item;
   Relaxation<Tile> relaxation(call.network, call.batch, threads);
-  Contrast<Tile> contrast(relaxation, call.shared_update);
+  Contrast<Tile> contrast(relaxation, call.shared_update, threads);
   Phases<Tile> phases(call, relaxation);
   // Tied, the contrasts of consecutive steps telescope to the one between the ends.
   const bool accumulate = call.accumulate && call.network.free_feedback;
@@ -72,7 +73,6 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
   run_team(threads, [&](const Worker& worker) {
     int field = phases.run_free(worker);
     Part part = accumulate ? relaxation.by_units(worker) : relaxation.by_samples(worker);
-    if (accumulate) worker.wait();  // the free phase was shared by samples
     for (int phase = 0; phase < phases.count(); ++phase) {
       const Nudge nudge = phase == 0 ? call.nudge : reversed(call.nudge);
       if (phase == 1) {
@@ -84,14 +84,11 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
       for (bool stays = false; step < call.nudged_steps && !stays;) {
         const int to = (field + 1) % Fields::ring;
         const Between between{field, to, field};
-        relaxation.step(
-            worker, part, field, to, &nudge, [](const Item&, T*) {},
-            [&](const Item& item) {
-              if (accumulate) contrast.differ(item, between, step % 2);
-            });
-        if (accumulate)
-          contrast.add_to_gradients(worker, between, step % 2, {0, T(phase == 0 ? scale : -scale), phase + step == 0},
-                                    call);
+        relaxation.step(worker, part, field, to, &nudge, [](const Item&, T*) {}, [](const Item&) {});
+        if (accumulate) {
+          contrast.differ(worker, between);
+          contrast.add_to_gradients(worker, between, {0, T(phase == 0 ? scale : -scale), phase + step == 0}, call);
+        }
         stays = relaxation.may_stop(worker, part, call.stop, ++step, field, to);
         field = to;
       }
@@ -108,10 +105,8 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
     if (!accumulate) {
       const Between between = call.symmetric ? Between{field, Fields::kept_plus, Fields::kept_free}
                                              : Between{Fields::kept_free, field, Fields::kept_free};
-      relaxation.for_each_item(relaxation.by_units(worker),
-                               [&](const Item& item) { contrast.differ(item, between, 0); });
-      worker.wait();
-      contrast.add_to_gradients(worker, between, 0, {0, T(scale), true}, call);
+      contrast.differ(worker, between);
+      contrast.add_to_gradients(worker, between, {0, T(scale), true}, call);
     }
   });
 }
@@ -122,7 +117,7 @@ void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
   using Fields = Relaxation<Tile>;
   using Item = typename Fields::Item;
   Relaxation<Tile> relaxation(call.network, call.batch, threads, call.forms);
-  Contrast<Tile> contrast(relaxation, call.shared_update);
+  Contrast<Tile> contrast(relaxation, call.shared_update, threads);
   ContinualUpdate<Tile> update(call, relaxation, contrast, threads);
   std::optional<LowRankUpdate<Tile>> low_rank;
   if (call.forms.inner == Form::low_rank) low_rank.emplace(call, relaxation, contrast);
@@ -131,7 +126,6 @@ void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
   run_team(threads, [&](const Worker& worker) {
     int field = phases.run_free(worker);
     Part part = relaxation.by_units(worker);
-    worker.wait();  // the free phase was shared by samples
     update.load(worker);
     int moves = 0, phase_number = 0;
     for (int phase = 0; phase < phases.count(); ++phase) {
@@ -151,10 +145,10 @@ void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
               if (low_rank) low_rank->correct(item, drive);
             },
             [&](const Item& item) {
-              contrast.differ(item, between, step % 2);
               if (low_rank) low_rank->follow(item, to);
             });
-        update.move(worker, part, between, step % 2, nudge.beta * phases.count(), !low_rank);
+        contrast.differ(worker, between);
+        update.move(worker, part, between, nudge.beta * phases.count(), !low_rank);
         stays = relaxation.may_stop(worker, part, call.stop, ++step, field, to);
         field = to;
       }

@@ -92,9 +92,10 @@ class Relaxation {
     for (int half = 0; half < halves(); ++half) {
       for (int l = half; l < network.layers; l += halves())
         for (int64_t panel = 0; panel < layers_[l].panels; ++panel) {
-          const int vectors = lanes_used<Tile>(layers_[l].units, panel * width) <= Tile::lanes ? 1 : 2;
+          // A half panel takes about three quarters of a whole one's time: its tile waits for loads.
+          const bool half_panel = lanes_used<Tile>(layers_[l].units, panel * width) <= Tile::lanes;
           items_.push_back({l, panel});
-          cost_[half].push_back(cost_[half].back() + vectors * multiplications(l, forms));
+          cost_[half].push_back(cost_[half].back() + (half_panel ? 0.75 : 1.0) * multiplications(l, forms));
         }
       first_[half + 1] = static_cast<int64_t>(items_.size());
     }

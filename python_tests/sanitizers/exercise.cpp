@@ -151,17 +151,18 @@ std::vector<T> run(const Settings& settings, int threads) {
 
 // Forms drawn among the exact ones.
 Forms random_forms(const Settings& settings, std::mt19937& draw) {
-  const StepShape shape{settings.widths,
-                        settings.readout,
-                        settings.free_feedback,
-                        settings.asynchronous,
-                        settings.symmetric,
-                        settings.shared_update,
-                        settings.weight_decay != 0,
-                        settings.batch,
-                        settings.free_steps,
-                        settings.nudged_steps,
-                        8};
+  const StepShape shape{.widths = settings.widths,
+                        .readout = settings.readout,
+                        .free_feedback = settings.free_feedback,
+                        .asynchronous = settings.asynchronous,
+                        .symmetric = settings.symmetric,
+                        .accumulate = false,
+                        .shared_update = settings.shared_update,
+                        .weight_decay = settings.weight_decay != 0,
+                        .batch = settings.batch,
+                        .free_steps = settings.free_steps,
+                        .nudged_steps = settings.nudged_steps,
+                        .number_bytes = 8};
   const auto form = [&](bool exact) { return exact && draw() % 3 ? Form::low_rank : Form::literal; };
   return {form(true), form(StepCosts(shape).inner_has_low_rank())};
 }

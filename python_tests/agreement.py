@@ -1,0 +1,78 @@
+"""How far the fused kernels are from the reference in float64, against the tolerance table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from types import ModuleType
+
+import torch
+from problems import Problem
+from torch import Tensor
+from variants import CHANGE_OVER_STATE, TOLERANCES
+
+from ceprop_cuda import ops, reference
+from ceprop_cuda.dynamics import Circuit, Nudge
+from ceprop_cuda.reference import CEPResult, EPResult
+
+# Lists by name; its last word is what they hold: states, contrasts, parameters, or changes of parameters.
+Results = dict[str, list[Tensor]]
+Run = Callable[[ModuleType, Circuit, Tensor, Nudge], Results]  # with the module ops or reference
+
+
+def results_of(ran: EPResult | CEPResult, before: Circuit) -> Results:
+    """What a step of EP on the circuit ``before``, or of continual EP on a copy of it, found and left."""
+    states = [ran.output, *ran.free_states, *(s for phase in ran.nudged_states for s in phase)]
+    if isinstance(ran, EPResult):
+        return {"states": states, "contrasts": ran.contrast.parameters()}
+    after = ran.circuit.parameters()
+    results = {"states": states, "parameters": after}
+    if states[0].dtype == torch.float64:  # in float32 the parameters' rounding is too large a part of them
+        results["changes"] = [p - q for p, q in zip(after, before.parameters(), strict=True)]
+    return results
+
+
+def in_float64(circuit: Circuit) -> Circuit:
+    def doubles(parameters: list) -> list:
+        return [None if p is None else p.double() for p in parameters]
+
+    free = None if circuit.free_feedback is None else doubles(circuit.free_feedback)
+    return replace(circuit, weights=doubles(circuit.weights), biases=doubles(circuit.biases), free_feedback=free)
+
+
+def largest(tensors: list[Tensor]) -> float:
+    return max(t.double().norm().item() for t in tensors)
+
+
+def errors(run: Run, problem: Problem, nudge: Nudge) -> dict[str, tuple[float, float, float]]:
+    """For every list of results: the largest error of ops against the reference in float64, and what the tolerance
+    table grants them, relative to the error of the reference in the problem's dtype and absolutely."""
+    circuit, x, _ = problem
+    exact = run(reference, in_float64(circuit), x.double(), replace(nudge, target=nudge.target.double()))
+    fused = run(ops, circuit, x, nudge)
+    plain = run(reference, circuit, x, nudge) if x.dtype == torch.float32 else exact
+    granted = TOLERANCES[x.dtype]
+    floors = {"states": 1, "parameters": 1, "contrasts": 1 / abs(nudge.beta), "changes": CHANGE_OVER_STATE}
+    found = {}
+    for kind in fused:
+        wanted = exact[kind]
+        assert [(f.dtype, f.shape) for f in fused[kind]] == [(x.dtype, w.shape) for w in wanted]
+        # What nearly vanishes (the contrast far below a barely nudged output) is measured by its fellows' size: its
+        # error comes from the rounding of states, which does not vanish with it.
+        sizes = [max(w.norm().item(), 0.1 * largest(wanted)) or 1.0 for w in wanted]
+        of_fused, of_plain = (
+            max((a.double() - w).norm().item() / size for a, w, size in zip(got[kind], wanted, sizes, strict=True))
+            for got in (fused, plain)
+        )
+        found[kind] = (of_fused, granted["factor"] * of_plain, granted["floor"] * floors[kind.split()[-1]])
+    return found
+
+
+def assert_agreement(
+    run: Run, draws: Iterable[tuple[Problem, Nudge]], summary: Callable[[Iterable[float]], float] = max
+) -> None:
+    """The error of ops is within what the tolerance table grants: the worst in these draws, or another ``summary``."""
+    found = [errors(run, problem, nudge) for problem, nudge in draws]
+    for kind in found[0]:
+        fused, relative, floor = (summary(column) for column in zip(*(draw[kind] for draw in found), strict=True))
+        assert fused <= relative + floor, kind
