@@ -1,4 +1,4 @@
-"""The command line: ``ceprop train | eval | info``."""
+"""The command line: ``ceprop train | eval | bench | info``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from typing import Any
 import torch
 
 from . import __version__, ops
+from .bench.agreement import Disagreement
+from .bench.cases import QUICK
+from .bench.command import bench
 from .data import DATASETS, Batches, Dataset, load
 from .dynamics import SCHEDULES
 from .network import BACKENDS, FusedUnavailable
@@ -26,14 +29,14 @@ TEST_BATCH = 500  # samples; only changes how long a test takes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ``argv`` (default: the process's) and return its exit status: 0, or 1 if training diverged,
-    2 if something that the user gave is wrong, 130 if interrupted."""
+    """Run the command line ``argv`` (default: the process's) and return its exit status: 0, or 1 if training diverged
+    or a benchmark's contenders disagree, 2 if something that the user gave is wrong, 130 if interrupted."""
     args = _parser().parse_args(argv)
     # Where no bar can be drawn, a line per epoch takes its place.
     logging.basicConfig(level=logging.WARNING if _has_bar() else logging.INFO, format="%(message)s")
     try:
         args.run(args)
-    except Diverged as error:
+    except (Diverged, Disagreement) as error:
         return _fail(1, str(error))
     except (ValueError, OSError, FusedUnavailable) as error:
         return _fail(2, str(error))
@@ -89,6 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_eval)
     evaluate.add_argument("--run", dest="out", type=Path, required=True, metavar="DIR", help="run directory")
     _add_data_options(evaluate)
+
+    benchmark = commands.add_parser("bench", help="time the fused kernels against plain PyTorch")
+    benchmark.set_defaults(run=_bench)
+    chosen = benchmark.add_mutually_exclusive_group()
+    chosen.add_argument("--quick", action="store_true", help="four presets, under a minute")
+    chosen.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="as in a shell, e.g. 'c-ep-2h-*'")
+    benchmark.add_argument("--threads", type=_positive, nargs="+", metavar="N", help="(default: 1 and all)")
+    benchmark.add_argument("--rounds", type=_positive, metavar="N", help="of timing (default: 5, with --quick 3)")
+    benchmark.add_argument("--out", type=Path, default=Path("bench"), metavar="DIR", help="of results (default: bench)")
 
     info = commands.add_parser("info", help="versions, build and devices")
     info.set_defaults(run=_info)
@@ -230,6 +242,12 @@ def _eval(args: argparse.Namespace) -> None:
         f"test error {result['error']:.2f} %, loss {result['loss']:.4g} on {config['data']} after "
         f"{len(checkpoint['history'])} epochs of {config['preset']}"
     )
+
+
+def _bench(args: argparse.Namespace) -> None:
+    most = torch.get_num_threads()
+    patterns, threads, rounds = (QUICK, [most], 3) if args.quick else (args.cases, sorted({1, most}), 5)
+    bench(patterns, args.threads or threads, args.rounds or rounds, args.out, progress=_has_bar())
 
 
 def _info(_args: argparse.Namespace) -> None:

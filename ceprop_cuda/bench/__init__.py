@@ -1,0 +1,1 @@
+"""Benchmarks of a training step: the fused kernels against plain PyTorch. ``ceprop bench`` runs them."""

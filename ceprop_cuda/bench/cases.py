@@ -1,0 +1,128 @@
+"""What is timed: training steps of published settings, over batch sizes and widths, and relaxation alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..network import Network
+from ..presets import PRESETS, Preset
+
+BATCH_SIZES = (1, 20, 64, 256, 1024)
+WIDTHS = (128, 256, 1024, 2048, 4096)  # of both hidden layers; 512 is the presets' own
+QUICK = ("c-ep-1h-b20", "c-vf-1h-b20", "ep-1h-b20", "ep-2h-b20")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training step, or one free phase alone, of a network of random weights on a random batch."""
+
+    name: str
+    preset: Preset
+    batch: int
+    relaxes_only: bool = False
+    inputs: int = 784
+    classes: int = 10
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Units of every layer, the input first."""
+        return (self.inputs, *self.preset.hidden, self.classes)
+
+    @property
+    def rule(self) -> str:
+        if self.relaxes_only:
+            return "relax"
+        if not self.preset.continual:
+            return "EP"
+        return "C-EP" if self.preset.feedback == "tied" else "C-VF"
+
+    @property
+    def free_steps(self) -> int:
+        return self.preset.free_steps
+
+    @property
+    def nudged_steps(self) -> int:
+        return 0 if self.relaxes_only else self.preset.nudged_steps
+
+    @property
+    def steps(self) -> int:
+        return self.free_steps + self.nudged_steps
+
+    def of_steps(self, free: int, nudged: int) -> Case:
+        """The same with other numbers of steps."""
+        return replace(self, preset=replace(self.preset, free_steps=free, nudged_steps=nudged))
+
+    def problem(self, dtype: torch.dtype) -> tuple[Network, Tensor, Tensor]:
+        """A network, inputs ``(B, n_in)`` and targets ``(B, classes)``, the same at every call."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = self.preset.network(self.inputs, self.classes).to(dtype)
+            x = torch.rand(self.batch, self.inputs)
+            labels = torch.randint(self.classes, (self.batch,))
+        return net, x.to(dtype), torch.nn.functional.one_hot(labels, self.classes).to(dtype)
+
+
+def needed_gflop(case: Case) -> float:
+    """What the cheapest algorithm known for the case must multiply and add, in 10^9 operations, two per multiply-add.
+
+    Matrix products alone, with B samples and layers of n units (n' in the layer below, n_in inputs, n_0 units above
+    them), connections between layers summed over:
+
+    - the drive of layer 0 by the input, once, 2 B n_in n_0;
+    - every step both ways through the inner connections, 4 B n n';
+    - EP: the contrast of connection 0, 2 B n_in n_0 (of a difference of states with the input), and of the inner
+      connections, 4 B n n';
+    - continual EP, connection 0, the cheaper of moving the weights and the drive at every step, 4 B n_in n_0, and of
+      x x^T once, 2 B^2 n_in, the drive moved by it at every step, 2 B^2 n_0, and the weights moved at the end,
+      2 B n_in n_0;
+    - continual EP, inner connections, the cheaper of the update at every step, 4 B n n', and, if they are tied, of its
+      low-rank form: 8 B^2 n at every step, summed over layers, and 4 B n n' at the end.
+    """
+    batch, (inputs, first, *_), steps = case.batch, case.sizes, case.nudged_steps
+    through_input = 2 * batch * inputs * first
+    inner = 4 * batch * sum(below * above for below, above in pairwise(case.sizes[1:]))
+    total = through_input + case.steps * inner
+    if case.rule == "EP":
+        total += through_input + inner
+    elif case.preset.continual and not case.relaxes_only:
+        gram = 2 * batch**2 * (inputs + steps * first) + through_input
+        total += min(2 * steps * through_input, gram)
+        low_rank = 8 * batch**2 * steps * sum(case.sizes[1:]) + inner
+        total += min(steps * inner, low_rank) if case.preset.feedback == "tied" else steps * inner
+    return total / 1e9
+
+
+def all_cases() -> list[Case]:
+    """The whole grid."""
+    swept = [f"{rule}-{depth}" for rule in ("c-ep", "c-vf", "ep") for depth in ("1h", "2h")]
+    cases = [_case(name, batch) for name in swept for batch in BATCH_SIZES]
+    cases.append(_case("p-3h", 20))
+    for name in ("c-ep-2h", "c-vf-2h", "ep-2h"):
+        preset = PRESETS[name]
+        cases += [Case(f"{name}-n{width}", _comparable(replace(preset, hidden=(width, width))), 20) for width in WIDTHS]
+    cases += [Case(f"relax-2h-b{batch}", PRESETS["p-2h"], batch, relaxes_only=True) for batch in (20, 24, 64, 256)]
+    return cases
+
+
+def chosen_cases(patterns: Sequence[str]) -> list[Case]:
+    """The cases whose names match one of the shell ``patterns``; ValueError if one matches nothing."""
+    cases = all_cases()
+    for pattern in patterns:
+        if not any(fnmatch(case.name, pattern) for case in cases):
+            raise ValueError(f"no case matches {pattern!r}; there are {', '.join(case.name for case in cases)}")
+    return [case for case in cases if any(fnmatch(case.name, pattern) for pattern in patterns)]
+
+
+def _case(name: str, batch: int) -> Case:
+    return Case(f"{name}-b{batch}", _comparable(PRESETS[name]), batch)
+
+
+def _comparable(preset: Preset) -> Preset:
+    """With a fixed sign of beta, so that all contenders do the same; a random one costs nothing."""
+    return replace(preset, nudging="positive")

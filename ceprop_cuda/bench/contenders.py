@@ -1,0 +1,137 @@
+"""The ways to make a training step that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Circuit, Nudge, resting_states, step
+from ..network import Network
+from ..reference import Contrast, contrast, moved
+from ..rules import CEP
+from . import same_algebra
+from .cases import Case
+
+# Makes one step on (x, y) and returns the states at the ends of its phases: continual EP moves the parameters, EP sets
+# their gradients, which were cleared before.
+Step = Callable[[Tensor, Tensor], list[Tensor]]
+Build = Callable[[Case, Network], Step]
+
+
+class Implementation(Protocol):
+    """What does the work of a contender that the package's own rules do not know."""
+
+    def relax(self, circuit: Circuit, x: Tensor, steps: int) -> list[Tensor]: ...
+
+    def ep_step(
+        self, circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int
+    ) -> tuple[Contrast, list[Tensor], list[Tensor]]: ...
+
+    def cep_step(
+        self, circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int, lr: Sequence[float]
+    ) -> tuple[list[Tensor], list[Tensor]]: ...
+
+
+class Compiled:
+    """torch.compile of the reference.
+
+    Of one step at a time, called in a Python loop: a phase as one graph would be unrolled, hundreds of steps long.
+    """
+
+    def __init__(self) -> None:
+        torch.compiler.reset()  # what other cases left counts against the limit of graphs per function
+        compiled = partial(torch.compile, dynamic=False, fullgraph=True)
+        self._free_step = compiled(step)
+        self._nudged_step = compiled(step)
+        self._learning_step = compiled(_learning_step)
+        self._contrast = compiled(contrast)
+
+    def relax(self, circuit: Circuit, x: Tensor, steps: int) -> list[Tensor]:
+        states = resting_states(circuit, x)
+        for _ in range(steps):
+            states = self._free_step(circuit, x, states)
+        return states
+
+    def ep_step(
+        self, circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int
+    ) -> tuple[Contrast, list[Tensor], list[Tensor]]:
+        states = free = self.relax(circuit, x, free_steps)
+        for _ in range(nudged_steps):
+            states = self._nudged_step(circuit, x, states, nudge)
+        return self._contrast(circuit, x, free, states, free, nudge.beta), free, states
+
+    def cep_step(
+        self, circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int, lr: Sequence[float]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        states = free = self.relax(circuit, x, free_steps)
+        moving = circuit
+        for _ in range(nudged_steps):
+            states, moving = self._learning_step(moving, x, states, nudge, lr)
+        for p, after in zip(circuit.parameters(), moving.parameters(), strict=True):
+            p.copy_(after)
+        return free, states
+
+
+def _learning_step(
+    circuit: Circuit, x: Tensor, states: list[Tensor], nudge: Nudge, lr: Sequence[float]
+) -> tuple[list[Tensor], Circuit]:
+    after = step(circuit, x, states, nudge)
+    change = contrast(circuit, x, states, after, states, nudge.beta)
+    return after, moved(circuit, change, lr, 0.0)
+
+
+def _by_rule(backend: str, case: Case, net: Network) -> Step:
+    """The package's own rules."""
+    if case.relaxes_only:
+        return lambda x, _: net.relax(x, case.free_steps, backend=backend)
+    rule = case.preset.rule(net, backend)
+
+    def train(x: Tensor, y: Tensor) -> list[Tensor]:
+        net.zero_grad()
+        result = rule.step(x, y) if isinstance(rule, CEP) else rule.backward(x, y)
+        return [*result.free_states, *result.nudged_states]
+
+    return train
+
+
+def _by_implementation(implementation: Implementation, case: Case, net: Network) -> Step:
+    """What the rules do around their backend, without the checks of arguments."""
+    preset = case.preset
+    shared = net.circuit()
+    free_feedback = None if shared.free_feedback is None else [v.detach() for v in shared.free_feedback]
+    circuit = replace(
+        shared,
+        weights=[w.detach() for w in shared.weights],
+        biases=[None if b is None else b.detach() for b in shared.biases],
+        free_feedback=free_feedback,
+    )
+
+    @torch.no_grad()
+    def train(x: Tensor, y: Tensor) -> list[Tensor]:
+        if case.relaxes_only:
+            return implementation.relax(circuit, x, case.free_steps)
+        nudge, steps = Nudge(y, preset.beta), (case.free_steps, case.nudged_steps)
+        if preset.continual:
+            free, nudged = implementation.cep_step(circuit, x, nudge, *steps, preset.lr)
+        else:
+            change, free, nudged = implementation.ep_step(circuit, x, nudge, *steps)
+            for p, dp in zip(shared.parameters(), change.parameters(), strict=True):
+                p.grad = dp.neg_()
+        return [*free, *nudged]
+
+    return train
+
+
+# By name. A contender is made anew for each measurement, so that nothing compiled outlives the number of threads that
+# it was compiled for.
+CONTENDERS: dict[str, Callable[[], Build]] = {
+    "fused": lambda: partial(_by_rule, "fused"),
+    "eager": lambda: partial(_by_rule, "reference"),
+    "compile": lambda: partial(_by_implementation, Compiled()),
+    "same_algebra": lambda: partial(_by_implementation, same_algebra),
+}

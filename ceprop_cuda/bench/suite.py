@@ -1,0 +1,119 @@
+"""Runs contenders against each other, a row of results for each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from .agreement import assert_agreement, outcome, shortened, to_check
+from .cases import Case, needed_gflop
+from .contenders import CONTENDERS, Build
+from .measure import MM_GFLOP, Timed, interleaved, matrix_product, prepared, restore, spread
+
+SECONDS_AT_MOST = 30.0  # of one step; a contender that would take longer is skipped
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender on one case. Without a time if ``status`` is not "ok"."""
+
+    case: str
+    rule: str
+    sizes: str  # units of every layer, the input first
+    batch: int
+    free_steps: int
+    nudged_steps: int
+    threads: int
+    contender: str
+    status: str  # "ok", "skipped: ..." or "n/a: ..."
+    rounds: int = 0
+    repeats: int = 0  # in each round, of which the median counts
+    ms: float | None = None  # of one step: median over the rounds, then quartiles
+    ms_q1: float | None = None
+    ms_q3: float | None = None
+    over_fused: float | None = None  # this time over the fused one's of the same round: median, quartiles
+    over_fused_q1: float | None = None
+    over_fused_q3: float | None = None
+    needed_gflop: float | None = None  # of the cheapest algorithm, not of the contender's: see cases.needed_gflop
+    needed_gflop_per_s: float | None = None
+    mm_gflop_per_s: float | None = None  # of torch.mm, 1024 x 1024 x 1024, in the same rounds
+    fraction_of_mm: float | None = None
+
+
+def run(case: Case, threads: int, rounds: int) -> list[Row]:
+    """Check and time all contenders on ``case``; Disagreement if one computes something else than the reference."""
+    torch.set_num_threads(threads)
+    builds = {name: make() for name, make in CONTENDERS.items()}
+    exact = to_check(case)
+    expected = outcome(exact, builds["eager"], torch.float64)
+    for name in ("fused", "same_algebra"):
+        assert_agreement(exact, name, outcome(exact, builds[name], torch.float64), expected)
+    few = shortened(case)
+    expected = outcome(few, builds["eager"], torch.float32)
+    statuses: dict[str, str] = {}
+    timed: dict[str, Timed] = {}
+    for name, build in builds.items():
+        try:
+            got = outcome(few, build, torch.float32)
+        except Exception as error:
+            if name != "compile":
+                raise
+            # torch.compile fails in as many ways as there are machines without a compiler that suits it.
+            statuses[name] = f"n/a: {str(error).splitlines()[0]}"
+            continue
+        assert_agreement(few, name, got, expected)
+        estimate = _timed(few, build).seconds * case.steps / few.steps
+        if estimate > SECONDS_AT_MOST:
+            statuses[name] = f"skipped: est. {estimate:.0f} s"
+        else:
+            statuses[name] = "ok"
+            timed[name] = _timed(case, build)
+    times = interleaved({**timed, "mm": matrix_product()}, rounds)
+    mm = MM_GFLOP / spread(times["mm"]).median
+    return [_row(case, threads, name, status, timed.get(name), times, mm) for name, status in statuses.items()]
+
+
+def _timed(case: Case, build: Build) -> Timed:
+    """A step of ``case`` on a network of its own, whose parameters each round begins with."""
+    net, x, y = case.problem(torch.float32)
+    start = copy.deepcopy(net)
+    step = partial(build(case, net), x, y)
+    return prepared(step, partial(restore, net, start))
+
+
+def _row(
+    case: Case,
+    threads: int,
+    name: str,
+    status: str,
+    timed: Timed | None,
+    times: Mapping[str, list[float]],
+    mm_gflop_per_s: float,
+) -> Row:
+    sizes = "-".join(map(str, case.sizes))
+    row = Row(case.name, case.rule, sizes, case.batch, case.free_steps, case.nudged_steps, threads, name, status)
+    if timed is None:
+        return row
+    seconds, gflop = spread(times[name]), needed_gflop(case)
+    # A contender may have missed rounds that the fused kernels made, or the other way round.
+    ratios = [a / b for a, b in zip(times[name], times.get("fused", []), strict=False)]
+    over_fused = spread(ratios) if ratios else (None, None, None)
+    return replace(
+        row,
+        rounds=len(times[name]),
+        repeats=timed.repeats,
+        ms=1e3 * seconds.median,
+        ms_q1=1e3 * seconds.low,
+        ms_q3=1e3 * seconds.high,
+        over_fused=over_fused[0],
+        over_fused_q1=over_fused[1],
+        over_fused_q3=over_fused[2],
+        needed_gflop=gflop,
+        needed_gflop_per_s=gflop / seconds.median,
+        mm_gflop_per_s=mm_gflop_per_s,
+        fraction_of_mm=gflop / seconds.median / mm_gflop_per_s,
+    )
