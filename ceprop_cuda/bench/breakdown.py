@@ -17,7 +17,7 @@ from ..rules import CEP
 from .cases import Case
 from .measure import Timed, interleaved, prepared, restore, spread
 
-CASES = ("c-ep-1h-b20", "c-ep-2h-b20", "c-vf-2h-b20", "ep-2h-b20", "c-ep-2h-n2048")
+CASES = ("ep-1h-b20", "c-ep-1h-b20", "ep-2h-b20", "c-ep-2h-b20", "c-vf-2h-b20")
 
 
 @dataclass(frozen=True)
