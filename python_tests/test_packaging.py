@@ -46,7 +46,8 @@ def test_sdist_and_wheel(sdist: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert [name for name in names if name.startswith("ceprop_cuda/_C") and name.endswith(".so")]
-    assert {"ceprop_cuda/py.typed", "ceprop_cuda/digits/digits.npz", "ceprop_cuda/digits/LICENSE.txt"} <= set(names)
+    package_files = {"py.typed", "digits/digits.npz", "digits/LICENSE.txt", "bench/command.py"}
+    assert {f"ceprop_cuda/{name}" for name in package_files} <= set(names)
     assert not [name for name in names if name.startswith(("csrc/", "python_tests/"))]
 
     # A clean environment that sees torch where it is installed here, but no editable installation of this folder:

@@ -24,6 +24,9 @@ def chart(rows: Sequence[Row]) -> bytes:
     axes = figure.subplots(1, 2 * len(threads), sharey=True, squeeze=False)[0]
     for column, count in enumerate(threads):
         speed, rate = axes[2 * column : 2 * column + 2]
+        if column > 0:
+            speed.sharex(axes[0])
+            rate.sharex(axes[1])
         title = threads_in_words(count)
         compared = [name for name in CONTENDERS if name != "eager"]
         height = 0.8 / len(compared)
@@ -45,7 +48,7 @@ def chart(rows: Sequence[Row]) -> bytes:
         speed.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         speed.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         speed.xaxis.set_minor_formatter(NullFormatter())
-        rate.set(xlabel="needed GFLOP/s over torch.mm's, 1024 cubed", title=title)
+        rate.set(xlabel="fraction of torch.mm's GFLOP/s", title=title)
         rate.axvline(1, color="black", linewidth=0.8)
         for axis in (speed, rate):
             axis.grid(axis="x", alpha=0.3)

@@ -124,7 +124,11 @@ def breakdown_table(parts: Sequence[Part]) -> str:
 
 def _between(median: float | None, low: float | None, high: float | None) -> str:
     """Median and quartiles to three digits, or "" if there are none."""
-    return "" if median is None else f"{median:.3g} ({low:.3g} - {high:.3g})"
+    if median is None or low is None or high is None:
+        return ""
+    # Rounded twice, for 1820 instead of 1.82e+03.
+    median, low, high = (float(f"{value:.3g}") for value in (median, low, high))
+    return f"{median:g} ({low:g} - {high:g})"
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:

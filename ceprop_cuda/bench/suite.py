@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,7 +12,7 @@ import torch
 from .agreement import assert_agreement, outcome, shortened, to_check
 from .cases import Case, needed_gflop
 from .contenders import CONTENDERS, Build
-from .measure import MM_GFLOP, Timed, interleaved, matrix_product, prepared, restore, spread
+from .measure import MM_GFLOP, SLOW, Timed, interleaved, matrix_product, prepared, restore, spread
 
 SECONDS_AT_MOST = 30.0  # of one step; a contender that would take longer is skipped
 
@@ -66,23 +66,24 @@ def run(case: Case, threads: int, rounds: int) -> list[Row]:
             statuses[name] = f"n/a: {str(error).splitlines()[0]}"
             continue
         assert_agreement(few, name, got, expected)
-        estimate = _timed(few, build).seconds * case.steps / few.steps
-        if estimate > SECONDS_AT_MOST:
-            statuses[name] = f"skipped: est. {estimate:.0f} s"
-        else:
-            statuses[name] = "ok"
-            timed[name] = _timed(case, build)
+        step, reset = _step(few, build)
+        seconds = prepared(step, reset).seconds * case.steps / few.steps
+        if seconds > SECONDS_AT_MOST:
+            statuses[name] = f"skipped: est. {seconds:.0f} s"
+            continue
+        statuses[name] = "ok"
+        step, reset = _step(case, build)
+        timed[name] = prepared(step, reset) if seconds < SLOW else Timed(step, seconds, reset)
     times = interleaved({**timed, "mm": matrix_product()}, rounds)
     mm = MM_GFLOP / spread(times["mm"]).median
     return [_row(case, threads, name, status, timed.get(name), times, mm) for name, status in statuses.items()]
 
 
-def _timed(case: Case, build: Build) -> Timed:
-    """A step of ``case`` on a network of its own, whose parameters each round begins with."""
+def _step(case: Case, build: Build) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A step of ``case`` on a network of its own, and what gives that its first parameters back."""
     net, x, y = case.problem(torch.float32)
     start = copy.deepcopy(net)
-    step = partial(build(case, net), x, y)
-    return prepared(step, partial(restore, net, start))
+    return partial(build(case, net), x, y), partial(restore, net, start)
 
 
 def _row(

@@ -188,15 +188,24 @@ class Relaxation {
 
   // At most `steps` steps from ring field `from`; returns the field of the last. Phase number `phase` of the call.
   int relax(const Worker& worker, Part& part, int steps, int from, const Nudge* nudge, const Stop& stop, int phase) {
-    int count = 0;
-    for (bool stays = false; count < steps && !stays;) {
-      const int to = (from + 1) % ring;
-      step(worker, part, from, to, nudge, [](const Item&, T*) {}, [](const Item&) {});
-      stays = may_stop(worker, part, stop, ++count, from, to);
-      from = to;
+    // Samples that know nothing of each other go through all steps some at a time, so that their states stay in the
+    // second-level cache. With a tolerance all of them stop together.
+    const int64_t together = part.independent && !stop.tolerance ? 128 : batch_.size;
+    int count = 0, last = from;
+    for (int64_t row = part.rows.begin; row == part.rows.begin || row < part.rows.end; row += together) {
+      Part some = part;
+      some.rows = {row, std::min(row + together, part.rows.end)};
+      last = from;
+      count = 0;
+      for (bool stays = false; count < steps && !stays;) {
+        const int to = (last + 1) % ring;
+        step(worker, some, last, to, nudge, [](const Item&, T*) {}, [](const Item&) {});
+        stays = may_stop(worker, some, stop, ++count, last, to);
+        last = to;
+      }
     }
     note_steps(worker, stop, phase, count);
-    return from;
+    return last;
   }
 
   // Whether a phase ends after `count` steps, the last from field `from` to field `to`; all workers agree. With a
