@@ -52,8 +52,8 @@ def test_nothing_to_report(sanitizers: str, tmp_path: Path) -> None:
         (
             "thread",
             "relaxation.h",
-            "after(item);\n      }\n      wait(worker, part);",
-            "after(item);\n      }\n      if (half + 1 == halves()) wait(worker, part);",
+            "after(item);\n      });\n      wait(worker, part);",
+            "after(item);\n      });\n      if (half + 1 == sharing_.halves()) wait(worker, part);",
         ),
         # Workers that say whether their states stay before the others have read what they said last.
         ("thread", "relaxation.h", "settled_.data() + count / steps_per_check % 2 * worker.count", "settled_.data()"),

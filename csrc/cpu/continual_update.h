@@ -15,7 +15,6 @@ class ContinualUpdate {
   using T = typename Tile::Scalar;
   static constexpr int width = Tile::width;
   using Side = typename Contrast<Tile>::Side;
-  using Item = typename Relaxation<Tile>::Item;
 
   ContinualUpdate(const CepCall<T>& call, const Relaxation<Tile>& relaxation, const Contrast<Tile>& contrast,
                   int workers)

@@ -157,6 +157,6 @@ class Contrast {
   const Network<T>& network_;
   const bool shared_update_;
   std::vector<std::vector<Buffer<T>>> moved_;  // d per worker and layer, [panel][batch][width]
-  std::vector<typename Relaxation<Tile>::Item> row_panels_;
+  std::vector<Item> row_panels_;
   std::vector<double> row_cost_{0.0};
 };

@@ -10,6 +10,8 @@ namespace CEPROP_SET {
 
 #include "units.h"
 
+#include "sharing.h"
+
 #include "relaxation.h"
 
 #include "contrast.h"

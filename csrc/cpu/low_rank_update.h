@@ -12,7 +12,6 @@ class LowRankUpdate {
  public:
   using T = typename Tile::Scalar;
   static constexpr int width = Tile::width;
-  using Item = typename Relaxation<Tile>::Item;
 
   LowRankUpdate(const CepCall<T>& call, const Relaxation<Tile>& relaxation, const Contrast<Tile>& contrast)
       : relaxation_(relaxation), contrast_(contrast), network_(call.network) {

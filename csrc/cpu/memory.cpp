@@ -55,6 +55,12 @@ void* take_block(size_t bytes) {
   return block;
 }
 
-void give_block(void* block, size_t bytes) noexcept { kept.give(block, rounded(bytes)); }
+void give_block(void* block, size_t bytes) noexcept {
+  try {
+    kept.give(block, rounded(bytes));
+  } catch (const std::bad_alloc&) {  // no memory to note it
+    std::free(block);
+  }
+}
 
 }  // namespace ceprop

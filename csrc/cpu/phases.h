@@ -62,7 +62,6 @@ template <class Tile>
 void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
   using T = typename Tile::Scalar;
   using Fields = Relaxation<Tile>;
-  using Item = typename Fields::Item;
   Relaxation<Tile> relaxation(call.network, call.batch, threads);
   Contrast<Tile> contrast(relaxation, call.shared_update, threads);
   Phases<Tile> phases(call, relaxation);
@@ -115,7 +114,6 @@ template <class Tile>
 void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
   using T = typename Tile::Scalar;
   using Fields = Relaxation<Tile>;
-  using Item = typename Fields::Item;
   Relaxation<Tile> relaxation(call.network, call.batch, threads, call.forms);
   Contrast<Tile> contrast(relaxation, call.shared_update, threads);
   ContinualUpdate<Tile> update(call, relaxation, contrast, threads);

@@ -26,20 +26,6 @@ struct Layer {
   Incoming<T> above;  // V[l + 1], tied: W[l + 1]; in the top layer a readout
 };
 
-// What a worker does of a step.
-struct Part {
-  Range items[2];    // of Relaxation::items: the even layers' and the odd ones'; synchronous: all and none
-  Range rows;        // samples
-  bool independent;  // it reads no state that another worker writes
-  // Every step goes through the items the other way round than the last: what was read last is still in the cache.
-  bool backwards = false;
-};
-
-// Two ways to share the work. While weights are constant, samples know nothing of each other: a worker takes some
-// samples through all steps of a phase, and nobody waits. Where weights move at every step, or there are too few
-// samples, a unit belongs to one worker, which holds the weights into it from below and from above and is the only one
-// to write them and its state; a barrier ends every step. Either way there is no reduction, and the bits are the same
-// for every number of workers.
 template <class Tile>
 class Relaxation {
  public:
@@ -49,16 +35,10 @@ class Relaxation {
   // while slow workers still read the two others), and two that keep what a phase left.
   static constexpr int ring = 3, kept_free = 3, kept_plus = 4, fields = 5;
 
-  // One panel of one layer, the unit of work.
-  struct Item {
-    int layer;
-    int64_t panel;
-  };
-
   // With `forms` the weights move; where they do so literally, layer 0 reads the input anew at every step, else its
   // drive is computed once.
   Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, std::optional<Forms> forms = {})
-      : network_(network), batch_(batch), settled_(2 * workers) {
+      : network_(network), batch_(batch), sharing_(network.asynchronous ? 2 : 1, batch.size), settled_(2 * workers) {
     const int64_t n = batch.size;
     const bool literal_input = forms && forms->input == Form::literal;
     drives_ = keep(workers * n * width);
@@ -89,16 +69,13 @@ class Relaxation {
       }
       layers_.push_back(layer);
     }
-    for (int half = 0; half < halves(); ++half) {
-      for (int l = half; l < network.layers; l += halves())
+    for (int half = 0; half < sharing_.halves(); ++half)
+      for (int l = half; l < network.layers; l += sharing_.halves())
         for (int64_t panel = 0; panel < layers_[l].panels; ++panel) {
           // A half panel takes about three quarters of a whole one's time: its tile waits for loads.
           const bool half_panel = lanes_used<Tile>(layers_[l].units, panel * width) <= Tile::lanes;
-          items_.push_back({l, panel});
-          cost_[half].push_back(cost_[half].back() + (half_panel ? 0.75 : 1.0) * multiplications(l, forms));
+          sharing_.add(half, {l, panel}, (half_panel ? 0.75 : 1.0) * multiplications(l, forms));
         }
-      first_[half + 1] = static_cast<int64_t>(items_.size());
-    }
     if (network.readout) {
       const int64_t top = network.widths[network.layers];
       readout_ = {keep(padded(network.classes()) * top), top};
@@ -108,29 +85,11 @@ class Relaxation {
 
   // ---- the parts that every worker calls, in the same order ----
 
-  // A worker's part of a step with weights that move.
-  Part by_units(const Worker& worker) const {
-    Part part{{}, {0, batch_.size}, worker.count == 1};
-    for (int half = 0; half < halves(); ++half) {
-      const Range share = worker.share(cost_[half]);
-      part.items[half] = {first_[half] + share.begin, first_[half] + share.end};
-    }
-    return part;
-  }
-
-  // And with constant weights: by samples, where each worker gets enough of them to be worth reading all weights for.
-  Part by_samples(const Worker& worker) const {
-    if (batch_.size < 4 * worker.count) return by_units(worker);
-    Part part{{}, worker.share(batch_.size), true};
-    for (int half = 0; half < halves(); ++half) part.items[half] = {first_[half], first_[half + 1]};
-    return part;
-  }
-
-  // body(item) for every item of the part, in the order in which it moves.
+  Part by_units(const Worker& worker) const { return sharing_.by_units(worker); }
+  Part by_samples(const Worker& worker) const { return sharing_.by_samples(worker); }
   template <class Body>
   void for_each_item(const Part& part, const Body& body) const {
-    for (const Range& half : part.items)
-      for (int64_t index = half.begin; index < half.end; ++index) body(items_[index]);
+    sharing_.for_each_item(part, body);
   }
 
   // Packs the batch and the weights, and computes the input's drive. Ends with a barrier.
@@ -174,13 +133,11 @@ class Relaxation {
                     error_);
       wait(worker, part);
     }
-    for (int half = 0; half < halves(); ++half) {
-      const auto [begin, end] = part.items[half];
-      for (int64_t index = begin; index < end; ++index) {
-        const Item& item = items_[part.backwards ? begin + end - 1 - index : index];
+    for (int half = 0; half < sharing_.halves(); ++half) {
+      sharing_.for_each_item_of(half, part, [&](const Item& item) {
         move_panel(worker, item, part.rows, {from, half == 0 ? from : to, to}, nudge, correct);
         after(item);
-      }
+      });
       wait(worker, part);
     }
     part.backwards = !part.backwards;
@@ -280,8 +237,6 @@ class Relaxation {
   struct Move {
     int from, seen, to;
   };
-
-  int halves() const { return network_.asynchronous ? 2 : 1; }
 
   static void wait(const Worker& worker, const Part& part) {
     if (!part.independent) worker.wait();
@@ -444,8 +399,6 @@ class Relaxation {
   T* pulls_;   // [worker][batch][width]
   Incoming<T> readout_{};
   T* readout_bias_ = nullptr;
-  std::vector<Item> items_;                    // even layers first if they move first
-  int64_t first_[3] = {0, 0, 0};               // of items_, where the halves begin and end
-  std::vector<double> cost_[2]{{0.0}, {0.0}};  // running sums over the items of a half
+  Sharing sharing_;
   std::vector<Flag> settled_;
 };

@@ -1,0 +1,74 @@
+// Who does what of a step.
+#pragma once
+
+// One panel of one layer, the unit of work.
+struct Item {
+  int layer;
+  int64_t panel;
+};
+
+// What a worker does of a step.
+struct Part {
+  Range items[2];    // of Sharing: the even layers' and the odd ones'; synchronous: all and none
+  Range rows;        // samples
+  bool independent;  // it reads no state that another worker writes
+  // Every step goes through the items the other way round than the last: what was read last is still in the cache.
+  bool backwards = false;
+};
+
+// Two ways to share the work. While weights are constant, samples know nothing of each other: a worker takes some
+// samples through all steps of a phase, and nobody waits. Where weights move at every step, or there are too few
+// samples, a unit belongs to one worker, which holds the weights into it from below and from above and is the only one
+// to write them and its state; a barrier ends every step. Either way there is no reduction, and the bits are the same
+// for every number of workers.
+class Sharing {
+ public:
+  // `halves`: 2 if even layers move before odd ones, else 1.
+  Sharing(int halves, int64_t batch) : halves_(halves), batch_(batch) {}
+
+  int halves() const { return halves_; }
+
+  // Items of half 0 come first. `cost`: how long one takes, in any unit.
+  void add(int half, const Item& item, double cost) {
+    items_.push_back(item);
+    cost_[half].push_back(cost_[half].back() + cost);
+    for (int later = half + 1; later <= halves_; ++later) first_[later] = static_cast<int64_t>(items_.size());
+  }
+
+  // A worker's part of a step with weights that move.
+  Part by_units(const Worker& worker) const {
+    Part part{{}, {0, batch_}, worker.count == 1};
+    for (int half = 0; half < halves_; ++half) {
+      const Range share = worker.share(cost_[half]);
+      part.items[half] = {first_[half] + share.begin, first_[half] + share.end};
+    }
+    return part;
+  }
+
+  // And with constant weights: by samples, where each worker gets enough of them to be worth reading all weights for.
+  Part by_samples(const Worker& worker) const {
+    if (batch_ < 4 * worker.count) return by_units(worker);
+    Part part{{}, worker.share(batch_), true};
+    for (int half = 0; half < halves_; ++half) part.items[half] = {first_[half], first_[half + 1]};
+    return part;
+  }
+
+  // body(item) for the items of one half of the part, in the order of this step.
+  template <class Body>
+  void for_each_item_of(int half, const Part& part, const Body& body) const {
+    const auto [begin, end] = part.items[half];
+    for (int64_t index = begin; index < end; ++index) body(items_[part.backwards ? begin + end - 1 - index : index]);
+  }
+
+  template <class Body>
+  void for_each_item(const Part& part, const Body& body) const {
+    for (int half = 0; half < halves_; ++half) for_each_item_of(half, part, body);
+  }
+
+ private:
+  int halves_;
+  int64_t batch_;
+  std::vector<Item> items_;
+  int64_t first_[3] = {0, 0, 0};               // of items_, where the halves begin and end
+  std::vector<double> cost_[2]{{0.0}, {0.0}};  // running sums over the items of a half
+};
