@@ -23,7 +23,7 @@ from ceprop_cuda.data import Batches, Dataset, load
 from ceprop_cuda.presets import PRESETS, Preset
 
 # (preset, epochs, seeds)
-RUNS = [("c-ep-1h", 3, (0, 1, 2)), ("ep-2h", 2, (0,))]
+RUNS = [("c-ep-1h", 3, (0, 1, 2)), ("ep-2h", 1, (0,))]
 
 
 def ways(preset: Preset) -> dict[str, dict[str, Any]]:

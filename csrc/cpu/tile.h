@@ -54,23 +54,21 @@ inline void multiply(typename Tile::Scalar* sums, const typename Tile::Scalar* a
   using Vector = typename Tile::Vector;
   constexpr int width = Tile::width, lanes = Tile::lanes;
   Vector sum[rows][vectors] = {};
-  const auto add = [&](int64_t k) {
-    Vector weights[vectors];
-    for (int v = 0; v < vectors; ++v) {
-      weights[v] = *reinterpret_cast<const Vector*>(b + k * width + v * lanes);
-      __builtin_prefetch(b + (k + 16) * width + v * lanes);
-    }
+  for (; depth > 0; depth -= width, a += panel_stride) {
+    const int64_t count = depth < width ? depth : width;
+    for (int64_t k = 0; k < count; ++k, b += width) {
+      Vector weights[vectors];
+      for (int v = 0; v < vectors; ++v) {
+        weights[v] = *reinterpret_cast<const Vector*>(b + v * lanes);
+        __builtin_prefetch(b + 16 * width + v * lanes);
+      }
 #pragma GCC unroll 12
-    for (int row = 0; row < rows; ++row) {
-      const Vector broadcast = a[row * width + k] - Vector{};
-      for (int v = 0; v < vectors; ++v) sum[row][v] += broadcast * weights[v];
+      for (int row = 0; row < rows; ++row) {
+        const Vector broadcast = a[row * width + k] - Vector{};
+        for (int v = 0; v < vectors; ++v) sum[row][v] += broadcast * weights[v];
+      }
     }
-  };
-  for (; depth >= width; depth -= width, a += panel_stride, b += width * width) {
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < width; ++k) add(k);
   }
-  for (int64_t k = 0; k < depth; ++k) add(k);
 #pragma GCC unroll 12
   for (int row = 0; row < rows; ++row, sums += width)
     for (int v = 0; v < vectors; ++v) *reinterpret_cast<Vector*>(sums + v * lanes) += sum[row][v];
@@ -142,7 +140,7 @@ inline void outer_products(const Product<typename Tile::Scalar>* products, int c
     }
   }
   if (valid >= vectors * lanes) {
-    const auto store = [&](const auto& blended) {
+    const auto store = [&](const auto& blended) __attribute__((always_inline)) {
 #pragma GCC unroll 12
       for (int row = 0; row < rows; ++row, out += stride)
         for (int v = 0; v < vectors; ++v) {
@@ -193,7 +191,7 @@ struct Dots {
                    int64_t units) {
     Vector sums[Tile::lanes] = {};
     const T *a[rows], *b[columns];
-    const auto add = [&] {
+    const auto add = [&]() __attribute__((always_inline)) {
       for (int v = 0; v < 2; ++v) {
         Vector x[rows];
         for (int i = 0; i < rows; ++i) x[i] = *reinterpret_cast<const Vector*>(a[i] + v * Tile::lanes);
