@@ -16,7 +16,7 @@ help:
 	@echo "make test    run every test"
 	@echo "make lint    check formatting, lint and types"
 	@echo "make format  apply the formatting"
-	@echo "make bench   measure the fused kernels against plain PyTorch (25 minutes)"
+	@echo "make bench   measure the fused kernels against plain PyTorch"
 	@echo "make clean   remove .venv and everything built"
 
 train: $(VENV)/built

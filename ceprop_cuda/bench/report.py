@@ -59,8 +59,8 @@ def commit() -> str:
         return "unknown"
 
 
-def write_csv(path: Path, rows: Sequence[Row] | Sequence[Part], environment: dict[str, str]) -> None:
-    """``rows``, at least one, below a header line for each column and a line '# key: value' for each fact."""
+def write_csv(path: Path, rows: Sequence[Any], environment: dict[str, str]) -> None:
+    """At least one of ``rows``, all of one dataclass, below a line of the columns and a line '# key: value' for each fact."""
     with path.open("w", newline="") as file:
         file.writelines(f"# {key}: {value}\n" for key, value in environment.items())
         writer = csv.writer(file, lineterminator="\n")
