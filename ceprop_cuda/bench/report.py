@@ -60,7 +60,7 @@ def commit() -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Any], environment: dict[str, str]) -> None:
-    """At least one of ``rows``, all of one dataclass, below a line of the columns and a line '# key: value' for each fact."""
+    """One or more ``rows`` of a dataclass, below a line of its columns and a line '# key: value' for each fact."""
     with path.open("w", newline="") as file:
         file.writelines(f"# {key}: {value}\n" for key, value in environment.items())
         writer = csv.writer(file, lineterminator="\n")
