@@ -21,7 +21,7 @@ except ImportError as error:
     ) from error
 
 from .dynamics import Circuit, Nudge, logits
-from .reference import CEPResult, Contrast, EPResult, Relaxed
+from .reference import CEPResult, EPResult, PerParameter, Relaxed
 
 
 def build_info() -> dict[str, str]:
@@ -75,7 +75,7 @@ def ep_step(
     shared_update: bool = False,
 ) -> EPResult:
     """See :func:`ceprop_cuda.reference.ep_step`."""
-    d_weights, d_biases, d_feedback, free, nudged, steps_used = _call(
+    of_weights, of_biases, of_feedback, free, nudged, steps_used = _call(
         torch.ops.ceprop_cuda.ep_step,
         *_tensors(circuit, x),
         nudge.target,
@@ -88,9 +88,9 @@ def ep_step(
         **_nudge(nudge),
         **_dynamics(circuit),
     )
-    biases = [None if b is None else db for b, db in zip(circuit.biases, d_biases, strict=True)]
-    change = Contrast(d_weights, biases, d_feedback)
-    return EPResult(change, logits(circuit, free), free, _phases(circuit, nudged), steps_used)
+    biases = [None if b is None else of_b for b, of_b in zip(circuit.biases, of_biases, strict=True)]
+    gradients = PerParameter(of_weights, biases, of_feedback)
+    return EPResult(gradients, logits(circuit, free), free, _phases(circuit, nudged), steps_used)
 
 
 def cep_step(

@@ -77,8 +77,8 @@ def loss(answer: Tensor, target: Tensor, kind: str) -> Tensor:
 # Learning
 
 
-class Contrast(NamedTuple):
-    """What two states of the nudged phase say about each parameter: the direction in which it should move.
+class PerParameter(NamedTuple):
+    """A tensor for each parameter: its contrast, the direction in which it should move, or its gradient.
 
     Without the readout's, unless a function says that it adds them.
     """
@@ -88,7 +88,7 @@ class Contrast(NamedTuple):
     feedback: list[Tensor]  # V[1], V[2], ...; empty when tied
 
     def parameters(self) -> list[Tensor]:
-        """All changes that exist, in the order of :meth:`Circuit.parameters`."""
+        """All that exist, in the order of :meth:`Circuit.parameters`."""
         return [dp for dp in (*self.weights, *self.biases, *self.feedback) if dp is not None]
 
 
@@ -99,7 +99,7 @@ def contrast(
     later: Sequence[Tensor],
     fixed: Sequence[Tensor],
     beta: float,
-) -> Contrast:
+) -> PerParameter:
     """The local contrast between two states, over ``beta`` and the batch size.
 
     Tied:  dW[l] = (r'[l]^T r'[l-1] - r[l]^T r[l-1]) / (beta B), r the emitted states (r[-1] the input).
@@ -122,7 +122,7 @@ def contrast(
         d_weights = [scale * (moved[layer].T @ r[layer]) for layer in range(circuit.layers)]
         d_feedback = [scale * (r[layer + 1].T @ moved[layer - 1]) for layer in range(1, circuit.layers)]
     d_biases = [None if b is None else scale * d.sum(0) for b, d in zip(circuit.biases, moved, strict=False)]
-    return Contrast(d_weights, d_biases, d_feedback)
+    return PerParameter(d_weights, d_biases, d_feedback)
 
 
 def readout_contrast(circuit: Circuit, states: Sequence[Tensor], nudge: Nudge) -> tuple[Tensor, Tensor | None]:
@@ -131,7 +131,7 @@ def readout_contrast(circuit: Circuit, states: Sequence[Tensor], nudge: Nudge) -
     return error.T @ states[-1] / len(error), None if circuit.biases[-1] is None else error.mean(0)
 
 
-def combine(changes: Sequence[Contrast], scale: float = 1.0) -> Contrast:
+def combine(changes: Sequence[PerParameter], scale: float = 1.0) -> PerParameter:
     """``scale`` times the sum of ``changes``, parameter by parameter."""
 
     def add(parts: tuple) -> Any:
@@ -139,27 +139,29 @@ def combine(changes: Sequence[Contrast], scale: float = 1.0) -> Contrast:
 
     lists = zip(*changes, strict=True)
     weights, biases, feedback = ([add(parts) for parts in zip(*group, strict=True)] for group in lists)
-    return Contrast(weights, biases, feedback)
+    return PerParameter(weights, biases, feedback)
 
 
-def share_update(change: Contrast) -> Contrast:
+def share_update(change: PerParameter) -> PerParameter:
     """Kolen-Pollack: forward and feedback weights both get the mean of their two updates."""
     shared = [(w + v) / 2 for w, v in zip(change.weights[1:], change.feedback, strict=False)]
     weights = [change.weights[0], *shared, *change.weights[1 + len(shared) :]]
-    return Contrast(weights, change.biases, [dv.clone() for dv in shared])
+    return PerParameter(weights, change.biases, [dv.clone() for dv in shared])
 
 
-def with_readout(circuit: Circuit, change: Contrast, ends: Sequence[Sequence[Tensor]], nudge: Nudge) -> Contrast:
+def with_readout(
+    circuit: Circuit, change: PerParameter, ends: Sequence[Sequence[Tensor]], nudge: Nudge
+) -> PerParameter:
     """``change`` and, if there is a readout, the mean of its contrasts at the ``ends`` of the nudged phases."""
     if not circuit.readout:
         return change
     weights, biases = zip(*(readout_contrast(circuit, end, nudge) for end in ends), strict=True)
-    mean = combine([Contrast([w], [b], []) for w, b in zip(weights, biases, strict=True)], 1 / len(ends))
-    return Contrast(change.weights + mean.weights, change.biases + mean.biases, change.feedback)
+    mean = combine([PerParameter([w], [b], []) for w, b in zip(weights, biases, strict=True)], 1 / len(ends))
+    return PerParameter(change.weights + mean.weights, change.biases + mean.biases, change.feedback)
 
 
 class EPResult(NamedTuple):
-    contrast: Contrast  # in a descent step: p.grad = -contrast
+    gradients: PerParameter  # EP's estimate of the loss gradients: minus the contrast
     output: Tensor  # (B, classes): the logits of the free state
     free_states: list[Tensor]
     nudged_states: list[list[Tensor]]  # the end of the phase with +beta; when symmetric also of that with -beta
@@ -178,7 +180,7 @@ def ep_step(
     accumulate: bool = False,
     shared_update: bool = False,
 ) -> EPResult:
-    """EP's estimate of minus the loss gradient: a free phase, one nudged phase or two, a contrast.
+    """EP's estimate of the loss gradient: a free phase, one nudged phase or two, minus the contrast.
 
     One-sided (2005.04168): from the free state to the end of the nudged phase, over beta. Symmetric (2006.03824, third
     phase): from the end of the phase with -beta to that with +beta, over 2 beta. ``accumulate`` sums the contrasts of
@@ -206,6 +208,8 @@ def ep_step(
     change = with_readout(circuit, change, ends, nudge)
     if shared_update:
         change = share_update(change)
+    for dp in change.parameters():
+        dp.neg_()
     return EPResult(change, logits(circuit, free), free, ends, torch.cat(made))
 
 
@@ -217,7 +221,7 @@ class CEPResult(NamedTuple):
     steps: Tensor  # as in EPResult; when symmetric: free, +beta, un-nudged, -beta
 
 
-def moved(circuit: Circuit, change: Contrast, lr: Sequence[float], weight_decay: float, first: int = 0) -> Circuit:
+def moved(circuit: Circuit, change: PerParameter, lr: Sequence[float], weight_decay: float, first: int = 0) -> Circuit:
     """p <- p + lr_l (dp - weight_decay p); ``change`` speaks of connection ``first`` and those above it."""
 
     def move(p: Tensor, dp: Tensor, connection: int) -> Tensor:
@@ -272,13 +276,13 @@ def cep_step(
                 break
         ends.append(states)
         made.append(count(x, done))
-    of_readout = with_readout(circuit, Contrast([], [], []), ends, nudge)
+    of_readout = with_readout(circuit, PerParameter([], [], []), ends, nudge)
     circuit = moved(circuit, of_readout, lr, weight_decay, first=circuit.layers)
     return CEPResult(circuit, output, free, ends, torch.cat(made))
 
 
 class BPTTResult(NamedTuple):
-    contrast: Contrast  # minus the gradients of the loss
+    gradients: PerParameter
     output: Tensor  # (B, classes): the logits of the free state
     free_states: list[Tensor]
 
@@ -301,9 +305,9 @@ def bptt(
         states = relax(circuit, x, unrolled_steps, states).states
         output = logits(circuit, states)
         found = iter(torch.autograd.grad(loss(output, target, loss_kind), circuit.parameters(), materialize_grads=True))
-    change = Contrast(
-        [-next(found) for _ in circuit.weights],
-        [None if b is None else -next(found) for b in circuit.biases],
-        [-next(found) for _ in circuit.free_feedback or []],
+    gradients = PerParameter(
+        [next(found) for _ in circuit.weights],
+        [None if b is None else next(found) for b in circuit.biases],
+        [next(found) for _ in circuit.free_feedback or []],
     )
-    return BPTTResult(change, output.detach(), [s.detach() for s in states])
+    return BPTTResult(gradients, output.detach(), [s.detach() for s in states])

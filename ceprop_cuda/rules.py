@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,17 +19,24 @@ UPDATES = ("auto", "literal", "low_rank")
 
 @dataclass
 class StepResult:
-    """What one call of a rule saw. ``loss`` is 0-d, the free phase's mean over the batch; ``output`` ``(B, classes)``
-    the free phase's output units or logits; states are lists of ``(B, n_l)``, the input side first; ``steps`` int64
-    holds the number of steps made in each phase that was run, in order: free, +beta (random_sign: its sign), and when
+    """What one call of a rule saw. ``output`` ``(B, classes)`` is the free phase's output units or logits, ``target``
+    ``(B, classes)`` what they should be; states are lists of ``(B, n_l)``, the input side first; ``steps`` int64 holds
+    the number of steps made in each phase that was run, in order: free, +beta (random_sign: its sign), and when
     symmetric -beta, before it continual EP's way back."""
 
-    loss: Tensor
+    loss_kind: str  # "mse" or "cross_entropy"
+    target: Tensor
     output: Tensor
     free_states: list[Tensor]
     steps: Tensor
     nudged_states: list[Tensor] = field(default_factory=list)  # end of the phase with +beta (random_sign: its sign)
     nudged_minus_states: list[Tensor] = field(default_factory=list)  # end of the phase with -beta, when symmetric
+
+    @cached_property
+    def loss(self) -> Tensor:
+        """The free phase's loss, mean over the batch, 0-d. Computed when first asked for: a small network's step takes
+        little longer."""
+        return reference.loss(self.output, self.target, self.loss_kind)
 
 
 class Rule:
@@ -53,7 +61,7 @@ class Rule:
         target = self.net.check_target(circuit, x, y)
         ran = backend_module(self.backend, circuit, x).relax(circuit, x, self.free_steps, tolerance=self.tolerance)
         output = reference.logits(circuit, ran.states)
-        return StepResult(reference.loss(output, target, self.loss), output, ran.states, ran.steps)
+        return StepResult(self.loss, target, output, ran.states, ran.steps)
 
 
 class NudgedRule(Rule):
@@ -92,7 +100,8 @@ class NudgedRule(Rule):
 
     def _nudged_result(self, target: Tensor, ran: reference.EPResult | reference.CEPResult) -> StepResult:
         return StepResult(
-            reference.loss(ran.output, target, self.loss),
+            self.loss,
+            target,
             ran.output,
             ran.free_states,
             ran.steps,
@@ -167,7 +176,7 @@ class EP(NudgedRule):
             shared_update=self.shared_update,
         )
         result = self._nudged_result(nudge.target, ran)
-        _subtract_from_grads(circuit, ran.contrast)
+        _add_to_grads(circuit, ran.gradients)
         return result
 
 
@@ -279,13 +288,13 @@ class BPTT(Rule):
         target = self.net.check_target(circuit, x, y)
         start = backend_module(self.backend, circuit, x).relax(circuit, x, self.free_steps - self.unrolled_steps)
         ran = reference.bptt(circuit, x, target, self.loss, unrolled_steps=self.unrolled_steps, states=start.states)
-        _subtract_from_grads(circuit, ran.contrast)
+        _add_to_grads(circuit, ran.gradients)
         steps = start.steps + self.unrolled_steps
-        return StepResult(reference.loss(ran.output, target, self.loss), ran.output, ran.free_states, steps)
+        return StepResult(self.loss, target, ran.output, ran.free_states, steps)
 
 
-def _subtract_from_grads(circuit: Circuit, change: reference.Contrast) -> None:
-    """p.grad -= dp for every parameter with gradients, so that ``optimizer.step()`` moves along dp; uses dp up."""
-    for p, dp in zip(circuit.parameters(), change.parameters(), strict=True):
+def _add_to_grads(circuit: Circuit, gradients: reference.PerParameter) -> None:
+    """p.grad += gradient for every parameter with gradients; keeps the tensors where there was none."""
+    for p, gradient in zip(circuit.parameters(), gradients.parameters(), strict=True):
         if p.requires_grad:
-            p.grad = dp.neg_() if p.grad is None else p.grad.sub_(dp)
+            p.grad = gradient if p.grad is None else p.grad.add_(gradient)

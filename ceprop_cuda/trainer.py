@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
+from . import reference
 from .network import Network, log, whole_number
 from .rules import BPTT, CEP, EP, StepResult
 from .run_directory import GeneratorState, Metrics, RunDirectory, restore
@@ -135,7 +136,7 @@ class Trainer:
     def _evaluate(self, batches: Iterable[Sequence[Tensor]], where: str) -> dict[str, float]:
         tally = _Tally(self.rule.net, where)
         for x, y in batches:
-            tally.add(x, y, self.rule.predict(x, y))
+            tally.add(x, self.rule.predict(x, y))
         loss, error = tally.means()
         return {"loss": loss, "error": error}
 
@@ -152,7 +153,7 @@ class Trainer:
         total = len(train_batches) if isinstance(train_batches, Sized) else None
         with tqdm(desc=f"epoch {epoch}/{epochs}", total=total, unit="batch", disable=not progress) as bar:
             for x, y in train_batches:
-                tally.add(x, y, self._learn(x, y))
+                tally.add(x, self._learn(x, y))
                 bar.update()
                 if progress and time.perf_counter() - shown > 0.5:  # reading the tally waits for the device
                     bar.set_postfix_str(_summary(*tally.means()))
@@ -234,19 +235,19 @@ class _Tally:
         device = net.weights[0].device
         self._net = net
         self._where = where
-        self._pending: list[tuple[Tensor, Tensor, StepResult]] = []
+        self._pending: list[tuple[Tensor, StepResult]] = []
         self._batches = 0
         self._samples = 0
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._wrong = torch.zeros((), dtype=torch.int64, device=device)
         self._steps = torch.zeros((), dtype=torch.int64, device=device)  # as many as there are phases, once known
 
-    def add(self, x: Tensor, y: Tensor, out: StepResult) -> None:
-        """Count a batch; ``y`` are class indices ``(B,)`` or float targets ``(B, classes)``.
+    def add(self, x: Tensor, out: StepResult) -> None:
+        """Count the batch ``x``, of which a rule saw ``out``.
 
         Raises Diverged if states of this or one of the batches before it, which it names, are not finite.
         """
-        self._pending.append((x, y, out))
+        self._pending.append((x, out))
         if len(self._pending) == self.BATCHES:
             self._count()
 
@@ -271,18 +272,16 @@ class _Tally:
             return
         # A NaN or an infinity survives the sum. So may an overflow of finite states, which the search for the batch
         # then finds to be none.
-        suspicious = not _is_finite(torch.cat([s.flatten() for _, _, out in pending for s in _all_states(out)]).sum())
-        losses, right = [], []
-        for x, y, out in pending:
+        suspicious = not _is_finite(torch.cat([s.flatten() for _, out in pending for s in _all_states(out)]).sum())
+        for x, out in pending:
             self._batches += 1
-            self._samples += len(y)
             if suspicious:
                 _refuse_bad_states(self.last_batch(), self._net, x, out)
-            losses.append(out.loss * len(y))
-            right.append(y if y.ndim == 1 else y.argmax(1))
-        self._loss += torch.stack(losses).sum(dtype=torch.float64)
-        self._wrong += (torch.cat([out.output for _, _, out in pending]).argmax(1) != torch.cat(right)).sum()
-        self._steps = self._steps + torch.stack([out.steps for _, _, out in pending]).sum(0)
+        output, target = (torch.cat([getattr(out, name) for _, out in pending]) for name in ("output", "target"))
+        self._samples += len(output)
+        self._loss += reference.loss(output, target, pending[0][1].loss_kind) * len(output)
+        self._wrong += (output.argmax(1) != target.argmax(1)).sum()
+        self._steps = self._steps + torch.stack([out.steps for _, out in pending]).sum(0)
 
 
 def _summary(loss: float, error: float, test_error: float | None = None) -> str:

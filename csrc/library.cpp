@@ -44,7 +44,7 @@ TORCH_LIBRARY(ceprop_cuda, m) {
 
   // Free phase from zeros, nudged phase (`symmetric`: one each with +beta and -beta, from the same free states),
   // contrast. Returns
-  //   the directions of descent of weights, biases and feedback (minus EP's estimate of the loss gradients), like them;
+  //   EP's estimate of the loss gradients of weights, biases and feedback, like them: minus the contrasts;
   //   the states after the free phase; those after the nudged phase, followed when symmetric by those after -beta's;
   //   the steps of these phases, [2 or 3].
   // accumulate: sum the contrasts of consecutive steps. shared_update: mean of the two updates of W[l] and V[l].
@@ -52,7 +52,7 @@ TORCH_LIBRARY(ceprop_cuda, m) {
       "ep_step(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] feedback_weights, Tensor target, *, "
       "int free_steps, int nudged_steps, float? tolerance, float beta, str nudge_at, str loss, bool symmetric, "
       "bool accumulate, bool shared_update, " CEPROP_DYNAMICS
-      ") -> (Tensor[] d_weights, Tensor[] d_biases, Tensor[] d_feedback, Tensor[] free_states, Tensor[] "
+      ") -> (Tensor[] gradients, Tensor[] bias_gradients, Tensor[] feedback_gradients, Tensor[] free_states, Tensor[] "
       "nudged_states, Tensor steps_used)");
 
   // Free phase from zeros, then nudged steps each followed by  p <- p + lr_l (contrast - weight_decay p)  of every

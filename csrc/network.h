@@ -89,10 +89,10 @@ struct LearnCall {
 
 template <class T>
 struct EpCall : LearnCall<T> {
-  bool accumulate;             // sum the contrasts of consecutive steps
-  std::vector<T*> d_weights;   // out, like the weights
-  std::vector<T*> d_biases;    // out, or null
-  std::vector<T*> d_feedback;  // out, like the feedback
+  bool accumulate;                     // sum the contrasts of consecutive steps
+  std::vector<T*> gradients;           // out, like the weights
+  std::vector<T*> bias_gradients;      // out, or null
+  std::vector<T*> feedback_gradients;  // out, like the feedback
 };
 
 // Moves the network's weights, biases and feedback in place.

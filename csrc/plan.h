@@ -61,11 +61,12 @@ class StepCosts {
            moves() * Cost{2 * batch * batch * width(0), 0};
   }
 
-  // And of those between layers. Literal: both copies of the weights move, tied and shared ones by two terms. Low rank:
-  // two B x B matrices of every layer, two products with them, and the weights move once.
+  // And of those between layers. Literal: all weights move, tied ones once for both copies, tied and shared ones by two
+  // terms. Low rank: two B x B matrices of every layer, two products with them, and the weights move once.
   Cost inner_update(Form form) const {
-    const bool two_terms = !shape_.free_feedback || shape_.shared_update;
-    if (form == Form::literal) return moves() * matrix(two_terms ? 8 : 4, 4, inner_);
+    if (form == Form::literal)
+      return moves() *
+             matrix(shape_.free_feedback && shape_.shared_update ? 8 : 4, shape_.free_feedback ? 4 : 3, inner_);
     const double batch = static_cast<double>(shape_.batch);
     return moves() * Cost{layers_ > 1 ? 8 * batch * batch * units_ : 0, 0} + matrix(4, 2, inner_);
   }

@@ -15,7 +15,7 @@ from ceprop_cuda import ops, reference
 from ceprop_cuda.dynamics import Circuit, Nudge
 from ceprop_cuda.reference import CEPResult, EPResult
 
-# Lists by name; its last word is what they hold: states, contrasts, parameters, or changes of parameters.
+# Lists by name; its last word is what they hold: states, gradients, parameters, or changes of parameters.
 Results = dict[str, list[Tensor]]
 Run = Callable[[ModuleType, Circuit, Tensor, Nudge], Results]  # with the module ops or reference
 
@@ -24,7 +24,7 @@ def results_of(ran: EPResult | CEPResult, before: Circuit) -> Results:
     """What a step of EP on the circuit ``before``, or of continual EP on a copy of it, found and left."""
     states = [ran.output, *ran.free_states, *(s for phase in ran.nudged_states for s in phase)]
     if isinstance(ran, EPResult):
-        return {"states": states, "contrasts": ran.contrast.parameters()}
+        return {"states": states, "gradients": ran.gradients.parameters()}
     after = ran.circuit.parameters()
     results = {"states": states, "parameters": after}
     if states[0].dtype == torch.float64:  # in float32 the parameters' rounding is too large a part of them
@@ -52,7 +52,7 @@ def errors(run: Run, problem: Problem, nudge: Nudge) -> dict[str, tuple[float, f
     fused = run(ops, circuit, x, nudge)
     plain = run(reference, circuit, x, nudge) if x.dtype == torch.float32 else exact
     granted = TOLERANCES[x.dtype]
-    floors = {"states": 1, "parameters": 1, "contrasts": 1 / abs(nudge.beta), "changes": CHANGE_OVER_STATE}
+    floors = {"states": 1, "parameters": 1, "gradients": 1 / abs(nudge.beta), "changes": CHANGE_OVER_STATE}
     found = {}
     for kind in fused:
         wanted = exact[kind]

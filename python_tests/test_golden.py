@@ -55,7 +55,7 @@ def test_step(name: str, backend: ModuleType) -> None:
         changes = [after - p for after, p in zip(ran.circuit.parameters(), before, strict=True)]
     else:
         ran = backend.ep_step(case.circuit, case.x, case.nudge, **case.settings)
-        changes = ran.contrast.parameters()
+        changes = [-gradient for gradient in ran.gradients.parameters()]
     check_states(case, ran.free_states, ran.nudged_states)
     check_changes(case, changes)
 

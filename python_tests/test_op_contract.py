@@ -111,7 +111,7 @@ def every_op(x: Tensor, circuit: Circuit, nudge: Nudge) -> list[Tensor]:
     states, steps = ops.relax(circuit, x, 9, None, nudge, tolerance=1e-2)
     ep = ops.ep_step(circuit, x, nudge, free_steps=4, nudged_steps=3)
     cep = ops.cep_step(circuit, x, nudge, free_steps=4, nudged_steps=3, lr=[0.1, 0.2])
-    found = [*states, *ep.contrast.parameters(), *cep.free_states, *cep.nudged_states[0], cep.output * 2]
+    found = [*states, *ep.gradients.parameters(), *cep.free_states, *cep.nudged_states[0], cep.output * 2]
     return [*found, steps, ep.steps, cep.steps]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ceprop_cuda import reference
 from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge, activation_of, drive, emitted, rho, rho_prime
-from ceprop_cuda.reference import Contrast
+from ceprop_cuda.reference import PerParameter
 
 FREE_STEPS = 250  # enough for the free states of random problems to settle to rounding
 NUDGED_STEPS = 12
@@ -26,7 +26,7 @@ HARD_ENERGY = HARD | {"dynamics": "energy"}
 SMOOTH_ENERGY = {"activation": "tanh", "output_activation": "linear", "dynamics": "energy", "clip": False}
 
 
-def vector(change: Contrast) -> Tensor:
+def vector(change: PerParameter) -> Tensor:
     """All changes in one vector."""
     return torch.cat([dp.flatten() for dp in change.parameters()])
 
@@ -205,12 +205,12 @@ def exact_problem(name: str, schedule: str = "synchronous") -> tuple[Problem, Ca
 def bptt_vector(problem: Problem, nudge: Nudge, steps: int) -> Tensor:
     free = reference.relax(problem.circuit, problem.x, FREE_STEPS).states
     ran = reference.bptt(problem.circuit, problem.x, nudge.target, nudge.loss, unrolled_steps=steps, states=free)
-    return vector(ran.contrast)
+    return vector(ran.gradients)
 
 
 def ep_vector(problem: Problem, nudge: Nudge, steps: int = NUDGED_STEPS, **settings: bool) -> Tensor:
     ran = reference.ep_step(problem.circuit, problem.x, nudge, free_steps=FREE_STEPS, nudged_steps=steps, **settings)
-    return vector(ran.contrast)
+    return vector(ran.gradients)
 
 
 @pytest.mark.parametrize(("symmetric", "order"), [(False, 1), (True, 2)])
@@ -272,7 +272,7 @@ def test_bptt_is_the_loss_gradient_by_finite_differences(settings: dict[str, Any
         states = reference.relax(circuit, x, 5, start).states
         return reference.loss(reference.logits(circuit, states), y, loss).item()
 
-    found = reference.bptt(circuit, x, y, loss, unrolled_steps=5, states=start).contrast.parameters()
+    found = reference.bptt(circuit, x, y, loss, unrolled_steps=5, states=start).gradients.parameters()
     for p, dp in zip(circuit.parameters(), found, strict=True):
         numeric = torch.zeros_like(p)
         for index in np.ndindex(*p.shape):
@@ -297,13 +297,13 @@ def test_a_vector_field_with_v_equal_w_is_the_tied_network() -> None:
         )
         free, (end,) = ran.free_states, ran.nudged_states
         assert all(map(torch.equal, [*free, *end], [*ran_field.free_states, *ran_field.nudged_states[0]]))
-        dw_tied, dw, dv = ran.contrast.weights, ran_field.contrast.weights, ran_field.contrast.feedback
+        dw_tied, dw, dv = ran.gradients.weights, ran_field.gradients.weights, ran_field.gradients.feedback
         moved = [b - a for a, b in zip(free, end, strict=True)]
         for layer in range(1, 3):
-            rest = moved[layer].T @ moved[layer - 1] / (beta * len(tied.x))
+            rest = -moved[layer].T @ moved[layer - 1] / (beta * len(tied.x))
             assert relative_error(dw_tied[layer] - rest, dw[layer] + dv[layer - 1]) < 1e-11
         assert relative_error(dw_tied[0], dw[0]) < 1e-11  # the input does not move
-        assert all(map(torch.equal, ran.contrast.biases, ran_field.contrast.biases))
+        assert all(map(torch.equal, ran.gradients.biases, ran_field.gradients.biases))
         gaps.append(relative_error(dw_tied[1], dw[1] + dv[0]))
     assert abs(slope(BETAS, gaps) - 1) < 0.05
 
@@ -311,7 +311,7 @@ def test_a_vector_field_with_v_equal_w_is_the_tied_network() -> None:
 def test_shared_update_is_the_mean_of_the_forward_and_the_feedback_update() -> None:
     circuit, x, y = random_problem(feedback="free")
     own, shared = (
-        reference.ep_step(circuit, x, Nudge(y, 0.2), free_steps=50, nudged_steps=8, shared_update=share).contrast
+        reference.ep_step(circuit, x, Nudge(y, 0.2), free_steps=50, nudged_steps=8, shared_update=share).gradients
         for share in (False, True)
     )
     for layer in range(1, 3):
@@ -340,14 +340,14 @@ def test_continual_ep_meets_ep_as_lr_shrinks(dynamics: str, feedback: str, share
     circuit, x, y = random_problem(dynamics=dynamics, feedback=feedback)
     nudge, rule = Nudge(y, 0.1), {"symmetric": symmetric, "shared_update": shared}
     phases = {"free_steps": FREE_STEPS, "nudged_steps": 120}  # as many steps lead back to the free state in between
-    expected = reference.ep_step(circuit, x, nudge, accumulate=True, **phases, **rule).contrast
+    expected = reference.ep_step(circuit, x, nudge, accumulate=True, **phases, **rule).gradients
     sizes, errors = (1e-4, 2e-4, 4e-4, 8e-4), []
     for size in sizes:
         lr = (size, size / 2, size / 4)
         after = reference.cep_step(circuit, x, nudge, lr=lr, **phases, **rule).circuit
         moved = zip(after.parameters(), circuit.parameters(), rates(circuit, lr), strict=True)
         changes = [((p - before) / rate).flatten() for p, before, rate in moved]
-        errors.append(relative_error(torch.cat(changes), vector(expected)))
+        errors.append(relative_error(torch.cat(changes), -vector(expected)))
     assert abs(slope(sizes, errors) - 1) < 0.05
     assert 1e-9 < errors[0] < 0.01
 

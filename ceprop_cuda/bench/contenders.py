@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..dynamics import Circuit, Nudge, resting_states, step
 from ..network import Network
-from ..reference import Contrast, contrast, moved
+from ..reference import PerParameter, contrast, moved
 from ..rules import CEP
 from . import same_algebra
 from .cases import Case
@@ -30,7 +30,7 @@ class Implementation(Protocol):
 
     def ep_step(
         self, circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int
-    ) -> tuple[Contrast, list[Tensor], list[Tensor]]: ...
+    ) -> tuple[PerParameter, list[Tensor], list[Tensor]]: ...
 
     def cep_step(
         self, circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int, lr: Sequence[float]
@@ -59,11 +59,11 @@ class Compiled:
 
     def ep_step(
         self, circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int
-    ) -> tuple[Contrast, list[Tensor], list[Tensor]]:
+    ) -> tuple[PerParameter, list[Tensor], list[Tensor]]:
         states = free = self.relax(circuit, x, free_steps)
         for _ in range(nudged_steps):
             states = self._nudged_step(circuit, x, states, nudge)
-        return self._contrast(circuit, x, free, states, free, nudge.beta), free, states
+        return self._contrast(circuit, x, free, states, free, -nudge.beta), free, states
 
     def cep_step(
         self, circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int, lr: Sequence[float]
@@ -119,9 +119,9 @@ def _by_implementation(implementation: Implementation, case: Case, net: Network)
         if preset.continual:
             free, nudged = implementation.cep_step(circuit, x, nudge, *steps, preset.lr)
         else:
-            change, free, nudged = implementation.ep_step(circuit, x, nudge, *steps)
-            for p, dp in zip(shared.parameters(), change.parameters(), strict=True):
-                p.grad = dp.neg_()
+            gradients, free, nudged = implementation.ep_step(circuit, x, nudge, *steps)
+            for p, gradient in zip(shared.parameters(), gradients.parameters(), strict=True):
+                p.grad = gradient
         return [*free, *nudged]
 
     return train

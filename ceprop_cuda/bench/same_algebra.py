@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..dynamics import Circuit, Nudge
-from ..reference import Contrast
+from ..reference import PerParameter
 
 
 class Relaxation:
@@ -63,21 +63,21 @@ def relax(circuit: Circuit, x: Tensor, steps: int) -> list[Tensor]:
 
 def ep_step(
     circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int
-) -> tuple[Contrast, list[Tensor], list[Tensor]]:
-    """EP's contrast, and the states at the ends of the two phases."""
+) -> tuple[PerParameter, list[Tensor], list[Tensor]]:
+    """EP's gradients, and the states at the ends of the two phases."""
     if circuit.free_feedback is not None:
         raise ValueError("same_algebra's EP is written for tied feedback only")
     relaxation = _relaxed(circuit, x, free_steps)
     free = [s.clone() for s in relaxation.after]
     for _ in range(nudged_steps):
         relaxation.step(nudge)
-    nudged, scale = relaxation.after, 1 / (nudge.beta * len(x))
+    nudged, scale = relaxation.after, -1 / (nudge.beta * len(x))
     moved = [(after - s).mul_(scale) for s, after in zip(free, nudged, strict=True)]
     weights = [moved[0].T @ x]
     for above in range(1, len(free)):
         product = nudged[above].T @ nudged[above - 1]
         weights.append(product.addmm_(free[above].T, free[above - 1], beta=scale, alpha=-scale))
-    return Contrast(weights, [d.sum(0) for d in moved], []), free, nudged
+    return PerParameter(weights, [d.sum(0) for d in moved], []), free, nudged
 
 
 def cep_step(

@@ -1,8 +1,7 @@
 // C-EP: at every nudged step  W <- (1 - lr weight_decay) W + lr / (beta B) contrast,  on the packed weights in place.
 //
 // A worker moves the weights into its own units: those from below by the contrast of W[l], those from above by that of
-// V[l + 1]. Tied weights are held twice, and both copies get the same bits, since the terms of their sums come in the
-// same order.
+// V[l + 1]. Tied weights are held twice: one of the owners moves them and writes both copies.
 //
 // The input never changes, so connection 0 need not move before the end: its drive follows
 //   drive <- drive - decay drive + scale (x x^T + 1) d,        1: the bias
@@ -51,7 +50,7 @@ class ContinualUpdate {
   }
 
   // One update of everything that this worker owns, by the contrast over `divisor` (beta, or 2 beta); without `inner`
-  // the weights between layers are left alone. No barrier.
+  // the weights between layers are left alone. Ends with a barrier where weights of others were written.
   void move(const Worker& worker, const Part& part, const Between& between, double divisor, bool inner) {
     const int64_t n = relaxation_.batch();
     relaxation_.for_each_item(part, [&](const Item& item) {
@@ -60,14 +59,19 @@ class ContinualUpdate {
       const Blend<T> own = blend(l, divisor);
       const T* d = contrast_.moved(worker, l) + panel * n * width;
       if (network_.biases[l]) contrast_.add_batch_sum(d, own, layer.bias + panel * width, width);
-      if (layer.drive)
-        move_drive(worker, panel, d, own);
-      else if (l == 0 || inner)
+      const bool tied = !network_.free_feedback;
+      if (layer.below.weights && (l == 0 || (inner && relaxation_.moves_from_below(l)))) {
         move_panel(layer.below, layer.units, contrast_.terms(worker, l, Side::weights, between), false, panel, own);
-      if (l + 1 < network_.layers && inner)
+        if (l > 0 && tied) mirror(layer.below, panel, layer.units, relaxation_.layers()[l - 1].above);
+      }
+      if (inner && relaxation_.moves_from_above(l)) {
         move_panel(layer.above, layer.units, contrast_.terms(worker, l + 1, Side::feedback, between), true, panel,
                    blend(l + 1, divisor));
+        if (tied) mirror(layer.above, panel, layer.units, relaxation_.layers()[l + 1].below);
+      }
     });
+    if (relaxation_.layers()[0].drive) move_drive(worker, part, blend(0, divisor));
+    if (inner && !network_.free_feedback) worker.wait();
   }
 
   // Writes what this part owns back into the network's parameters, as far as it moved in `moves` updates. No barrier.
@@ -81,7 +85,7 @@ class ContinualUpdate {
         store_input_weights(panel, moves);
       else if (l == 0 || inner)
         store_panel_transposed<Tile>(layer.below.weights + first * layer.below.depth, layer.below.depth, layer.units,
-                                     first, network_.weights[l]);
+                                     first, network_.weights[l], layer.below.depth);
       if (network_.free_feedback && l + 1 < network_.layers)
         store_panel<Tile>(layer.above.weights + first * layer.above.depth, layer.above.depth, layer.units, first,
                           network_.feedback[l]);
@@ -102,15 +106,30 @@ class ContinualUpdate {
                        incoming.weights + panel * incoming.depth * width, width, vectors * Tile::lanes);
   }
 
-  void move_drive(const Worker& worker, int64_t panel, const T* d, const Blend<T>& blend) {
+  // Copies a panel of weights into `units` units to where the neighbour holds the same weights.
+  static void mirror(const Incoming<T>& from, int64_t panel, int64_t units, const Incoming<T>& to) {
+    for (int64_t k = 0; k < from.depth; k += width)
+      store_panel_transposed<Tile>(from.weights + (panel * from.depth + k) * width,
+                                   std::min<int64_t>(from.depth - k, width), units, panel * width,
+                                   to.weights + k * to.depth, width);
+  }
+
+  void move_drive(const Worker& worker, const Part& part, const Blend<T>& blend) {
     const int64_t n = relaxation_.batch();
-    T* drive = relaxation_.layers()[0].drive + panel * n * width;
-    T* sum = sum_.get() + panel * n * width;
     T* change = changes_.get() + worker.index * n * width;
-    std::memset(change, 0, n * width * sizeof(T));
-    add_products<Tile>(change, gram_.get(), n * width, d, n, n, width);
-    for (int64_t i = 0; i < n * width; ++i) drive[i] = blend(drive[i], change[i]);
-    for (int64_t i = 0; i < n * width; ++i) sum[i] = blend(sum[i], d[i]);
+    for_some_rows({0, n}, [&](const Range& rows) {
+      relaxation_.for_each_item(part, [&](const Item& item) {
+        if (item.layer > 0) return;
+        const int64_t row = rows.begin * width, at = item.panel * n * width, count = (rows.end - rows.begin) * width;
+        const T* d = contrast_.moved(worker, 0) + at;
+        T* drive = relaxation_.layers()[0].drive + at + row;
+        T* sum = sum_.get() + at + row;
+        std::memset(change, 0, count * sizeof(T));
+        add_products<Tile>(change, gram_.get() + row, n * width, d, n, rows.end - rows.begin, width);
+        for (int64_t i = 0; i < count; ++i) drive[i] = blend(drive[i], change[i]);
+        for (int64_t i = 0; i < count; ++i) sum[i] = blend(sum[i], d[row + i]);
+      });
+    });
   }
 
   void store_input_weights(int64_t panel, int moves) const {

@@ -121,11 +121,12 @@ class Contrast {
     for (int64_t item = mine.begin; item < mine.end; ++item) {
       const auto [c, panel] = row_panels_[item];
       const int64_t upper = network_.widths[c + 1], lower = network_.widths[c], first = panel * width;
-      add_row_panel(terms(worker, c, Side::weights, between), panel, upper, lower, blend, to.d_weights[c]);
+      add_row_panel(terms(worker, c, Side::weights, between), panel, upper, lower, blend, to.gradients[c]);
       if (c > 0 && network_.free_feedback)
-        add_row_panel(terms(worker, c, Side::feedback, between), panel, upper, lower, blend, to.d_feedback[c - 1]);
-      if (to.d_biases[c])
-        add_batch_sum(moved(worker, c) + panel * stride(), blend, to.d_biases[c] + first,
+        add_row_panel(terms(worker, c, Side::feedback, between), panel, upper, lower, blend,
+                      to.feedback_gradients[c - 1]);
+      if (to.bias_gradients[c])
+        add_batch_sum(moved(worker, c) + panel * stride(), blend, to.bias_gradients[c] + first,
                       lanes_used<Tile>(upper, first));
     }
   }

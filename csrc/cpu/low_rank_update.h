@@ -39,13 +39,14 @@ class LowRankUpdate {
     worker.wait();
   }
 
-  // Adds to the drive [batch][width] of a panel what the moved weights would have brought.
-  void correct(const Item& item, T* drive) const {
-    const int64_t n = relaxation_.batch(), stride = n * width, at = item.panel * stride;
+  // Adds to the drive [rows][width] of a panel what the moved weights would have brought.
+  void correct(const Item& item, const Range& rows, T* drive) const {
+    const int64_t n = relaxation_.batch(), stride = n * width, at = item.panel * stride, row = rows.begin * width;
+    const int64_t count = rows.end - rows.begin;
     const T* free = relaxation_.field(Relaxation<Tile>::kept_free, item.layer).seen + at;
     const int64_t lanes = lanes_used<Tile>(relaxation_.layers()[item.layer].units, item.panel * width);
-    add_products<Tile>(drive, of_away_[item.layer].get(), stride, away_[item.layer].get() + at, n, n, lanes);
-    add_products<Tile>(drive, of_free_[item.layer].get(), stride, free, n, n, lanes);
+    add_products<Tile>(drive, of_away_[item.layer].get() + row, stride, away_[item.layer].get() + at, n, count, lanes);
+    add_products<Tile>(drive, of_free_[item.layer].get() + row, stride, free, n, count, lanes);
   }
 
   // D of a panel, by its owner, once it has moved to field `to`.

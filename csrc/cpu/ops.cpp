@@ -256,7 +256,8 @@ std::tuple<Lists, Lists, Lists, Lists, Lists, Tensor> ep_step_cpu(
   Tensor steps_used = new_steps(symmetric ? 3 : 2);
   const Stop stop = check_stop(tolerance, steps_used);
   const Kernels& set = kernels();
-  Lists d_weights = new_like(weights), d_biases = new_like(biases), d_feedback = new_like(feedback_weights);
+  Lists gradients = new_like(weights), bias_gradients = new_like(biases),
+        feedback_gradients = new_like(feedback_weights);
   Lists free = new_states(x, weights, readout, 1), nudged = new_states(x, weights, readout, symmetric ? 2 : 1);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "ep_step", [&] {
     Parameters<scalar_t> parameters;
@@ -264,13 +265,13 @@ std::tuple<Lists, Lists, Lists, Lists, Lists, Tensor> ep_step_cpu(
     call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
     describe_learning(call, dense_x, dense_target, arguments, nudge, stop, free, nudged, parameters);
     call.accumulate = accumulate;
-    call.d_weights = parameters.take_all(d_weights);
-    call.d_biases = parameters.take_all(d_biases);
-    call.d_feedback = parameters.take_all(d_feedback);
+    call.gradients = parameters.take_all(gradients);
+    call.bias_gradients = parameters.take_all(bias_gradients);
+    call.feedback_gradients = parameters.take_all(feedback_gradients);
     set.of<scalar_t>().ep_step(call, at::get_num_threads());
   });
-  return {std::move(d_weights), std::move(d_biases), std::move(d_feedback),
-          std::move(free),      std::move(nudged),   std::move(steps_used)};
+  return {std::move(gradients), std::move(bias_gradients), std::move(feedback_gradients),
+          std::move(free),      std::move(nudged),         std::move(steps_used)};
 }
 
 struct Named {

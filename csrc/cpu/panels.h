@@ -57,14 +57,16 @@ inline void load_panel_transposed(const T* matrix, int64_t stride, int64_t depth
   }
 }
 
+// And back.
 template <class Tile, class T>
-inline void store_panel_transposed(const T* panel, int64_t depth, int64_t units, int64_t first, T* matrix) {
+inline void store_panel_transposed(const T* panel, int64_t depth, int64_t units, int64_t first, T* matrix,
+                                   int64_t stride) {
   using Vector = typename Tile::Vector;
   constexpr int lanes = Tile::lanes;
   const int64_t valid = lanes_used<Tile>(units, first), whole = depth / lanes * lanes;
   for (int v = 0; v < 2; ++v) {
     const T* from = panel + v * lanes;
-    T* to = matrix + (first + v * lanes) * depth;
+    T* to = matrix + (first + v * lanes) * stride;
     for (int64_t k = 0; k < whole; k += lanes) {
       Vector square[lanes];
 #pragma GCC unroll 16
@@ -73,10 +75,10 @@ inline void store_panel_transposed(const T* panel, int64_t depth, int64_t units,
 #pragma GCC unroll 16
       for (int lane = 0; lane < lanes; ++lane)
         if (v * lanes + lane < valid)
-          *reinterpret_cast<typename Tile::Unaligned*>(to + lane * depth + k) = square[lane];
+          *reinterpret_cast<typename Tile::Unaligned*>(to + lane * stride + k) = square[lane];
     }
     for (int64_t k = whole; k < depth; ++k)
       for (int64_t lane = 0; lane < lanes && v * lanes + lane < valid; ++lane)
-        to[lane * depth + k] = from[k * Tile::width + lane];
+        to[lane * stride + k] = from[k * Tile::width + lane];
   }
 }

@@ -67,7 +67,8 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
   Phases<Tile> phases(call, relaxation);
   // Tied, the contrasts of consecutive steps telescope to the one between the ends.
   const bool accumulate = call.accumulate && call.network.free_feedback;
-  const double scale = 1.0 / (call.nudge.beta * phases.count() * static_cast<double>(call.batch.size));
+  // The gradient is minus the contrast.
+  const double scale = -1.0 / (call.nudge.beta * phases.count() * static_cast<double>(call.batch.size));
 
   run_team(threads, [&](const Worker& worker) {
     int field = phases.run_free(worker);
@@ -83,7 +84,7 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
       for (bool stays = false; step < call.nudged_steps && !stays;) {
         const int to = (field + 1) % Fields::ring;
         const Between between{field, to, field};
-        relaxation.step(worker, part, field, to, &nudge, [](const Item&, T*) {}, [](const Item&) {});
+        relaxation.step(worker, part, field, to, &nudge, [](const Item&, const Range&, T*) {}, [](const Item&) {});
         if (accumulate) {
           contrast.differ(worker, between);
           contrast.add_to_gradients(worker, between, {0, T(phase == 0 ? scale : -scale), phase + step == 0}, call);
@@ -96,8 +97,8 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
       if (call.network.readout) {
         contrast.add_to_readout(
             worker, phases.error(phase), field,
-            Blend<T>{0, T(1.0 / (phases.count() * static_cast<double>(call.batch.size))), phase == 0},
-            call.d_weights.back(), call.d_biases.back());
+            Blend<T>{0, T(-1.0 / (phases.count() * static_cast<double>(call.batch.size))), phase == 0},
+            call.gradients.back(), call.bias_gradients.back());
         worker.wait();
       }
     }
@@ -139,8 +140,8 @@ void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
         if (low_rank) low_rank->prepare(worker, field);
         relaxation.step(
             worker, part, field, to, &nudge,
-            [&](const Item& item, T* drive) {
-              if (low_rank) low_rank->correct(item, drive);
+            [&](const Item& item, const Range& rows, T* drive) {
+              if (low_rank) low_rank->correct(item, rows, drive);
             },
             [&](const Item& item) {
               if (low_rank) low_rank->follow(item, to);

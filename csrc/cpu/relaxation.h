@@ -38,7 +38,10 @@ class Relaxation {
   // With `forms` the weights move; where they do so literally, layer 0 reads the input anew at every step, else its
   // drive is computed once.
   Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, std::optional<Forms> forms = {})
-      : network_(network), batch_(batch), sharing_(network.asynchronous ? 2 : 1, batch.size), settled_(2 * workers) {
+      : network_(network),
+        batch_(batch),
+        sharing_(network.asynchronous ? 2 : 1, batch.size, sizeof(T) * numbers_read(network)),
+        settled_(2 * workers) {
     const int64_t n = batch.size;
     const bool literal_input = forms && forms->input == Form::literal;
     drives_ = keep(workers * n * width);
@@ -122,9 +125,9 @@ class Relaxation {
     worker.wait();
   }
 
-  // The states of this part move from field `from` to field `to`; with a nudge towards the target. For every panel,
-  // correct(item, drive) may add to the drive that the weights bring, and after(item) is called when it has moved. Ends
-  // with a barrier unless the part is independent.
+  // The states of this part move from field `from` to field `to`; with a nudge towards the target. Of every panel,
+  // correct(item, rows, drive) may add to the drive that the weights bring to some samples, and after(item) is called
+  // when all have moved. Ends with a barrier unless the part is independent.
   template <class Correct, class After>
   void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge, const Correct& correct,
             const After& after) {
@@ -134,10 +137,12 @@ class Relaxation {
       wait(worker, part);
     }
     for (int half = 0; half < sharing_.halves(); ++half) {
-      sharing_.for_each_item_of(half, part, [&](const Item& item) {
-        move_panel(worker, item, part.rows, {from, half == 0 ? from : to, to}, nudge, correct);
-        after(item);
+      for_some_rows(part.rows, [&](const Range& rows) {
+        sharing_.for_each_item_of(half, part, [&](const Item& item) {
+          move_panel(worker, item, rows, {from, half == 0 ? from : to, to}, nudge, correct);
+        });
       });
+      sharing_.for_each_item_of(half, part, after);
       wait(worker, part);
     }
     part.backwards = !part.backwards;
@@ -145,22 +150,21 @@ class Relaxation {
 
   // At most `steps` steps from ring field `from`; returns the field of the last. Phase number `phase` of the call.
   int relax(const Worker& worker, Part& part, int steps, int from, const Nudge* nudge, const Stop& stop, int phase) {
-    // Samples that know nothing of each other go through all steps some at a time, so that their states stay in the
-    // second-level cache. With a tolerance all of them stop together.
-    const int64_t together = part.independent && !stop.tolerance ? 128 : batch_.size;
     int count = 0, last = from;
-    for (int64_t row = part.rows.begin; row == part.rows.begin || row < part.rows.end; row += together) {
-      Part some = part;
-      some.rows = {row, std::min(row + together, part.rows.end)};
+    const auto go = [&](Part some) {
       last = from;
       count = 0;
       for (bool stays = false; count < steps && !stays;) {
         const int to = (last + 1) % ring;
-        step(worker, some, last, to, nudge, [](const Item&, T*) {}, [](const Item&) {});
+        step(worker, some, last, to, nudge, [](const Item&, const Range&, T*) {}, [](const Item&) {});
         stays = may_stop(worker, some, stop, ++count, last, to);
         last = to;
       }
-    }
+    };
+    if (part.independent && !stop.tolerance)  // samples that know nothing of each other; else all stop together
+      for_some_rows(part.rows, [&](const Range& rows) { go({{part.items[0], part.items[1]}, rows, true}); });
+    else
+      go(part);
     note_steps(worker, stop, phase, count);
     return last;
   }
@@ -225,6 +229,15 @@ class Relaxation {
   int64_t batch() const { return batch_.size; }
   const Network<T>& network() const { return network_; }
 
+  // Whether the owner of a unit of layer l moves its weights from the layer below, or above. Of tied weights only one
+  // owner does, on the wider side, where the work is shared by more panels.
+  bool moves_from_below(int l) const {
+    return l > 0 && (network_.free_feedback || network_.widths[l] < network_.widths[l + 1]);
+  }
+  bool moves_from_above(int l) const {
+    return l + 1 < network_.layers && (network_.free_feedback || network_.widths[l + 1] >= network_.widths[l + 2]);
+  }
+
   int64_t padded(int64_t units) const { return panels_of(units, width) * width; }
 
  private:
@@ -242,6 +255,14 @@ class Relaxation {
     if (!part.independent) worker.wait();
   }
 
+  // The weights between layers, into their units from below and from above.
+  static double numbers_read(const Network<T>& network) {
+    double all = 0;
+    for (int l = 1; l < network.layers; ++l)
+      all += 2 * static_cast<double>(network.widths[l]) * static_cast<double>(network.widths[l + 1]);
+    return all;
+  }
+
   // About how many multiplications a step takes for one sample and one unit of layer l, by which workers share.
   double multiplications(int l, const std::optional<Forms>& forms) const {
     const Layer<T>& layer = layers_[l];
@@ -252,7 +273,7 @@ class Relaxation {
     const double batch = static_cast<double>(batch_.size), terms = network_.free_feedback ? 1 : 2;
     if (l == 0) all += layer.drive ? batch + activation : below;
     if (forms->inner == Form::low_rank) return all + 2 * batch;
-    return all + terms * (above + (l > 0 ? below : 0));
+    return all + terms * ((moves_from_below(l) ? below : 0) + (moves_from_above(l) ? above : 0));
   }
 
   // So that numbers of type T compare with it as they do with the limit itself.
@@ -359,7 +380,7 @@ class Relaxation {
     else if (network_.readout && nudge)
       add(layer.above, error_);
 
-    correct(item, drive);
+    correct(item, rows, drive);
 
     const T* state = fields_[move.from][l].state + at;
     const bool nudged = nudge && is_top && !network_.readout;

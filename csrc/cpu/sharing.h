@@ -16,6 +16,13 @@ struct Part {
   bool backwards = false;
 };
 
+// Calls body(rows) for some samples at a time, so that what they bring along stays in the second-level cache.
+template <class Body>
+inline void for_some_rows(const Range& rows, const Body& body) {
+  constexpr int64_t together = 128;
+  for (int64_t row = rows.begin; row < rows.end; row += together) body(Range{row, std::min(row + together, rows.end)});
+}
+
 // Two ways to share the work. While weights are constant, samples know nothing of each other: a worker takes some
 // samples through all steps of a phase, and nobody waits. Where weights move at every step, or there are too few
 // samples, a unit belongs to one worker, which holds the weights into it from below and from above and is the only one
@@ -23,8 +30,9 @@ struct Part {
 // for every number of workers.
 class Sharing {
  public:
-  // `halves`: 2 if even layers move before odd ones, else 1.
-  Sharing(int halves, int64_t batch) : halves_(halves), batch_(batch) {}
+  // `halves`: 2 if even layers move before odd ones, else 1. `weight_bytes`: what a step reads of weights.
+  Sharing(int halves, int64_t batch, double weight_bytes)
+      : halves_(halves), batch_(batch), enough_samples_(weight_bytes > (1 << 20) ? 32 : 4) {}
 
   int halves() const { return halves_; }
 
@@ -46,8 +54,9 @@ class Sharing {
   }
 
   // And with constant weights: by samples, where each worker gets enough of them to be worth reading all weights for.
+  // That takes more samples where the weights do not stay in the second-level cache beside the states.
   Part by_samples(const Worker& worker) const {
-    if (batch_ < 4 * worker.count) return by_units(worker);
+    if (batch_ < enough_samples_ * worker.count) return by_units(worker);
     Part part{{}, worker.share(batch_), true};
     for (int half = 0; half < halves_; ++half) part.items[half] = {first_[half], first_[half + 1]};
     return part;
@@ -67,7 +76,7 @@ class Sharing {
 
  private:
   int halves_;
-  int64_t batch_;
+  int64_t batch_, enough_samples_;
   std::vector<Item> items_;
   int64_t first_[3] = {0, 0, 0};               // of items_, where the halves begin and end
   std::vector<double> cost_[2]{{0.0}, {0.0}};  // running sums over the items of a half

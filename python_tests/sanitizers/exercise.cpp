@@ -131,9 +131,9 @@ std::vector<T> run(const Settings& settings, int threads) {
     call.accumulate = settings.accumulate;
     for (size_t c = 0; c < network.weights.size(); ++c) {
       const int64_t below = network.widths[c], above = network.widths[c + 1];
-      call.d_weights.push_back(memory.result(below * above));
-      call.d_biases.push_back(settings.bias ? memory.result(above) : nullptr);
-      if (c > 0 && c <= network.feedback.size()) call.d_feedback.push_back(memory.result(below * above));
+      call.gradients.push_back(memory.result(below * above));
+      call.bias_gradients.push_back(settings.bias ? memory.result(above) : nullptr);
+      if (c > 0 && c <= network.feedback.size()) call.feedback_gradients.push_back(memory.result(below * above));
     }
     kernels.ep_step(call, threads);
   } else {
