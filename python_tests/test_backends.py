@@ -147,8 +147,9 @@ def flat(value: Any) -> list[Tensor]:
     """All tensors in a result of :data:`CALLS`."""
     if isinstance(value, Tensor):
         return [value]
-    values = value if isinstance(value, list) else vars(value).values()
-    return [tensor for item in values for tensor in flat(item)]
+    if isinstance(value, list):
+        return [tensor for item in value for tensor in flat(item)]
+    return flat([value.loss, *(item for item in vars(value).values() if not isinstance(item, str))])
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

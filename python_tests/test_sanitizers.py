@@ -52,17 +52,19 @@ def test_nothing_to_report(sanitizers: str, tmp_path: Path) -> None:
         (
             "thread",
             "relaxation.h",
-            "after(item);\n      });\n      wait(worker, part);",
-            "after(item);\n      });\n      if (half + 1 == sharing_.halves()) wait(worker, part);",
+            "part, after);\n      wait(worker, part);",
+            "part, after);\n      if (half + 1 == sharing_.halves()) wait(worker, part);",
         ),
         # Workers that say whether their states stay before the others have read what they said last.
         ("thread", "relaxation.h", "settled_.data() + count / steps_per_check % 2 * worker.count", "settled_.data()"),
+        # Weights that are read while another worker still writes the copy.
+        ("thread", "continual_update.h", "if (inner && !network_.free_feedback) worker.wait();", ""),
         # Low-rank updates that use the others' matrices before they are complete.
         ("thread", "low_rank_update.h", "of_free_);\n    }\n    worker.wait();", "of_free_);\n    }"),
         # Too little memory, in blocks that are kept from call to call.
         ("address", "low_rank_update.h", "of_away_.emplace_back(relaxation.padded(n) * n)", "of_away_.emplace_back(n)"),
     ],
-    ids=["two fields", "half a step", "one flag", "matrices", "memory"],
+    ids=["two fields", "half a step", "one flag", "copies", "matrices", "memory"],
 )
 def test_a_missing_buffer_or_barrier_is_reported(
     sanitizers: str, file: str, right: str, wrong: str, tmp_path: Path

@@ -273,7 +273,7 @@ def test_bptt_is_the_loss_gradient_by_finite_differences(settings: dict[str, Any
         return reference.loss(reference.logits(circuit, states), y, loss).item()
 
     found = reference.bptt(circuit, x, y, loss, unrolled_steps=5, states=start).gradients.parameters()
-    for p, dp in zip(circuit.parameters(), found, strict=True):
+    for p, gradient in zip(circuit.parameters(), found, strict=True):
         numeric = torch.zeros_like(p)
         for index in np.ndindex(*p.shape):
             value = p[index].item()
@@ -282,7 +282,7 @@ def test_bptt_is_the_loss_gradient_by_finite_differences(settings: dict[str, Any
             p[index] = value - step
             numeric[index] = (above - loss_after_5_steps()) / (2 * step)
             p[index] = value
-        assert relative_error(-dp, numeric) < 1e-7
+        assert relative_error(gradient, numeric) < 1e-7
 
 
 def test_a_vector_field_with_v_equal_w_is_the_tied_network() -> None:

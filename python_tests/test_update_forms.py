@@ -33,7 +33,7 @@ class Setting(NamedTuple):
 
 
 SETTINGS = [
-    Setting((784, 128, 10), 7, (0.0056, 0.0028), 0.2, ("low_rank", "low_rank")),
+    Setting((784, 128, 10), 4, (0.0056, 0.0028), 0.2, ("low_rank", "low_rank")),
     Setting((784, 128, 10), 20, (0.0056, 0.0028), 0.2, ("low_rank", "literal")),
     Setting((100, 96, 96, 10), 7, (0.01, 0.0018, 0.00018), 0.5, ("low_rank", "low_rank")),
     Setting((5, 96, 96, 10), 20, (0.01, 0.0018, 0.00018), 0.5, ("literal", "low_rank")),

@@ -43,7 +43,8 @@ class ContinualUpdate {
       for (int64_t k = 0; k < n_in; k += width) {
         const int64_t count = n_in - k < width ? n_in - k : width;
         load_panel_transposed<Tile>(x + k * n, width, count, n, panel * width, packed);
-        add_products<Tile>(gram, x + k * n, n * width, packed, count, n, lanes_used<Tile>(n, panel * width));
+        add_products<Tile>(gram, {gram, width}, x + k * n, n * width, packed, count, n,
+                           lanes_used<Tile>(n, panel * width));
       }
     }
     worker.wait();
@@ -117,6 +118,7 @@ class ContinualUpdate {
   void move_drive(const Worker& worker, const Part& part, const Blend<T>& blend) {
     const int64_t n = relaxation_.batch();
     T* change = changes_.get() + worker.index * n * width;
+    alignas(64) constexpr T zeros[width] = {};
     for_some_rows({0, n}, [&](const Range& rows) {
       relaxation_.for_each_item(part, [&](const Item& item) {
         if (item.layer > 0) return;
@@ -124,8 +126,7 @@ class ContinualUpdate {
         const T* d = contrast_.moved(worker, 0) + at;
         T* drive = relaxation_.layers()[0].drive + at + row;
         T* sum = sum_.get() + at + row;
-        std::memset(change, 0, count * sizeof(T));
-        add_products<Tile>(change, gram_.get() + row, n * width, d, n, rows.end - rows.begin, width);
+        add_products<Tile>(change, {zeros, 0}, gram_.get() + row, n * width, d, n, rows.end - rows.begin, width);
         for (int64_t i = 0; i < count; ++i) drive[i] = blend(drive[i], change[i]);
         for (int64_t i = 0; i < count; ++i) sum[i] = blend(sum[i], d[row + i]);
       });

@@ -45,8 +45,10 @@ class LowRankUpdate {
     const int64_t count = rows.end - rows.begin;
     const T* free = relaxation_.field(Relaxation<Tile>::kept_free, item.layer).seen + at;
     const int64_t lanes = lanes_used<Tile>(relaxation_.layers()[item.layer].units, item.panel * width);
-    add_products<Tile>(drive, of_away_[item.layer].get() + row, stride, away_[item.layer].get() + at, n, count, lanes);
-    add_products<Tile>(drive, of_free_[item.layer].get() + row, stride, free, n, count, lanes);
+    const Start<T> from{drive, width};
+    add_products<Tile>(drive, from, of_away_[item.layer].get() + row, stride, away_[item.layer].get() + at, n, count,
+                       lanes);
+    add_products<Tile>(drive, from, of_free_[item.layer].get() + row, stride, free, n, count, lanes);
   }
 
   // D of a panel, by its owner, once it has moved to field `to`.

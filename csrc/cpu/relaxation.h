@@ -214,9 +214,9 @@ class Relaxation {
         std::memcpy(logits, top + (panel * n + rows.begin) * width, (rows.end - rows.begin) * width * sizeof(T));
         continue;
       }
-      start_from_bias(logits, readout_bias_ + panel * width, rows.end - rows.begin);
-      add_products<Tile>(logits, top + rows.begin * width, n * width, readout_.weights + panel * readout_.depth * width,
-                         readout_.depth, rows.end - rows.begin, lanes_used<Tile>(classes, panel * width));
+      add_products<Tile>(logits, {readout_bias_ + panel * width, 0}, top + rows.begin * width, n * width,
+                         readout_.weights + panel * readout_.depth * width, readout_.depth, rows.end - rows.begin,
+                         lanes_used<Tile>(classes, panel * width));
     }
     for (int64_t row = rows.begin; row < rows.end; ++row) softmax_error(row, scale, to);
   }
@@ -338,22 +338,14 @@ class Relaxation {
     const Range panels = worker.share(layer.panels);
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
       T* drive = layer.drive + panel * n * width;
-      start_from_bias(drive, layer.bias + panel * width, n);
       for (int64_t k = 0; k < n_in; k += products_per_sum) {
         const int64_t count = n_in - k < products_per_sum ? n_in - k : products_per_sum;
         load_panel_transposed<Tile>(network_.weights[0] + k, n_in, count, layer.units, panel * width, packed);
-        add_products<Tile>(drive, x_ + k * n, n * width, packed, count, n,
+        const Start<T> start = k == 0 ? Start<T>{layer.bias + panel * width, 0} : Start<T>{drive, width};
+        add_products<Tile>(drive, start, x_ + k * n, n * width, packed, count, n,
                            lanes_used<Tile>(layer.units, panel * width));
       }
     }
-  }
-
-  static void start_from_bias(T* sums, const T* bias, int64_t rows) {
-    using Vector = typename Tile::Vector;
-    const Vector* from = reinterpret_cast<const Vector*>(bias);
-    Vector* to = reinterpret_cast<Vector*>(sums);
-    for (int64_t row = 0; row < rows; ++row)
-      for (int v = 0; v < 2; ++v) to[2 * row + v] = from[v];
   }
 
   // Some samples of one panel of units: drive, then next state.
@@ -366,13 +358,11 @@ class Relaxation {
     const int64_t n = rows.end - rows.begin, count = n * width, stride = batch_.size * width;
     const int64_t row = rows.begin * width, at = panel * stride + row;
     T* drive = drives_ + worker.index * stride;
-    if (layer.drive)
-      std::memcpy(drive, layer.drive + at, count * sizeof(T));
-    else
-      start_from_bias(drive, layer.bias + panel * width, n);
+    Start<T> start = layer.drive ? Start<T>{layer.drive + at, width} : Start<T>{layer.bias + panel * width, 0};
     const auto add = [&](const Incoming<T>& incoming, const T* seen) {
-      add_products<Tile>(drive, seen + row, stride, incoming.weights + panel * incoming.depth * width, incoming.depth,
-                         n, lanes_used<Tile>(layer.units, panel * width));
+      add_products<Tile>(drive, start, seen + row, stride, incoming.weights + panel * incoming.depth * width,
+                         incoming.depth, n, lanes_used<Tile>(layer.units, panel * width));
+      start = {drive, width};
     };
     if (layer.below.weights) add(layer.below, l ? fields_[move.seen][l - 1].seen : x_);
     if (!is_top)
@@ -380,6 +370,7 @@ class Relaxation {
     else if (network_.readout && nudge)
       add(layer.above, error_);
 
+    if (start.rows != drive) std::memcpy(drive, start.rows, count * sizeof(T));  // a layer that sees the input only
     correct(item, rows, drive);
 
     const T* state = fields_[move.from][l].state + at;

@@ -44,13 +44,21 @@ inline Range row_block(int64_t rows, int64_t block) {
 // many weights of a panel fit the first-level cache, where all rows find them.
 inline constexpr int64_t products_per_sum = 128;
 
-// sums[row][lane] += sum_k a[k][row] b[k][lane] for the lanes of the first `vectors` vectors
-//   sums: [rows][width]
+// What sums start from: rows of `width` numbers, `stride` apart; 0 apart where all sums start from the same row.
+template <class T>
+struct Start {
+  const T* rows;
+  int64_t stride;
+};
+
+// sums[row][lane] = start[row][lane] + sum_k a[k][row] b[k][lane] for the lanes of the first `vectors` vectors
+//   sums: [rows][width], may be where they start; in other lanes they stay at the start
 //   a: panels of states, element (row, k) at a[(k / width) * panel_stride + row * width + k % width]
 //   b: [depth][width]
 template <class Tile, int rows, int vectors>
-inline void multiply(typename Tile::Scalar* sums, const typename Tile::Scalar* a, int64_t panel_stride,
-                     const typename Tile::Scalar* b, int64_t depth) {
+inline void multiply(typename Tile::Scalar* sums, const Start<typename Tile::Scalar>& start,
+                     const typename Tile::Scalar* a, int64_t panel_stride, const typename Tile::Scalar* b,
+                     int64_t depth) {
   using Vector = typename Tile::Vector;
   constexpr int width = Tile::width, lanes = Tile::lanes;
   Vector sum[rows][vectors] = {};
@@ -69,15 +77,20 @@ inline void multiply(typename Tile::Scalar* sums, const typename Tile::Scalar* a
       }
     }
   }
+  const typename Tile::Scalar* from = start.rows;
 #pragma GCC unroll 12
-  for (int row = 0; row < rows; ++row, sums += width)
-    for (int v = 0; v < vectors; ++v) *reinterpret_cast<Vector*>(sums + v * lanes) += sum[row][v];
+  for (int row = 0; row < rows; ++row, sums += width, from += start.stride)
+    for (int v = 0; v < 2; ++v) {
+      const Vector first = *reinterpret_cast<const Vector*>(from + v * lanes);
+      *reinterpret_cast<Vector*>(sums + v * lanes) = v < vectors ? first + sum[row][v] : first;
+    }
 }
 
-// The same for any number of rows and products, and the vectors that hold the first `valid` lanes.
+// The same for any number of rows, of products, at least one, and the vectors that hold the first `valid` lanes.
 template <class Tile>
-inline void add_products(typename Tile::Scalar* sums, const typename Tile::Scalar* a, int64_t panel_stride,
-                         const typename Tile::Scalar* b, int64_t depth, int64_t rows, int64_t valid) {
+inline void add_products(typename Tile::Scalar* sums, Start<typename Tile::Scalar> start,
+                         const typename Tile::Scalar* a, int64_t panel_stride, const typename Tile::Scalar* b,
+                         int64_t depth, int64_t rows, int64_t valid) {
   static_assert(products_per_sum % Tile::width == 0);
   for (int64_t k = 0; k < depth; k += products_per_sum, a += products_per_sum / Tile::width * panel_stride) {
     const int64_t count = depth - k < products_per_sum ? depth - k : products_per_sum;
@@ -85,12 +98,14 @@ inline void add_products(typename Tile::Scalar* sums, const typename Tile::Scala
       const Range range = row_block<Tile>(rows, block);
       with_constant_rows<Tile::max_rows>(range.end - range.begin, [&]<int block_rows>() {
         const int64_t first = range.begin * Tile::width;
+        const Start<typename Tile::Scalar> from{start.rows + range.begin * start.stride, start.stride};
         if (valid <= Tile::lanes)
-          multiply<Tile, block_rows, 1>(sums + first, a + first, panel_stride, b + k * Tile::width, count);
+          multiply<Tile, block_rows, 1>(sums + first, from, a + first, panel_stride, b + k * Tile::width, count);
         else
-          multiply<Tile, block_rows, 2>(sums + first, a + first, panel_stride, b + k * Tile::width, count);
+          multiply<Tile, block_rows, 2>(sums + first, from, a + first, panel_stride, b + k * Tile::width, count);
       });
     }
+    start = {sums, Tile::width};
   }
 }
 
