@@ -94,6 +94,12 @@ inline std::optional<Form> parse_update(std::string_view given) {
   return parse("update", given, choices);
 }
 
+inline Precision parse_precision(std::string_view given) {
+  constexpr std::pair<const char*, Precision> choices[] = {
+      {"exact", Precision::exact}, {"tf32", Precision::tf32}, {"bf16", Precision::bf16}};
+  return parse("precision", given, choices);
+}
+
 inline bool parse_free_feedback(std::string_view given) {
   constexpr std::pair<const char*, bool> choices[] = {{"tied", false}, {"free", true}};
   return parse("feedback", given, choices);

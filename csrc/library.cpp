@@ -27,6 +27,7 @@
 #ifdef CEPROP_WITH_CUDA
 #include "cuda/build_facts.h"
 #endif
+#include "cuda/launch_plan.h"
 #include "plan.h"
 
 #define CEPROP_DYNAMICS                                                                                         \
@@ -135,6 +136,34 @@ std::pair<Parts, std::map<std::string, std::string>> step_costs(const std::vecto
   return {parts, chosen};
 }
 
+// Which CUDA kernel a device would run a call by, and how it would lie in it; ValueError if none can. See
+// cuda/launch_plan.h.
+pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes, int cluster_blocks,
+                           const std::vector<int64_t>& widths, bool readout, bool energy, bool asynchronous,
+                           int64_t batch, int64_t number_bytes, const std::string& precision) {
+  namespace cuda = ceprop::cuda;
+  const cuda::Shape shape{widths, readout, energy, asynchronous, batch, number_bytes};
+  const cuda::Planned planned = cuda::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks},
+                                                  shape, ceprop::parse_precision(precision));
+  if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
+  const cuda::Plan& plan = std::get<cuda::Plan>(planned);
+  std::vector<std::vector<int>> layers(plan.layout.blocks);
+  for (int block = 0; block < plan.layout.blocks; ++block)
+    cuda::planning::for_each_tile(shape, plan.layout, block, [&](int layer) { layers[block].push_back(layer); });
+  pybind11::dict facts;
+  facts["exchange"] = plan.exchange == cuda::Exchange::cluster ? "cluster" : "grid";
+  facts["blocks"] = plan.layout.blocks;
+  facts["resident"] = plan.layout.resident;
+  facts["columns"] = plan.layout.columns;
+  facts["samples_at_once"] = plan.layout.pass;
+  facts["depth_at_once"] = plan.layout.depth;
+  facts["shared_bytes"] = plan.shared_bytes;
+  facts["workspace_bytes"] = plan.workspace_bytes;
+  facts["layers_of_tiles"] = layers;
+  facts["step_us"] = cuda::planning::step_microseconds(shape, plan);
+  return facts;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -145,4 +174,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("weight_decay"), py::arg("batch"), py::arg("free_steps"), py::arg("nudged_steps"),
         py::arg("number_bytes"), py::arg("continual"), py::arg("update"),
         "(operations, bytes) of the parts of a learning step by name, and the forms chosen.");
+  m.def("launch_plan", &launch_plan, py::kw_only(), py::arg("compute_capability"), py::arg("multiprocessors"),
+        py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("widths"), py::arg("readout"), py::arg("energy"),
+        py::arg("asynchronous"), py::arg("batch"), py::arg("number_bytes"), py::arg("precision"),
+        "How a CUDA device would run a call: the kernel, its blocks and their memory, as a dict.");
 }

@@ -11,6 +11,7 @@ enum class Activation { sigmoid, hard_sigmoid, half_hard_sigmoid, centered_hard_
 enum class Dynamics { prototypical, energy };
 enum class NudgeAt { state, drive };
 enum class Loss { mse, cross_entropy };
+enum class Precision { exact, tf32, bf16 };  // of the products' operands on a GPU; their sums stay exact
 
 // How units turn their drive into their next state.
 struct UnitRule {

@@ -96,8 +96,8 @@ def test_costs_of_the_inputs_update() -> None:
     [("tied", False, 2, 2 + 1), ("free", False, 1 + 1, 2 + 2), ("free", True, 2 + 2, 2 + 2)],
 )
 def test_costs_of_the_inner_updates(feedback: str, shared: bool, terms: int, passes: int) -> None:
-    """Literal: the weights for the way up and the way down are read and written, of tied ones the copy is written. Low rank: of each of the 5 units two
-    products of all pairs of samples, two with those; the weights once."""
+    """Literal: the weights for the way up and the way down are read and written, of tied ones the copy is written.
+    Low rank: of each of the 5 units two products of all pairs of samples, two with those; the weights once."""
     net = cep.mlp(*SIZES, feedback=feedback)
     plan = cep_plan(net, shared_update=shared, update="literal")
     assert plan.costs["inner updates"] == Cost(3 * terms * INNER, 4 * (3 * passes * 6))

@@ -1,0 +1,164 @@
+// The local contrast between two fields, as sums of outer products over the batch; the formulas are those of
+// cpu/contrast.h, computed on tiles of 16 units of one layer and 64 of the other.
+//
+// A contrast is upper^T lower, summed over one term or two:
+//   term 0   what the upper layer's units moved by, with what the lower layer shows
+//   term 1   what the upper layer shows, with what the lower layer's units moved by
+#pragma once
+
+#include "relaxation.cuh"
+
+namespace ceprop::cuda {
+
+// The fields a contrast is taken between, and the one that stands for r* in vector fields.
+struct Between {
+  int earlier, later, fixed;
+};
+
+// How a sum enters a number: out = out - decay out + scale sum; fresh: out = scale sum.
+template <class T>
+struct Blend {
+  T decay, scale;
+  bool fresh;
+
+  __device__ T operator()(T out, T sum) const { return fresh ? scale * sum : out + (scale * sum - decay * out); }
+};
+
+// A row for each unit: what layer `layer` shows in field `later`, less what it shows in `earlier` if that is not
+// negative; or, where `rows` is not null, those rows.
+template <class T>
+struct Shown {
+  const T* rows;
+  int layer, later, earlier;
+  bool state;  // the layer shows its state, not what neighbours see of it
+};
+
+// The contrast of one connection.
+struct Terms {
+  enum class Of { connection, input_sums, readout } of;
+  int c;            // connection
+  int first, last;  // terms
+  Between between;
+  int phase;  // at whose end the readout learns, with the states in between.later
+};
+
+template <class T, class Tile, class States>
+class Contrast {
+ public:
+  using Network = Relaxation<T, Tile, States>;
+
+  __device__ explicit Contrast(const Network& network) : network_(network), p_(network.p) {}
+
+  // What moves connection c: its weights or, in a vector field, `feedback`.
+  __device__ Terms terms(int c, bool feedback, const Between& between) const {
+    const bool both = c > 0 && (!p_.free_feedback || p_.shared_update);
+    return {Terms::Of::connection, c, !both && feedback ? 1 : 0, both || feedback ? 1 : 0, between, 0};
+  }
+
+  __device__ Shown<T> moved(int layer, const Between& between) const {
+    return {nullptr, layer, between.later, between.earlier, p_.free_feedback};
+  }
+
+  // The sums of a tile, units [first, first + 16) by [other_first, other_first + 64), are blended into
+  // out[unit * next_own + other * next_other]. `upper_is_own`: the 16 belong to the upper layer. All threads of a block
+  // call this.
+  __device__ void tile(const Terms& terms, bool upper_is_own, int first, int units, int other_first, int others,
+                       const Blend<T>& blend, T* out, int64_t next_own, int64_t next_other) const {
+    const int pass = p_.layout.pass, stride = pass + 4;
+    T* own = network_.work();                  // [2][tile_units][stride]
+    T* other = own + 2 * tile_units * stride;  // [2][tile_others][stride]
+    const int k = static_cast<int>(threadIdx.x) % tile_others,
+              group = 4 * (static_cast<int>(threadIdx.x) / tile_others);
+    T sum[4] = {};
+    for (int column = 0; column < p_.batch; column += pass) {
+      __syncthreads();
+      for (int term = terms.first; term <= terms.last; ++term)
+        for (int side = 0; side < 2; ++side) {
+          const bool is_own = side == 0;
+          stage(shown(terms, term, upper_is_own == is_own), is_own ? first : other_first, is_own ? units : others,
+                column, is_own ? tile_units : tile_others,
+                (is_own ? own : other) + term * (is_own ? tile_units : tile_others) * stride);
+        }
+      __syncthreads();
+      for (int term = terms.first; term <= terms.last; ++term)
+        for (int b = 0; b < pass; b += 4) {
+          const Four<T> y = load_four(other + (term * tile_others + k) * stride + b);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const Four<T> x = load_four(own + (term * tile_units + group + i) * stride + b);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum[i] += x.v[j] * y.v[j];
+          }
+        }
+    }
+    const T factor = p_.free_feedback && terms.last > terms.first ? T(0.5) : T(1);  // the mean of two updates
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (first + group + i < units && other_first + k < others) {
+        T& to = out[(first + group + i) * next_own + (other_first + k) * next_other];
+        to = blend(to, factor * sum[i]);
+      }
+  }
+
+  // A row-major [upper][lower] matrix blended with these terms, by all blocks. No barrier.
+  __device__ void add_to_matrix(const Terms& terms, int upper, int lower, const Blend<T>& blend, T* matrix) const {
+    const int tiles = (upper + tile_units - 1) / tile_units, chunks = (lower + tile_others - 1) / tile_others;
+    for (int index = static_cast<int>(blockIdx.x); index < tiles * chunks; index += p_.layout.blocks)
+      tile(terms, true, index / chunks * tile_units, upper, index % chunks * tile_others, lower, blend, matrix, lower,
+           1);
+  }
+
+  // out[unit] is blended with the sum over the batch of what is shown of the units [first, first + 16), by this block.
+  __device__ void add_batch_sum(const Shown<T>& shown, int first, int units, const Blend<T>& blend, T* out) const {
+    const int u = first + static_cast<int>(threadIdx.x) / 16, lane = static_cast<int>(threadIdx.x) % 16;
+    T sum = 0;
+    if (u < units)
+      for (int sample = lane; sample < p_.batch; sample += 16) sum += at(shown, u, sample);
+    for (int bits = 8; bits > 0; bits /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bits, 16);
+    if (u < units && lane == 0) out[u] = blend(out[u], sum);
+  }
+  // The same for all units, by all blocks.
+  __device__ void add_batch_sums(const Shown<T>& shown, int units, const Blend<T>& blend, T* out) const {
+    for (int first = static_cast<int>(blockIdx.x) * tile_units; first < units; first += p_.layout.blocks * tile_units)
+      add_batch_sum(shown, first, units, blend, out);
+  }
+
+  __device__ T at(const Shown<T>& shown, int unit, int sample) const {
+    if (shown.rows) return shown.rows[int64_t(unit) * p_.layout.columns + sample];
+    const T later = row(shown, shown.later, unit)[sample];
+    return shown.earlier < 0 ? later : later - row(shown, shown.earlier, unit)[sample];
+  }
+
+ private:
+  __device__ const T* row(const Shown<T>& shown, int field, int unit) const {
+    const States& states = network_.states;
+    return shown.state ? states.state(field, shown.layer, unit) : states.seen(field, shown.layer, unit);
+  }
+
+  __device__ Shown<T> shown(const Terms& terms, int term, bool upper) const {
+    const int c = terms.c;
+    const Between& between = terms.between;
+    if (terms.of == Terms::Of::readout)
+      return {upper ? p_.workspace.end_error[terms.phase] : nullptr, p_.layers - 1, between.later, -1, true};
+    if (!upper && c == 0) return {p_.workspace.x, 0, 0, -1, false};
+    if (terms.of == Terms::Of::input_sums) return {p_.workspace.sum, 0, 0, -1, false};
+    const int layer = upper ? c : c - 1;
+    if (upper == (term == 0)) return moved(layer, between);
+    return {nullptr, layer, p_.free_feedback ? between.fixed : upper ? between.earlier : between.later, -1, false};
+  }
+
+  // to[row][stride] <- what is shown of `rows` units from `first` on, for one pass of the samples; zeros past the end.
+  __device__ void stage(const Shown<T>& shown, int first, int units, int column, int rows, T* to) const {
+    const int pass = p_.layout.pass, stride = pass + 4;
+    for (int i = static_cast<int>(threadIdx.x); i < rows * pass; i += block_threads) {
+      const int row = i / pass, sample = i % pass;
+      const bool there = first + row < units && column + sample < p_.batch;
+      to[row * stride + sample] = there ? at(shown, first + row, column + sample) : T(0);
+    }
+  }
+
+  const Network& network_;
+  const Problem<T>& p_;
+};
+
+}  // namespace ceprop::cuda

@@ -1,0 +1,82 @@
+#include "kernels.h"
+
+#include "run_op.cuh"
+
+namespace ceprop::cuda {
+
+namespace {
+
+template <class T>
+using Kernel = void (*)(Problem<T>);
+
+template <class T>
+Kernel<T> kernel_of(const Plan& plan) {
+  const bool in_cluster = plan.exchange == Exchange::cluster;
+  if (plan.precision == Precision::exact) return in_cluster ? run_op<T, Exact, InCluster> : run_op<T, Exact, InGrid>;
+  if constexpr (sizeof(T) == 4) {
+    if (plan.precision == Precision::tf32) return in_cluster ? run_op<T, Tf32, InCluster> : run_op<T, Tf32, InGrid>;
+    return in_cluster ? run_op<T, Bf16, InCluster> : run_op<T, Bf16, InGrid>;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+cudaError_t read_device(Device& device) {
+  int index = 0, major = 0, minor = 0, shared = 0;
+  cudaError_t error = cudaGetDevice(&index);
+  const auto read = [&](int& value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, index);
+  };
+  read(major, cudaDevAttrComputeCapabilityMajor);
+  read(minor, cudaDevAttrComputeCapabilityMinor);
+  read(device.multiprocessors, cudaDevAttrMultiProcessorCount);
+  read(shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  device.compute_capability = 10 * major + minor;
+  device.shared_bytes = shared;
+  device.cluster_blocks = 0;
+  if (error != cudaSuccess || major < 9) return error;
+
+  // A cluster larger than 8 blocks has to be allowed, and may not fit any of the device's processor clusters.
+  const auto kernel = run_op<float, Exact, InCluster>;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  cudaLaunchConfig_t config{};
+  config.gridDim = 1;
+  config.blockDim = block_threads;
+  config.dynamicSmemBytes = shared;
+  if (error == cudaSuccess) error = cudaOccupancyMaxPotentialClusterSize(&device.cluster_blocks, kernel, &config);
+  return error;
+}
+
+template <class T>
+cudaError_t launch(const Plan& plan, const Problem<T>& problem, cudaStream_t stream) {
+  const Kernel<T> kernel = kernel_of<T>(plan);
+  const bool in_cluster = plan.exchange == Exchange::cluster;
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
+  if (error == cudaSuccess && in_cluster)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute{};
+  if (in_cluster) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(plan.layout.blocks), 1, 1};
+  } else {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(plan.layout.blocks);
+  config.blockDim = block_threads;
+  config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, problem);
+}
+
+template cudaError_t launch<float>(const Plan&, const Problem<float>&, cudaStream_t);
+template cudaError_t launch<double>(const Plan&, const Problem<double>&, cudaStream_t);
+
+}  // namespace ceprop::cuda

@@ -1,0 +1,194 @@
+// Which kernel runs a call on a device, and how the work lies in it: decided from the device's properties, on any
+// machine. No torch, no CUDA.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "problem.h"
+
+namespace ceprop::cuda {
+
+// Of cudaDeviceProp, what plans depend on.
+struct Device {
+  int compute_capability;  // 90 for 9.0
+  int multiprocessors;
+  int64_t shared_bytes;  // most that one block may have
+  int cluster_blocks;    // most of a cluster that has that much shared memory each; 0: no clusters
+};
+
+// What a plan depends on of a call.
+struct Shape {
+  std::vector<int64_t> widths;  // n_in, n_0, ..., n_{L-1}, and the classes of a readout
+  bool readout, energy, asynchronous;
+  int64_t batch;
+  int64_t number_bytes;  // 4 or 8
+};
+
+// States in the shared memory of one cluster, or in global memory.
+enum class Exchange { cluster, grid };
+
+struct Plan {
+  Precision precision;
+  Exchange exchange;
+  Layout layout;
+  int64_t shared_bytes;     // of a block
+  int64_t workspace_bytes;  // of global memory
+};
+
+// A plan, or why there is none.
+using Planned = std::variant<Plan, std::string>;
+
+namespace planning {
+
+inline int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+inline int layers_of(const Shape& shape) { return static_cast<int>(shape.widths.size()) - 1 - shape.readout; }
+
+inline int64_t tiles_of(const Shape& shape, int layer) {
+  return (shape.widths[layer + 1] + tile_units - 1) / tile_units;
+}
+
+// Neighbours below and above whose weights a tile of a layer reads at a step.
+inline int64_t depth_below(const Shape& shape, int layer) { return layer > 0 ? shape.widths[layer] : 0; }
+inline int64_t depth_above(const Shape& shape, int layer) {
+  return layer + 1 < layers_of(shape) || shape.readout ? shape.widths[layer + 2] : 0;
+}
+
+inline int64_t weights_of_tile(const Shape& shape, int layer) {
+  return (rounded_up(depth_below(shape, layer), 16) + rounded_up(depth_above(shape, layer), 16)) * tile_units;
+}
+
+// Gives every block its share of the tiles of each half, by what they read; fills in layout.first.
+inline void share_tiles(const Shape& shape, Layout& layout) {
+  const int halves = shape.asynchronous ? 2 : 1;
+  for (int half = 0; half < halves; ++half) {
+    std::vector<double> cost{0};
+    for (int l = half; l < layers_of(shape); l += halves)
+      for (int64_t tile = 0; tile < tiles_of(shape, l); ++tile)
+        cost.push_back(cost.back() + 64 + static_cast<double>(depth_below(shape, l) + depth_above(shape, l)));
+    for (int block = 0; block <= layout.blocks; ++block) {
+      const double limit = cost.back() * block / layout.blocks;
+      size_t tile = 0;
+      while (tile + 1 < cost.size() && (cost[tile] + cost[tile + 1]) / 2 < limit) ++tile;
+      layout.first[half][block] = static_cast<uint16_t>(block == layout.blocks ? cost.size() - 1 : tile);
+    }
+  }
+}
+
+// body(layer) for every tile of a block.
+template <class Body>
+void for_each_tile(const Shape& shape, const Layout& layout, int block, const Body& body) {
+  const int halves = shape.asynchronous ? 2 : 1;
+  for (int half = 0; half < halves; ++half) {
+    int64_t begin = 0;
+    for (int l = half; l < layers_of(shape); l += halves) {
+      for (int64_t tile = begin; tile < begin + tiles_of(shape, l); ++tile)
+        if (tile >= layout.first[half][block] && tile < layout.first[half][block + 1]) body(l);
+      begin += tiles_of(shape, l);
+    }
+  }
+}
+
+// Room to work in: parts of the operands, or partial sums, or both sides of a contrast.
+inline int64_t work_numbers(const Layout& layout) {
+  const int64_t operands = 2 * layout.depth * (tile_units + layout.pass);
+  const int64_t groups = tile_units / 4 * (layout.pass / 4), slices = block_threads / groups;
+  const int64_t partial = slices * tile_units * (layout.pass + partial_padding);
+  const int64_t contrast = 2 * (tile_units + tile_others) * (layout.pass + 4);
+  return std::max({operands, partial, contrast, int64_t(block_threads)});
+}
+
+inline int64_t shared_bytes(const Shape& shape, const Layout& layout, Exchange exchange) {
+  int64_t most = 0;
+  for (int block = 0; block < layout.blocks; ++block) {
+    int64_t numbers = 0;
+    for_each_tile(shape, layout, block, [&](int l) {
+      if (exchange == Exchange::cluster) numbers += tile_units * fields * 2 * layout.columns;
+      if (layout.resident) numbers += weights_of_tile(shape, l);
+    });
+    most = std::max(most, numbers);
+  }
+  return (most + work_numbers(layout)) * shape.number_bytes;
+}
+
+// Numbers of the workspace, a row of `columns` each; problem_of() lays them out.
+inline int64_t workspace_rows(const Shape& shape) {
+  int64_t units = 0;
+  for (int l = 0; l < layers_of(shape); ++l) units += shape.widths[l + 1];
+  const int64_t copies = shape.energy ? 2 : 1;
+  return shape.widths[0] + 4 * shape.widths.back() + fields * copies * units + 2 * shape.widths[1] +
+         (1 + 2 * layers_of(shape)) * shape.batch;
+}
+
+// What a step takes by arithmetic, in microseconds: multiplications of the busiest block at half of the rate of its
+// multiprocessor, and the barrier. For the choice between plans only.
+inline double step_microseconds(const Shape& shape, const Plan& plan) {
+  double most = 0;
+  for (int block = 0; block < plan.layout.blocks; ++block) {
+    double depth = 0;
+    for_each_tile(shape, plan.layout, block,
+                  [&](int l) { depth += static_cast<double>(depth_below(shape, l) + depth_above(shape, l)); });
+    most = std::max(most, depth);
+  }
+  const double a_clock = plan.precision == Precision::exact ? (shape.number_bytes == 4 ? 64 : 32) : 256,
+               gigahertz = 1.5;
+  const double barrier = plan.exchange == Exchange::cluster ? 0.3 : 1.5;
+  return most * tile_units * plan.layout.columns / a_clock / gigahertz / 1000 + barrier;
+}
+
+// The plan with this exchange that has most of its operands in shared memory.
+inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Precision precision, Exchange exchange,
+                                    bool resident) {
+  const int64_t column_step = precision == Precision::exact ? 8 : 16, longest_pass = shape.number_bytes == 4 ? 64 : 32;
+  int64_t tiles[2] = {};
+  for (int l = 0; l < layers_of(shape); ++l) tiles[shape.asynchronous ? l % 2 : 0] += tiles_of(shape, l);
+  const int64_t blocks = exchange == Exchange::cluster ? device.cluster_blocks : device.multiprocessors;
+  Plan plan{precision, exchange, {}, 0, 0};
+  plan.layout.blocks = static_cast<int>(std::min({std::max(tiles[0], tiles[1]), blocks, int64_t(most_blocks)}));
+  plan.layout.resident = resident;
+  plan.layout.columns = static_cast<int>(rounded_up(shape.batch, column_step));
+  plan.layout.pass = static_cast<int>(std::min<int64_t>(plan.layout.columns, longest_pass));
+  if (plan.layout.blocks == 0) return {};
+  share_tiles(shape, plan.layout);
+  plan.workspace_bytes = workspace_rows(shape) * plan.layout.columns * shape.number_bytes + 2 * most_blocks * 4;
+  for (int depth : {128, 64, 32, 16}) {
+    plan.layout.depth = depth;
+    plan.shared_bytes = shared_bytes(shape, plan.layout, exchange);
+    if (plan.shared_bytes <= device.shared_bytes) return plan;
+  }
+  return {};
+}
+
+}  // namespace planning
+
+// The fastest plan by arithmetic, with the weights in shared memory wherever they fit.
+inline Planned plan_launch(const Device& device, const Shape& shape, Precision precision) {
+  using namespace planning;
+  const int layers = layers_of(shape);
+  if (layers > most_layers)
+    return "the CUDA kernels take networks of at most " + std::to_string(most_layers) + " layers, got " +
+           std::to_string(layers);
+  if (precision != Precision::exact && shape.number_bytes != 4)
+    return "precision 'tf32' and 'bf16' take float32 numbers, got float64";
+  if (precision != Precision::exact && device.compute_capability < 80)
+    return "precision 'tf32' and 'bf16' need a device of compute capability 8.0, got " +
+           std::to_string(device.compute_capability / 10) + "." + std::to_string(device.compute_capability % 10);
+  std::optional<Plan> best;
+  const auto consider = [&](Exchange exchange, bool resident) {
+    const std::optional<Plan> plan = try_plan(device, shape, precision, exchange, resident);
+    if (plan && (!best || step_microseconds(shape, *plan) < step_microseconds(shape, *best))) best = plan;
+    return plan.has_value();
+  };
+  if (!consider(Exchange::grid, true)) consider(Exchange::grid, false);
+  if (device.cluster_blocks > 0) consider(Exchange::cluster, true);
+  if (best) return *best;
+  return "the CUDA kernels need more shared memory for a tile than the " + std::to_string(device.shared_bytes) +
+         " bytes that a block of this device may have";
+}
+
+}  // namespace ceprop::cuda

@@ -1,0 +1,87 @@
+// What a kernel is told: the call, the plan and the memory, as one plain argument. No torch, no device code.
+#pragma once
+
+#include <cstdint>
+
+#include "../network.h"
+
+namespace ceprop::cuda {
+
+// What one kernel argument has room for.
+inline constexpr int most_layers = 8, most_blocks = 256;
+
+// A block owns tiles of this many units.
+inline constexpr int tile_units = 16;
+inline constexpr int tile_others = 64;  // of the other layer, in a tile of a contrast
+inline constexpr int block_threads = 256;
+
+// Rows of partial sums keep their 32-byte alignment, and those of neighbouring threads fall into different banks.
+inline constexpr int partial_padding = 8;
+
+enum class Op { relax, ep_step, cep_step };
+
+// Fields are numbered as on the CPU: a ring of three, in which the steps of a phase go round, and what two phases left.
+inline constexpr int ring = 3, kept_free = 3, kept_plus = 4, fields = 5;
+
+// Where a step's work lies and how it is cut; see launch_plan.h, which fills it in.
+struct Layout {
+  int blocks;
+  bool resident;  // the weights between layers stay in shared memory, both copies, for the whole call
+  int columns;    // of memory for the samples of a unit: the batch, padded
+  int pass;       // samples of them that a block works on at once
+  int depth;      // neighbours whose states are in shared memory at once
+  // The tiles of all layers in a row, those of half 0 first: block b has [first[half][b], first[half][b + 1]).
+  uint16_t first[2][most_blocks + 1];
+};
+
+// Numbers in global memory. Rows of `columns` samples each, the padding zero: a unit's states lie side by side.
+template <class T>
+struct Workspace {
+  T* x;                           // [n_in], rho(x) in energy dynamics
+  T* target;                      // [classes]
+  T* error;                       // [classes]: logits, then beta (y - softmax)
+  T* end_error[2];                // [classes]: y - softmax at the ends of the nudged phases, by which a readout learns
+  T* state[fields][most_layers];  // [n_l]
+  T* seen[fields][most_layers];   // [n_l]: rho(state) in energy dynamics, else the same memory
+  T* drive;                       // [n_0]: what reaches layer 0 from the input, bias included
+  T* sum;                         // [n_0]: C-EP's updates of W[0] are its product with the input
+  T* gram;                        // [batch]: x x^T + 1
+  T* of_away[most_layers];        // [batch]: C-EP in low rank, see cpu/low_rank_update.h
+  T* of_free[most_layers];        // [batch]
+  int* settled;                   // [2][blocks]
+};
+
+template <class T>
+struct Problem {
+  Op op;
+  Layout layout;
+  Workspace<T> workspace;
+
+  int layers, batch;
+  bool readout, free_feedback, asynchronous;
+  int widths[most_layers + 2];
+  UnitRule rules[most_layers];
+  Activation input_activation;
+  T* weights[most_layers + 1];
+  T* biases[most_layers + 1];
+  T* feedback[most_layers];
+  const T* x;
+  const T* target;
+
+  Nudge nudge;
+  int free_steps, nudged_steps;  // relax: free_steps, nudged if there is a target
+  double tolerance;              // negative: none
+  int64_t* steps_used;
+  bool symmetric, shared_update, accumulate;
+  bool low_rank;  // C-EP's inner updates
+  double rate[most_layers + 1], weight_decay;
+
+  const T* initial[most_layers];  // null: zeros
+  T* free_states[most_layers];    // of relax: the states
+  T* nudged_states[2][most_layers];
+  T* gradients[most_layers + 1];
+  T* bias_gradients[most_layers + 1];
+  T* feedback_gradients[most_layers];
+};
+
+}  // namespace ceprop::cuda

@@ -1,0 +1,75 @@
+// Where the states of a step lie, and how its blocks wait for each other.
+//
+// Both types give the row [columns] of a unit's state and of what its neighbours see of it, by field and layer; sync()
+// ends a step: what any thread wrote before it, to rows or to global memory, every thread sees after it.
+#pragma once
+
+#include "device.h"
+#include "problem.h"
+
+namespace ceprop::cuda {
+
+// The tiles of all layers are numbered in a row, those of half 0 first.
+template <class T>
+__device__ __forceinline__ int tiles_of(const Problem<T>& problem, int layer) {
+  return (problem.widths[layer + 1] + tile_units - 1) / tile_units;
+}
+template <class T>
+__device__ __forceinline__ int halves_of(const Problem<T>& problem) {
+  return problem.asynchronous ? 2 : 1;
+}
+
+// In global memory, for any number of blocks.
+template <class T>
+class GridStates {
+ public:
+  static constexpr bool in_shared_memory = false;
+  __device__ GridStates(const Problem<T>& problem, void*) : problem_(problem) {}
+
+  __device__ T* state(int field, int layer, int unit) const {
+    return problem_.workspace.state[field][layer] + static_cast<int64_t>(unit) * problem_.layout.columns;
+  }
+  __device__ T* seen(int field, int layer, int unit) const {
+    return problem_.workspace.seen[field][layer] + static_cast<int64_t>(unit) * problem_.layout.columns;
+  }
+  __device__ static void sync(CALLED_FROM) { cooperative_groups::this_grid().sync(CALLER); }
+
+ private:
+  const Problem<T>& problem_;
+};
+
+#if DEVICE_HAS_CLUSTERS
+// In the shared memory of the blocks that own the units, of one cluster: [own unit][field][state, seen][columns].
+template <class T>
+class ClusterStates {
+ public:
+  static constexpr bool in_shared_memory = true;
+  __device__ ClusterStates(const Problem<T>& problem, void* memory)
+      : problem_(problem), own_(static_cast<T*>(memory)) {}
+
+  __device__ T* state(int field, int layer, int unit) const { return row(field, layer, unit, 0); }
+  __device__ T* seen(int field, int layer, int unit) const {
+    return row(field, layer, unit, problem_.rules[layer].dynamics == Dynamics::energy ? 1 : 0);
+  }
+  __device__ static void sync(CALLED_FROM) { cooperative_groups::this_cluster().sync(CALLER); }
+
+ private:
+  __device__ T* row(int field, int layer, int unit, int which) const {
+    const int half = problem_.asynchronous ? layer % 2 : 0;
+    int tile = unit / tile_units;
+    for (int l = half; l < layer; l += halves_of(problem_)) tile += tiles_of(problem_, l);
+    const Layout& layout = problem_.layout;
+    int owner = 0;
+    while (layout.first[half][owner + 1] <= tile) ++owner;
+    int slot = tile - layout.first[half][owner];
+    if (half == 1) slot += layout.first[0][owner + 1] - layout.first[0][owner];
+    const int64_t at = (static_cast<int64_t>(slot * tile_units + unit % tile_units) * fields + field) * 2 + which;
+    return cooperative_groups::this_cluster().map_shared_rank(own_, owner) + at * layout.columns;
+  }
+
+  const Problem<T>& problem_;
+  T* own_;
+};
+#endif
+
+}  // namespace ceprop::cuda

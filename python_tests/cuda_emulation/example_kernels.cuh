@@ -1,0 +1,231 @@
+// Small kernels, each with and without a fault, for the tests of the emulation itself.
+#pragma once
+
+#include "device.h"
+
+namespace examples {
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+
+__device__ __forceinline__ float warp_sum(float value) {
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffffu, value, offset);
+  return value;
+}
+
+// Barriers of a kernel's own name: they count as called where the kernel calls these.
+__device__ __forceinline__ void wait_for_grid(CUDA_EMULATION_HERE) { cooperative_groups::this_grid().sync(file, line); }
+
+enum class Fault { none, no_block_barrier, no_grid_barrier, block_for_grid_barrier, one_buffer };
+
+// s <- sigmoid(W s + b), `steps` times. Every block keeps its rows of W in shared memory. `states` are two buffers, in
+// turn, or with Fault::one_buffer one; the result is in the buffer of the last step.
+template <Fault fault>
+__global__ void __launch_bounds__(128)
+    relax(const float* __restrict__ weights, const float* __restrict__ bias, float* states, int units, int steps) {
+  const int rows = units / int(gridDim.x), first = int(blockIdx.x) * rows;
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, warps = int(blockDim.x) / 32;
+  float* own_weights = dynamic_shared_memory<float>();  // rows x units
+  float* state = own_weights + rows * units;            // units
+  for (int i = int(threadIdx.x); i < rows * units; i += int(blockDim.x))
+    own_weights[i] = __ldg(weights + first * units + i);
+  for (int step = 0; step < steps; ++step) {
+    constexpr int buffers = fault == Fault::one_buffer ? 1 : 2;
+    const float* from = states + step % buffers * units;
+    float* to = states + (step + 1) % buffers * units;
+    for (int i = int(threadIdx.x); i < units; i += int(blockDim.x)) state[i] = from[i];
+    if (fault != Fault::no_block_barrier) __syncthreads();
+    for (int row = warp; row < rows; row += warps) {
+      float sum = 0.0f;
+      for (int i = lane; i < units; i += 32) sum = fma(own_weights[row * units + i], state[i], sum);
+      sum = warp_sum(sum);
+      if (lane == 0) to[first + row] = sigmoid(sum + bias[first + row]);
+    }
+    if (fault == Fault::block_for_grid_barrier)
+      __syncthreads();
+    else if (fault != Fault::no_grid_barrier)
+      wait_for_grid();
+  }
+}
+
+// The same in tf32 for 16 states, without bias; a warp of the grid has 16 of the units.
+__global__ void __launch_bounds__(128) relax_tf32(const float* weights, float* states, int units, int steps) {
+  using namespace nvcuda;
+  const int column = (int(blockIdx.x) * int(blockDim.x) + int(threadIdx.x)) / 32 * 16;
+  for (int step = 0; step < steps; ++step) {
+    const float* from = states + step % 2 * 16 * units;
+    float* to = states + (step + 1) % 2 * 16 * units;
+    if (column < units) {
+      wmma::fragment<wmma::accumulator, 16, 16, 8, float> sum;
+      wmma::fill_fragment(sum, 0.0f);
+      for (int k = 0; k < units; k += 8) {
+        wmma::fragment<wmma::matrix_a, 16, 16, 8, wmma::precision::tf32, wmma::row_major> a;
+        wmma::fragment<wmma::matrix_b, 16, 16, 8, wmma::precision::tf32, wmma::row_major> b;
+        wmma::load_matrix_sync(a, from + k, units);
+        wmma::load_matrix_sync(b, weights + k * units + column, units);
+        for (int i = 0; i < a.num_elements; ++i) a.x[i] = wmma::__float_to_tf32(a.x[i]);
+        for (int i = 0; i < b.num_elements; ++i) b.x[i] = wmma::__float_to_tf32(b.x[i]);
+        wmma::mma_sync(sum, a, b, sum);
+      }
+      for (int i = 0; i < sum.num_elements; ++i) sum.x[i] = sigmoid(sum.x[i]);
+      wmma::store_matrix_sync(to + column, sum, units, wmma::mem_row_major);
+    }
+    wait_for_grid();
+  }
+}
+
+// c (16 x 16, row by row) = A B / 2. A is 16 x depth, by rows or by columns, B is depth x 16, by columns.
+template <class T, class LayoutOfA>
+__global__ void tile_product(const T* a, const T* b, float* c, int depth) {
+  using namespace nvcuda;
+  constexpr bool by_columns = std::is_same_v<LayoutOfA, wmma::col_major>;
+  SHARED_ARRAY(float, tile, [16][24]);
+  wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum;
+  wmma::fill_fragment(sum, 0.0f);
+  for (int k = 0; k < depth; k += 16) {
+    wmma::fragment<wmma::matrix_a, 16, 16, 16, T, LayoutOfA> of_a;
+    wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::col_major> of_b;
+    wmma::load_matrix_sync(of_a, a + (by_columns ? k * 16 : k), by_columns ? 16 : depth);
+    wmma::load_matrix_sync(of_b, b + k, depth);
+    wmma::mma_sync(sum, of_a, of_b, sum);
+  }
+  for (int i = 0; i < sum.num_elements; ++i) sum.x[i] = ldexp(sum.x[i], -1);
+  wmma::store_matrix_sync(&tile[0][0], sum, 24, wmma::mem_row_major);
+  __syncwarp();
+  for (int i = int(threadIdx.x); i < 256; i += 32) c[i] = tile[i / 16][i % 16];
+}
+
+// Sums over the blocks of a cluster, each of which reads the shared memory of the others.
+template <bool waits_at_the_end>
+__global__ void __launch_bounds__(64) cluster_sum(const float* in, float* out) {
+#if DEVICE_HAS_CLUSTERS
+  auto cluster = cooperative_groups::this_cluster();
+  SHARED_ARRAY(float, partial, [64]);
+  partial[threadIdx.x] = in[blockIdx.x * 64 + threadIdx.x];
+  cluster.sync();
+  float sum = 0.0f;
+  for (unsigned rank = 0; rank < cluster.num_blocks(); ++rank)
+    sum += cluster.map_shared_rank(&partial[0], rank)[threadIdx.x];
+  out[blockIdx.x * 64 + threadIdx.x] = sum;
+  if (waits_at_the_end) cluster.sync();
+#endif
+}
+
+// Sums of the tiles of 128, each of which is fetched while the one before is added. `left`: how many fetches may still
+// be under way when a tile is used; 2 is one too many.
+template <int left>
+__global__ void pipelined_sum(const float* in, float* out, int tiles) {
+  SHARED_ARRAY(float, buffer, [2][128]);
+  const int i = int(threadIdx.x) * 4;
+  const auto fetch = [&](int tile) {
+    if (tile < tiles) __pipeline_memcpy_async(&buffer[tile % 2][i], in + tile * 128 + i, 16);
+    __pipeline_commit();
+  };
+  float sum[4] = {};
+  fetch(0);
+  for (int tile = 0; tile < tiles; ++tile) {
+    fetch(tile + 1);
+    __pipeline_wait_prior(left);
+    __syncwarp();
+    for (int j = 0; j < 4; ++j) sum[j] += buffer[tile % 2][j * 32 + int(threadIdx.x)];
+    __syncwarp();
+  }
+  for (int j = 0; j < 4; ++j) out[j * 32 + int(threadIdx.x)] = sum[j];
+}
+
+// The sum of everything, by the block that comes last.
+template <bool fences>
+__global__ void last_block_sum(const float* in, float* partial, unsigned* counter, float* out) {
+  SHARED_ARRAY(unsigned, is_last, [1]);
+  const float sum = warp_sum(in[blockIdx.x * 32 + threadIdx.x]);
+  if (threadIdx.x == 0) {
+    partial[blockIdx.x] = sum;
+    if (fences) __threadfence();
+    is_last[0] = atomicAdd(counter, 1u) == gridDim.x - 1;
+  }
+  __syncthreads();
+  if (!is_last[0] || threadIdx.x > 0) return;
+  if (fences) __threadfence();
+  float total = 0.0f;
+  for (unsigned block = 0; block < gridDim.x; ++block) total += partial[block];
+  out[0] = total;
+}
+
+template <bool atomic>
+__global__ void count(int* counter) {
+  if (atomic)
+    atomicAdd(counter, 1);
+  else
+    *counter += 1;
+}
+
+// Who comes when.
+__global__ void take_tickets(int* next, int* who) {
+  who[atomicAdd(next, 1)] = int(blockIdx.x * blockDim.x + threadIdx.x);
+}
+
+struct alignas(16) Pair {
+  double low, high;
+};
+
+// Every thread writes vectors, and reads those of its neighbour. `found`: is no thread number 3, is any, how many find
+// what they expect.
+__global__ void exchange(float4* fours, Pair* pairs, double2* doubles, int* found) {
+  const int i = int(threadIdx.x), next = (i + 1) % int(blockDim.x);
+  __stcg(fours + i, make_float4(float(i), 1.0f, 2.0f, 3.0f));
+  __stcg(pairs + i, Pair{fma(double(i), 2.0, 1.0), ldexp(1.0, i % 64)});
+  __stcg(doubles + i, make_double2(i, -i));
+  __syncthreads();
+  const float4 four = __ldcg(fours + next);
+  const Pair pair = __ldcg(pairs + next);
+  const double2 two = __ldcg(doubles + next);
+  const bool right = four.x == float(next) && four.w == 3.0f && pair.low == 2.0 * next + 1.0 &&
+                     pair.high == ldexp(1.0, next % 64) && two.y == -double(next);
+  const int all = __syncthreads_and(i != 3);
+  const int any = __syncthreads_or(i == 3);
+  const int number = __syncthreads_count(right);
+  if (i == 0) {
+    found[0] = all;
+    found[1] = any;
+    found[2] = number;
+  }
+}
+
+enum class Where { dynamic_shared, static_shared, global, misaligned };
+
+// Shifted by 1, one thread writes behind the end, or a vector to where none may be.
+__global__ void shift(float* out, Where where, int by) {
+  SHARED_ARRAY(float, fixed, [64]);
+  float* to = where == Where::dynamic_shared ? dynamic_shared_memory<float>() : where == Where::global ? out : fixed;
+  if (where == Where::misaligned)
+    *reinterpret_cast<float4*>(out + by) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  else
+    to[int(threadIdx.x) + by] = float(threadIdx.x);
+}
+
+enum class Divergence { none, some_exit, two_barriers, block_and_grid, missing_lane, polling };
+
+__global__ void diverge(float* out, unsigned* flag, Divergence how) {
+  const int i = int(threadIdx.x);
+  if (how == Divergence::none) __syncthreads();
+  if (how == Divergence::some_exit && i < 40) __syncthreads();
+  if (how == Divergence::two_barriers) {
+    if (i < 32)
+      __syncthreads();
+    else
+      __syncthreads();
+  }
+  if (how == Divergence::block_and_grid) {
+    if (i < 32)
+      __syncthreads();
+    else
+      cooperative_groups::this_grid().sync();
+  }
+  if (how == Divergence::missing_lane && i < 32) {
+    if (i != 7) out[i] = __shfl_xor_sync(0xffffffffu, float(i), 1);
+    __syncwarp();
+  }
+  while (how == Divergence::polling && atomicAdd(flag, 0u) == 0u) {
+  }
+}
+
+}  // namespace examples
