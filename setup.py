@@ -99,7 +99,7 @@ def extension(with_cuda: bool):
     folders = ["csrc", "csrc/cpu"] + ["csrc/cuda"] * with_cuda
     files = sorted(path for folder in folders for path in (ROOT / folder).iterdir())
     sources = [str(path.relative_to(ROOT)) for path in files if path.suffix in (".cpp", ".cu")]
-    headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
+    headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*h"))
     debug = os.environ.get("DEBUG", "0") == "1"
     cxx = ["-g", "-O0"] if debug else ["-O3", "-g0"]
     cxx += ["-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
@@ -110,7 +110,7 @@ def extension(with_cuda: bool):
         depends=headers,
         include_dirs=[str(path) for path in torch_cuda_headers()] if with_cuda else [],
         define_macros=[("CEPROP_WITH_CUDA", None)] if with_cuda else [],
-        extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-lineinfo"]},
+        extra_compile_args={"cxx": cxx, "nvcc": ["-std=c++20", "-O3", "-lineinfo", "--threads=4"]},
         extra_link_args=["-fopenmp"],
     )
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 def build_info() -> dict[str, str]: ...
 def step_costs(
     *,
@@ -9,6 +11,7 @@ def step_costs(
     accumulate: bool,
     shared_update: bool,
     weight_decay: bool,
+    literal_input: bool,
     batch: int,
     free_steps: int,
     nudged_steps: int,
@@ -16,3 +19,18 @@ def step_costs(
     continual: bool,
     update: str,
 ) -> tuple[dict[str, tuple[float, float]], dict[str, str]]: ...
+def cuda_device(index: int) -> dict[str, int]: ...  # where CUDA was built
+def launch_plan(
+    *,
+    compute_capability: int,
+    multiprocessors: int,
+    shared_bytes: int,
+    cluster_blocks: int,
+    widths: list[int],
+    readout: bool,
+    energy: bool,
+    asynchronous: bool,
+    batch: int,
+    number_bytes: int,
+    precision: str,
+) -> dict[str, Any]: ...

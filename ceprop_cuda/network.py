@@ -20,6 +20,7 @@ from .dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge
 log = logging.getLogger("ceprop_cuda")
 
 BACKENDS = ("auto", "fused", "reference")
+PRECISIONS = ("exact", "tf32", "bf16")
 
 
 def one_of(name: str, value: object, choices: Sequence[object]) -> None:
@@ -67,21 +68,22 @@ def report(level: int, message: str) -> None:
         say_once(level, message)
 
 
-def backend_module(backend: str, circuit: Circuit, x: Tensor) -> ModuleType:
-    """The module whose ``relax``, ``ep_step`` and ``cep_step`` do the work: ``ops`` or ``reference``.
+def backend_module(backend: str, circuit: Circuit, x: Tensor, **of_kernels: str) -> tuple[ModuleType, dict[str, str]]:
+    """The module whose ``relax``, ``ep_step`` and ``cep_step`` do the work, ``ops`` or ``reference``; and the settings
+    of the kernels that its functions take: all, or none.
 
     Raises FusedUnavailable if ``backend`` is "fused" and the kernels cannot take this network or input.
     """
     if backend == "reference":
-        return reference
-    obstacle = ops.obstacle(circuit, x)
+        return reference, {}
+    obstacle = ops.obstacle(circuit, x, of_kernels["precision"])
     if obstacle is None:
         report(logging.INFO, f"running the fused kernels on {x.device.type}")
-        return ops
+        return ops, of_kernels
     if backend == "fused":
         raise FusedUnavailable(f"backend='fused' cannot run this: {obstacle}; use backend='auto' or 'reference'")
     report(logging.WARNING, f"backend='auto' runs the slow reference: {obstacle}")
-    return reference
+    return reference, {}
 
 
 class Network(nn.Module):
@@ -203,6 +205,7 @@ class Network(nn.Module):
         *,
         tolerance: float | None = None,
         return_steps: Literal[False] = False,
+        precision: str = "exact",
     ) -> list[Tensor]: ...
 
     @overload
@@ -219,6 +222,7 @@ class Network(nn.Module):
         *,
         tolerance: float | None = None,
         return_steps: Literal[True],
+        precision: str = "exact",
     ) -> tuple[list[Tensor], Tensor]: ...
 
     def relax(
@@ -234,6 +238,7 @@ class Network(nn.Module):
         *,
         tolerance: float | None = None,
         return_steps: bool = False,
+        precision: str = "exact",
     ) -> list[Tensor] | tuple[list[Tensor], Tensor]:
         """The layers' states ``(B, n_l)`` after ``steps`` steps from ``states`` (default: zeros).
 
@@ -246,6 +251,7 @@ class Network(nn.Module):
             tolerance: None, or stop already after 4, 8, 12, ... steps if the last of them moved no unit of any sample
                 by more than this. 0 stops only where further steps would change nothing.
             return_steps: return ``(states, number of steps made)``, the latter a 0-d int64 tensor.
+            precision: as for :class:`ceprop_cuda.EP`.
 
         Raises:
             ValueError, TypeError: a shape, dtype, device or setting does not fit; nothing was computed.
@@ -253,6 +259,7 @@ class Network(nn.Module):
         """
         one_of("backend", backend, BACKENDS)
         one_of("return_steps", return_steps, (True, False))
+        one_of("precision", precision, PRECISIONS)
         steps = whole_number("steps", steps, 0)
         tolerance = tolerance_or_none(tolerance)
         circuit = self.circuit()
@@ -267,7 +274,8 @@ class Network(nn.Module):
             nudge = Nudge(self.check_target(circuit, x, target), beta, nudge_at, loss)
         elif beta != 0:
             raise ValueError(f"beta must be 0 without a target, got {beta!r}; pass target= to nudge")
-        ran = backend_module(backend, circuit, x).relax(circuit, x, steps, states, nudge, tolerance)
+        module, of_kernels = backend_module(backend, circuit, x, precision=precision)
+        ran = module.relax(circuit, x, steps, states, nudge, tolerance, **of_kernels)
         return (ran.states, ran.steps.squeeze(0)) if return_steps else ran.states
 
     def forward(self, x: Tensor) -> Tensor:
@@ -356,9 +364,14 @@ class Network(nn.Module):
             return target.to(x.dtype)
         if target.dtype != torch.int64:
             raise TypeError(f"the target must be {wanted}, got {got}")
-        low, high = (end.item() for end in target.aminmax())
-        if low < 0 or high >= classes:
-            raise ValueError(f"class indices must lie in 0 .. {classes - 1}, got {low} .. {high}")
+        if target.is_cuda:  # reading a number would wait for the device
+            torch._assert_async(
+                ((target >= 0) & (target < classes)).all(), f"class indices must lie in 0 .. {classes - 1}"
+            )
+        else:
+            low, high = (end.item() for end in target.aminmax())
+            if low < 0 or high >= classes:
+                raise ValueError(f"class indices must lie in 0 .. {classes - 1}, got {low} .. {high}")
         return x.new_zeros(batch, classes).scatter_(1, target[:, None], 1)
 
     def _check_states(self, x: Tensor, states: Sequence[Tensor]) -> None:

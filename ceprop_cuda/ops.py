@@ -6,6 +6,7 @@ contracts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,12 +30,50 @@ def build_info() -> dict[str, str]:
     return _C.build_info()
 
 
-def obstacle(circuit: Circuit, x: Tensor) -> str | None:
-    """Why the fused kernels cannot take this input, or None if they can."""
-    if x.device.type != "cpu":
-        return f"there is no fused kernel for device type {x.device.type!r}"
+def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact") -> str | None:
+    """Why the fused kernels cannot take this input in this precision, or None if they can."""
     if x.dtype not in (torch.float32, torch.float64):
         return f"the fused kernels take float32 and float64, got {x.dtype}"
+    if x.device.type == "cuda" and hasattr(_C, "cuda_device"):
+        return _launch_obstacle(**_launch_settings(circuit, x, precision))
+    if x.device.type == "cuda":
+        return "this library was built without CUDA"
+    if x.device.type != "cpu":
+        return f"there is no fused kernel for device type {x.device.type!r}"
+    if precision != "exact":
+        return f"precision={precision!r} is CUDA's, got a tensor on the CPU"
+    return None
+
+
+def launch_plan(circuit: Circuit, x: Tensor, precision: str = "exact") -> dict[str, Any]:
+    """How the CUDA kernels run a call on x's device; ValueError if they cannot. See csrc/cuda/launch_plan.h."""
+    return _planned(**_launch_settings(circuit, x, precision))
+
+
+def _launch_settings(circuit: Circuit, x: Tensor, precision: str) -> dict[str, Any]:
+    return {
+        "index": x.device.index,
+        "widths": (x.shape[1], *(w.shape[0] for w in circuit.weights)),
+        "readout": circuit.readout,
+        "energy": circuit.dynamics.kind == "energy",
+        "asynchronous": circuit.dynamics.schedule == "asynchronous",
+        "batch": len(x),
+        "number_bytes": x.element_size(),
+        "precision": precision,
+    }
+
+
+def _planned(index: int, widths: tuple[int, ...], **settings: Any) -> dict[str, Any]:
+    device: dict[str, Any] = dict(_C.cuda_device(index))
+    return _C.launch_plan(**device, widths=list(widths), **settings)
+
+
+@functools.lru_cache(maxsize=256)  # asked before every call
+def _launch_obstacle(**settings: Any) -> str | None:
+    try:
+        _planned(**settings)
+    except ValueError as error:
+        return str(error)
     return None
 
 
@@ -45,8 +84,9 @@ def relax(
     states: Sequence[Tensor] | None = None,
     nudge: Nudge | None = None,
     tolerance: float | None = None,
+    precision: str = "exact",
 ) -> Relaxed:
-    """See :func:`ceprop_cuda.reference.relax`."""
+    """See :func:`ceprop_cuda.reference.relax`; ``precision`` as for :class:`ceprop_cuda.EP`."""
     after, steps_used = _call(
         torch.ops.ceprop_cuda.relax,
         *_tensors(circuit, x),
@@ -58,6 +98,7 @@ def relax(
         nudge_at="state" if nudge is None else nudge.at,
         loss="mse" if nudge is None else nudge.loss,
         **_dynamics(circuit),
+        precision=precision,
     )
     return Relaxed(after, steps_used)
 
@@ -73,8 +114,9 @@ def ep_step(
     symmetric: bool = False,
     accumulate: bool = False,
     shared_update: bool = False,
+    precision: str = "exact",
 ) -> EPResult:
-    """See :func:`ceprop_cuda.reference.ep_step`."""
+    """See :func:`ceprop_cuda.reference.ep_step`; ``precision`` as for :class:`ceprop_cuda.EP`."""
     of_weights, of_biases, of_feedback, free, nudged, steps_used = _call(
         torch.ops.ceprop_cuda.ep_step,
         *_tensors(circuit, x),
@@ -87,6 +129,7 @@ def ep_step(
         shared_update=shared_update,
         **_nudge(nudge),
         **_dynamics(circuit),
+        precision=precision,
     )
     biases = [None if b is None else of_b for b, of_b in zip(circuit.biases, of_biases, strict=True)]
     gradients = PerParameter(of_weights, biases, of_feedback)
@@ -106,10 +149,11 @@ def cep_step(
     shared_update: bool = False,
     weight_decay: float = 0.0,
     update: str = "auto",
+    precision: str = "exact",
 ) -> CEPResult:
     """See :func:`ceprop_cuda.reference.cep_step`; but the parameters of ``circuit`` move in place.
 
-    ``update`` as for :class:`ceprop_cuda.CEP`.
+    ``update`` and ``precision`` as for :class:`ceprop_cuda.CEP`.
     """
     before = _with_own_readout(circuit)
     free = _new_states(x, circuit.weights, circuit.readout)
@@ -129,6 +173,7 @@ def cep_step(
         update=update,
         **_nudge(nudge),
         **_dynamics(circuit),
+        precision=precision,
     )
     return CEPResult(circuit, logits(before, free), free, _phases(circuit, nudged), steps_used)
 

@@ -86,6 +86,7 @@ def plan(net: Network, rule: EP | CEP, batch: int) -> Plan:
         accumulate=isinstance(rule, EP) and rule.accumulate,
         shared_update=rule.shared_update,
         weight_decay=isinstance(rule, CEP) and rule.weight_decay != 0,
+        literal_input=net.weights[0].device.type == "cpu",
         batch=batch,
         free_steps=rule.free_steps,
         nudged_steps=rule.nudged_steps,
@@ -116,7 +117,7 @@ def _expected_ms(net: Network, rule: EP | CEP, batch: int, costs: dict[str, Cost
         times = []
         for _ in range(5):
             start = time.perf_counter()
-            ops.relax(circuit, x, steps)
+            ops.relax(circuit, x, steps).steps.cpu()  # waits for a GPU
             times.append(time.perf_counter() - start)
         return 1e3 * statistics.median(times)
 

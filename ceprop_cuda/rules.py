@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import reference
 from .dynamics import Circuit, Nudge
-from .network import BACKENDS, Network, backend_module, one_of, real_number, tolerance_or_none, whole_number
+from .network import BACKENDS, PRECISIONS, Network, backend_module, one_of, real_number, tolerance_or_none, whole_number
 
 NUDGINGS = ("positive", "random_sign", "symmetric")
 UPDATES = ("auto", "literal", "low_rank")
@@ -42,7 +42,8 @@ class StepResult:
 class Rule:
     """What the rules share: a network, its free phase and its loss."""
 
-    tolerance: float | None = None  # the rules with a nudged phase take one
+    tolerance: float | None = None  # the rules with a nudged phase take these
+    precision: str = "exact"
 
     def __init__(self, net: Network, free_steps: int, loss: str | None, nudge_at: str | None, backend: str) -> None:
         free_steps = whole_number("free_steps", free_steps, 0)
@@ -59,7 +60,8 @@ class Rule:
         circuit = self.net.circuit()
         x = self.net.check_input(circuit, x)
         target = self.net.check_target(circuit, x, y)
-        ran = backend_module(self.backend, circuit, x).relax(circuit, x, self.free_steps, tolerance=self.tolerance)
+        module, of_kernels = backend_module(self.backend, circuit, x, precision=self.precision)
+        ran = module.relax(circuit, x, self.free_steps, tolerance=self.tolerance, **of_kernels)
         output = reference.logits(circuit, ran.states)
         return StepResult(self.loss, target, output, ran.states, ran.steps)
 
@@ -79,6 +81,7 @@ class NudgedRule(Rule):
         shared_update: bool,
         backend: str,
         tolerance: float | None,
+        precision: str,
     ) -> None:
         nudged_steps = whole_number("nudged_steps", nudged_steps, 1)
         beta = real_number("beta", beta, lambda value: value != 0, "a finite number other than 0")
@@ -86,6 +89,7 @@ class NudgedRule(Rule):
         one_of("shared_update", shared_update, (True, False))
         if shared_update and net.free_feedback is None:
             raise ValueError("shared_update=True needs a network with feedback='free', got tied feedback")
+        one_of("precision", precision, PRECISIONS)
         tolerance = tolerance_or_none(tolerance)
         super().__init__(net, free_steps, loss, nudge_at, backend)
         self.nudged_steps = nudged_steps
@@ -93,6 +97,7 @@ class NudgedRule(Rule):
         self.nudging = nudging
         self.shared_update = shared_update
         self.tolerance = tolerance
+        self.precision = precision
 
     def _nudge(self, target: Tensor) -> Nudge:
         sign = -1 if self.nudging == "random_sign" and torch.rand(()).item() < 0.5 else 1
@@ -128,6 +133,8 @@ class EP(NudgedRule):
         backend: "auto", "fused" or "reference".
         tolerance: None, or end a phase already after 4, 8, 12, ... of its steps if the last of them moved no unit of
             any sample of the batch by more than this. 0 ends it only where further steps would change nothing.
+        precision: "exact", or on a GPU "tf32" or "bf16": tensor cores compute the steps' products, whose factors are
+            rounded to 11 or 8 bits; sums, states, parameters and contrasts stay float32. The reference is always exact.
     """
 
     def __init__(
@@ -144,10 +151,11 @@ class EP(NudgedRule):
         backend: str = "auto",
         *,
         tolerance: float | None = None,
+        precision: str = "exact",
     ) -> None:
         one_of("accumulate", accumulate, (True, False))
         phases = (free_steps, nudged_steps, beta, nudging, nudge_at, loss)
-        super().__init__(net, *phases, shared_update, backend, tolerance)
+        super().__init__(net, *phases, shared_update, backend, tolerance, precision)
         self.accumulate = accumulate
 
     @torch.no_grad()
@@ -164,7 +172,8 @@ class EP(NudgedRule):
         circuit = self.net.circuit()
         x = self.net.check_input(circuit, x)
         nudge = self._nudge(self.net.check_target(circuit, x, y))
-        ran = backend_module(self.backend, circuit, x).ep_step(
+        module, of_kernels = backend_module(self.backend, circuit, x, precision=self.precision)
+        ran = module.ep_step(
             circuit,
             x,
             nudge,
@@ -174,6 +183,7 @@ class EP(NudgedRule):
             symmetric=self.nudging == "symmetric",
             accumulate=self.accumulate,
             shared_update=self.shared_update,
+            **of_kernels,
         )
         result = self._nudged_result(nudge.target, ran)
         _add_to_grads(circuit, ran.gradients)
@@ -213,11 +223,12 @@ class CEP(NudgedRule):
         backend: str = "auto",
         *,
         tolerance: float | None = None,
+        precision: str = "exact",
         update: str = "auto",
     ) -> None:
         one_of("update", update, UPDATES)
         phases = (free_steps, nudged_steps, beta, nudging, nudge_at, loss)
-        super().__init__(net, *phases, shared_update, backend, tolerance)
+        super().__init__(net, *phases, shared_update, backend, tolerance, precision)
         rates = list(lr) if isinstance(lr, Iterable) else [lr] * len(net.weights)
         if len(rates) != len(net.weights):
             raise ValueError(f"lr must hold {len(net.weights)} rates, input side first, got {len(rates)}: {lr!r}")
@@ -242,7 +253,7 @@ class CEP(NudgedRule):
         circuit = self.net.circuit()
         x = self.net.check_input(circuit, x)
         nudge = self._nudge(self.net.check_target(circuit, x, y))
-        module = backend_module(self.backend, circuit, x)
+        module, of_kernels = backend_module(self.backend, circuit, x, precision=self.precision, update=self.update)
         ran = module.cep_step(
             circuit,
             x,
@@ -254,7 +265,7 @@ class CEP(NudgedRule):
             symmetric=self.nudging == "symmetric",
             shared_update=self.shared_update,
             weight_decay=self.weight_decay,
-            **({"update": self.update} if module is ops else {}),
+            **of_kernels,
         )
         for p, moved in zip(circuit.parameters(), ran.circuit.parameters(), strict=True):
             if moved is not p:  # the reference returns new tensors, the kernels write in place
@@ -286,7 +297,8 @@ class BPTT(Rule):
         circuit = self.net.circuit()
         x = self.net.check_input(circuit, x)
         target = self.net.check_target(circuit, x, y)
-        start = backend_module(self.backend, circuit, x).relax(circuit, x, self.free_steps - self.unrolled_steps)
+        module, of_kernels = backend_module(self.backend, circuit, x, precision="exact")
+        start = module.relax(circuit, x, self.free_steps - self.unrolled_steps, **of_kernels)
         ran = reference.bptt(circuit, x, target, self.loss, unrolled_steps=self.unrolled_steps, states=start.states)
         _add_to_grads(circuit, ran.gradients)
         steps = start.steps + self.unrolled_steps

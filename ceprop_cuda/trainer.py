@@ -213,7 +213,9 @@ def _refuse_left_out_parameters(net: Network, optimizer: torch.optim.Optimizer) 
 
 def _description(rule: EP | CEP | BPTT) -> dict[str, Any]:
     """What is trained and how, beyond the values of parameters; what runs it may change between epochs."""
-    settings = {name: value for name, value in vars(rule).items() if name not in ("net", "backend", "update")}
+    settings = {
+        name: value for name, value in vars(rule).items() if name not in ("net", "backend", "precision", "update")
+    }
     dtype = str(rule.net.weights[0].dtype).removeprefix("torch.")
     return {"name": type(rule).__name__, **settings, "network": rule.net.extra_repr(), "dtype": dtype}
 

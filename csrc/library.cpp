@@ -11,9 +11,12 @@
 //   activation, output_activation, dynamics ("prototypical" | "energy"), dt > 0, clip, schedule ("synchronous" |
 //   "asynchronous"): see ceprop_cuda.Network
 //   tolerance finite, >= 0: a phase ends after a multiple of 4 steps in the last of which no unit moved by more
-// The last result is how many steps each phase took, int64 on the CPU.
+//   precision "exact"; CUDA, float32 and sm_80 or newer also "tf32" | "bf16": to which the factors of a step's products
+//   are rounded; sums, states, parameters and what is learned stay float32
+// The last result is how many steps each phase took, int64, on x's device.
 // Any strides are taken; results are contiguous. Nothing is written before all arguments have been checked. The same
-// call gives the same bits for every number of threads. No op is differentiable.
+// call gives the same bits for every number of threads. No op is differentiable. On CUDA no op waits for the device:
+// class indices out of range are found by a device-side assertion.
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 #include <torch/version.h>
@@ -26,13 +29,14 @@
 #include "cpu/kernels.h"
 #ifdef CEPROP_WITH_CUDA
 #include "cuda/build_facts.h"
+#include "cuda/devices.h"
 #endif
 #include "cuda/launch_plan.h"
 #include "plan.h"
 
 #define CEPROP_DYNAMICS                                                                                         \
   "str activation, str output_activation, str dynamics, float dt, bool clip, str schedule, str feedback, bool " \
-  "readout"
+  "readout, str precision='exact'"
 
 TORCH_LIBRARY(ceprop_cuda, m) {
   // At most `steps` steps from `states` ([B, n_l] per layer; empty: zeros), nudged if there is a target.
@@ -83,7 +87,7 @@ std::map<std::string, std::string> build_info() {
   facts["compiler"] = __VERSION__;
   facts["built_for_torch"] = TORCH_VERSION;
 #ifdef CEPROP_WITH_CUDA
-  facts["cuda"] = ceprop::cuda_build_facts() + " (no kernels yet)";
+  facts["cuda"] = ceprop::cuda_build_facts();
 #else
   facts["cuda"] = "not built";
 #endif
@@ -97,8 +101,8 @@ using Parts = std::map<std::string, std::pair<double, double>>;
 std::pair<Parts, std::map<std::string, std::string>> step_costs(const std::vector<int64_t>& widths, bool readout,
                                                                 bool free_feedback, bool asynchronous, bool symmetric,
                                                                 bool accumulate, bool shared_update, bool weight_decay,
-                                                                int64_t batch, int free_steps, int nudged_steps,
-                                                                int64_t number_bytes, bool continual,
+                                                                bool literal_input, int64_t batch, int free_steps,
+                                                                int nudged_steps, int64_t number_bytes, bool continual,
                                                                 const std::string& update) {
   using ceprop::Form;
   const ceprop::StepShape shape{.widths = widths,
@@ -109,6 +113,7 @@ std::pair<Parts, std::map<std::string, std::string>> step_costs(const std::vecto
                                 .accumulate = accumulate,
                                 .shared_update = shared_update,
                                 .weight_decay = weight_decay,
+                                .literal_input = literal_input,
                                 .batch = batch,
                                 .free_steps = free_steps,
                                 .nudged_steps = nudged_steps,
@@ -127,7 +132,7 @@ std::pair<Parts, std::map<std::string, std::string>> step_costs(const std::vecto
   }
   const ceprop::Forms forms = costs.choose(ceprop::parse_update(update));
   for (const auto& [name, form] : {std::pair{"literal", Form::literal}, std::pair{"low_rank", Form::low_rank}}) {
-    add(std::string("input update, ") + name, costs.input_update(form));
+    if (form == Form::low_rank || literal_input) add(std::string("input update, ") + name, costs.input_update(form));
     if (form == Form::literal || costs.inner_has_low_rank())
       add(std::string("inner updates, ") + name, costs.inner_update(form));
     if (forms.input == form) chosen["input"] = name;
@@ -135,6 +140,17 @@ std::pair<Parts, std::map<std::string, std::string>> step_costs(const std::vecto
   }
   return {parts, chosen};
 }
+
+#ifdef CEPROP_WITH_CUDA
+// The arguments of launch_plan that say what a device is.
+std::map<std::string, int64_t> cuda_device(int index) {
+  const ceprop::cuda::Device device = ceprop::cuda::properties_of(index);
+  return {{"compute_capability", device.compute_capability},
+          {"multiprocessors", device.multiprocessors},
+          {"shared_bytes", device.shared_bytes},
+          {"cluster_blocks", device.cluster_blocks}};
+}
+#endif
 
 // Which CUDA kernel a device would run a call by, and how it would lie in it; ValueError if none can. See
 // cuda/launch_plan.h.
@@ -171,9 +187,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info, "What this library was built for and which kernels it runs, as a dict of strings.");
   m.def("step_costs", &step_costs, py::kw_only(), py::arg("widths"), py::arg("readout"), py::arg("free_feedback"),
         py::arg("asynchronous"), py::arg("symmetric"), py::arg("accumulate"), py::arg("shared_update"),
-        py::arg("weight_decay"), py::arg("batch"), py::arg("free_steps"), py::arg("nudged_steps"),
-        py::arg("number_bytes"), py::arg("continual"), py::arg("update"),
+        py::arg("weight_decay"), py::arg("literal_input"), py::arg("batch"), py::arg("free_steps"),
+        py::arg("nudged_steps"), py::arg("number_bytes"), py::arg("continual"), py::arg("update"),
         "(operations, bytes) of the parts of a learning step by name, and the forms chosen.");
+#ifdef CEPROP_WITH_CUDA
+  m.def("cuda_device", &cuda_device, py::arg("index"), "What launch_plan asks of a device, of this one.");
+#endif
   m.def("launch_plan", &launch_plan, py::kw_only(), py::arg("compute_capability"), py::arg("multiprocessors"),
         py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("widths"), py::arg("readout"), py::arg("energy"),
         py::arg("asynchronous"), py::arg("batch"), py::arg("number_bytes"), py::arg("precision"),

@@ -15,6 +15,7 @@ namespace ceprop {
 struct StepShape {
   std::vector<int64_t> widths;  // n_in, n_0, ..., n_{L-1}, and the classes of a readout
   bool readout, free_feedback, asynchronous, symmetric, accumulate, shared_update, weight_decay;
+  bool literal_input;  // whether the kernels have that form; CUDA's do not
   int64_t batch;
   int free_steps, nudged_steps;
   int64_t number_bytes;  // 4 or 8
@@ -84,6 +85,7 @@ class StepCosts {
     Forms forms{cheaper(input_update(Form::literal), input_update(Form::low_rank)),
                 cheaper(inner_update(Form::literal), inner_update(Form::low_rank))};
     if (wanted) forms = {*wanted, *wanted};
+    if (!shape_.literal_input) forms.input = Form::low_rank;
     if (!inner_has_low_rank()) forms.inner = Form::literal;
     return forms;
   }

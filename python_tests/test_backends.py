@@ -140,6 +140,41 @@ def test_reference_runs_the_reference_and_says_nothing(
     assert said() == []
 
 
+# --- Precision
+
+
+def test_tensor_cores_are_a_gpus(said: Callable[[], list[tuple[int, str]]]) -> None:
+    net, (x, y) = mlp(torch.float32), batch(torch.float32)
+    message = "precision='tf32' is CUDA's, got a tensor on the CPU"
+    calls: list[Callable[[str], object]] = [
+        lambda backend: net.relax(x, 2, backend=backend, precision="tf32"),
+        lambda backend: ep_rule(net, backend=backend, precision="tf32").backward(x, y),
+        lambda backend: ep_rule(net, backend=backend, precision="tf32").predict(x, y),
+        lambda backend: cep_rule(net, backend=backend, precision="tf32").step(x, y),
+    ]
+    for call in calls:
+        with pytest.raises(network.FusedUnavailable, match=message):
+            call("fused")
+    assert said() == []
+    for call in calls:
+        call("auto")
+    assert said() == [(logging.WARNING, f"backend='auto' runs the slow reference: {message}")]
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    net, (x, _) = mlp(), batch()
+    wanted = "precision must be one of 'exact', 'tf32', 'bf16', got 'fp8'"
+    for call in (
+        lambda: net.relax(x, 2, precision="fp8"),
+        lambda: ep_rule(net, precision="fp8"),
+        lambda: cep_rule(net, precision="fp8"),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            call()
+    with pytest.raises(ValueError, match="precision must be 'exact' on the CPU"):
+        ops.relax(net.circuit(), x, 2, precision="bf16")
+
+
 # --- Without autograd
 
 

@@ -252,7 +252,7 @@ def test_a_fused_backend_that_cannot_run_is_one_line_and_other_runtime_errors_ar
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = ["train", "--backend", "fused", "--epochs", "1"]
-    monkeypatch.setattr(ops, "obstacle", lambda _circuit, _x: "the kernels are on strike")
+    monkeypatch.setattr(ops, "obstacle", lambda *_: "the kernels are on strike")
     assert_refused(capsys, train, "backend='fused' cannot run this: the kernels are on strike; use backend='auto'")
 
     def fail(_circuit: Any, _x: Any) -> None:

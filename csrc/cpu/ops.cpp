@@ -1,163 +1,12 @@
-// The ops on CPU tensors: checks, memory, and one kernel call each. Contracts: ../library.cpp.
-#include <ATen/ATen.h>
-#include <ATen/MemoryOverlap.h>
+// The ops on CPU tensors.
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include "../checks.h"
-#include "../plan.h"
+#include "../ops.h"
 #include "kernels.h"
 
 namespace ceprop {
 namespace {
-
-using at::Tensor;
-using at::TensorList;
-using Lists = std::vector<Tensor>;
-
-// The arguments that all ops share, in the order of the schema.
-struct Settings {
-  std::string_view activation, output_activation, dynamics;
-  double dt;
-  bool clip;
-  std::string_view schedule, feedback;
-  bool readout;
-};
-
-// Contiguous versions of the parameters, kept alive beside the pointers to them; those that had to be copied are
-// written back by `write_back`.
-template <class T>
-struct Parameters {
-  std::vector<Tensor> given, dense;
-
-  T* take(const Tensor& tensor) {
-    if (tensor.numel() == 0) return nullptr;
-    given.push_back(tensor);
-    dense.push_back(tensor.contiguous());
-    return dense.back().template mutable_data_ptr<T>();
-  }
-  std::vector<T*> take_all(TensorList tensors) {
-    std::vector<T*> pointers;
-    for (const Tensor& tensor : tensors) pointers.push_back(take(tensor));
-    return pointers;
-  }
-  void write_back() {
-    for (size_t i = 0; i < given.size(); ++i)
-      if (!dense[i].is_same(given[i])) given[i].copy_(dense[i]);
-  }
-};
-
-void check_network(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
-                   const Settings& settings) {
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                   "x must be float32 or float64, got ", x.scalar_type());
-  TORCH_CHECK_VALUE(x.dim() == 2 && x.size(0) >= 1 && x.size(1) >= 1, "x must be (B, n_in) with B, n_in >= 1, got ",
-                    describe(x.sizes()));
-  const size_t least = settings.readout ? 2 : 1;
-  TORCH_CHECK_VALUE(weights.size() >= least, "weights must hold at least ", least, " tensors, got ", weights.size());
-  check_count("biases", biases.size(), weights.size(), "tensors like the weights");
-  int64_t below = x.size(1);
-  for (size_t l = 0; l < weights.size(); ++l) {
-    const int64_t units = weights[l].dim() == 2 ? weights[l].size(0) : 0;
-    TORCH_CHECK_VALUE(units >= 1, element("weights", l), " must be (units, ", below, ") with units >= 1, got ",
-                      describe(weights[l].sizes()));
-    check_tensor(element("weights", l), weights[l], {units, below}, x);
-    if (biases[l].numel() != 0 || biases[l].dim() != 1) check_tensor(element("biases", l), biases[l], {units}, x);
-    below = units;
-  }
-  const bool free = parse_free_feedback(settings.feedback);
-  const size_t layers = weights.size() - settings.readout;
-  check_count("feedback_weights", feedback.size(), free ? layers - 1 : 0,
-              free ? "tensors with free feedback" : "tensors with tied feedback");
-  for (size_t l = 0; l < feedback.size(); ++l)
-    check_tensor(element("feedback_weights", l), feedback[l], weights[l + 1].sizes(), x);
-  check_number("dt", settings.dt, settings.dt > 0, "a finite number > 0");
-}
-
-// Where phases note how many steps they took, [phases].
-Tensor new_steps(int64_t phases) { return at::empty({phases}, at::kLong); }
-
-Stop check_stop(std::optional<double> tolerance, const Tensor& steps_used) {
-  if (tolerance) check_number("tolerance", *tolerance, *tolerance >= 0, "a finite number >= 0, or None");
-  return {tolerance, steps_used.mutable_data_ptr<int64_t>()};
-}
-
-template <class T>
-Network<T> describe_network(TensorList weights, TensorList biases, TensorList feedback, const Settings& settings,
-                            Parameters<T>& parameters) {
-  Network<T> network;
-  network.layers = static_cast<int>(weights.size()) - settings.readout;
-  network.readout = settings.readout;
-  network.free_feedback = parse_free_feedback(settings.feedback);
-  network.asynchronous = parse_asynchronous(settings.schedule);
-  const Dynamics dynamics = parse_dynamics(settings.dynamics);
-  const Activation hidden = parse_activation("activation", settings.activation);
-  const Activation output = parse_activation("output_activation", settings.output_activation);
-  network.input_activation = hidden;
-  network.widths.push_back(weights[0].size(1));
-  for (int l = 0; l < network.layers; ++l) {
-    const bool is_top = l + 1 == network.layers;
-    network.rules.push_back({is_top && !settings.readout ? output : hidden, dynamics, !is_top && !network.free_feedback,
-                             settings.clip, settings.dt});
-  }
-  for (const Tensor& w : weights) network.widths.push_back(w.size(0));
-  network.weights = parameters.take_all(weights);
-  network.biases = parameters.take_all(biases);
-  network.feedback = parameters.take_all(feedback);
-  return network;
-}
-
-Nudge check_nudge(double beta, std::string_view nudge_at, std::string_view loss, const Settings& settings) {
-  check_number("beta", beta, beta != 0, "a finite number other than 0 in a nudged phase");
-  const Nudge nudge{beta, parse_nudge_at(nudge_at), parse_loss(loss)};
-  if (settings.readout) {
-    TORCH_CHECK_VALUE(nudge.loss == Loss::cross_entropy, "loss must be 'cross_entropy' with a readout, got '", loss,
-                      "'");
-    TORCH_CHECK_VALUE(nudge.at == NudgeAt::drive, "nudge_at must be 'drive' with a readout, got '", nudge_at, "'");
-  } else if (nudge.loss == Loss::cross_entropy) {
-    TORCH_CHECK_VALUE(
-        settings.output_activation == "linear",
-        "loss = 'cross_entropy' needs output_activation = 'linear' or a readout, got output_activation = '",
-        settings.output_activation, "'");
-  }
-  return nudge;
-}
-
-// The target as contiguous floats [B, classes].
-Tensor check_target(const Tensor& target, const Tensor& x, int64_t classes) {
-  TORCH_CHECK_VALUE(target.device() == x.device(), "target must be on ", x.device(), " like x, got ", target.device());
-  if (target.dim() != 1) {
-    check_tensor("target", target, {x.size(0), classes}, x);
-    return target.contiguous();
-  }
-  TORCH_CHECK_VALUE(target.size(0) == x.size(0), "target must be (", x.size(0), ",) class indices or (", x.size(0),
-                    ", ", classes, ") floats, got ", describe(target.sizes()));
-  TORCH_CHECK_TYPE(target.scalar_type() == at::kLong, "class indices in target must be int64, got ",
-                   target.scalar_type());
-  Tensor one_hot = at::zeros({x.size(0), classes}, x.options());
-  const auto index = target.accessor<int64_t, 1>();
-  for (int64_t sample = 0; sample < x.size(0); ++sample) {
-    TORCH_CHECK_VALUE(index[sample] >= 0 && index[sample] < classes, "target must hold class indices in 0 .. ",
-                      classes - 1, ", got ", index[sample], " at ", sample);
-    one_hot[sample][index[sample]] = 1;
-  }
-  return one_hot;
-}
-
-// Fresh states [B, n_l] of every layer, `phases` times.
-Lists new_states(const Tensor& x, TensorList weights, bool readout, int phases) {
-  Lists states;
-  for (int phase = 0; phase < phases; ++phase)
-    for (const Tensor& w : weights.slice(0, weights.size() - readout))
-      states.push_back(at::empty({x.size(0), w.size(0)}, x.options()));
-  return states;
-}
-
-Lists new_like(TensorList tensors) {
-  Lists result;
-  for (const Tensor& tensor : tensors) result.push_back(at::empty(tensor.sizes(), tensor.options()));
-  return result;
-}
 
 const Kernels& kernels() {
   try {
@@ -167,216 +16,47 @@ const Kernels& kernels() {
   }
 }
 
-std::tuple<Lists, Tensor> relax_cpu(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights,
-                                    TensorList states, const std::optional<Tensor>& target, int64_t steps,
-                                    std::optional<double> tolerance, double beta, std::string_view nudge_at,
-                                    std::string_view loss, std::string_view activation,
-                                    std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
-                                    std::string_view schedule, std::string_view feedback, bool readout) {
-  const Settings settings{activation, output_activation, dynamics, dt, clip, schedule, feedback, readout};
-  check_network(x, weights, biases, feedback_weights, settings);
-  check_steps("steps", steps, 0);
-  const size_t layers = weights.size() - readout;
-  if (!states.empty()) check_count("states", states.size(), layers, "tensors, one per layer, or none");
-  for (size_t l = 0; l < states.size(); ++l)
-    check_tensor(element("states", l), states[l], {x.size(0), weights[l].size(0)}, x);
-  std::optional<Tensor> dense_target;
-  Nudge nudge{};
-  if (target) {
-    nudge = check_nudge(beta, nudge_at, loss, settings);
-    dense_target = check_target(*target, x, weights.back().size(0));
+class Cpu {
+ public:
+  Cpu(const Tensor&, Precision precision) : set_(kernels()) {
+    TORCH_CHECK_VALUE(precision == Precision::exact, "precision must be 'exact' on the CPU: the others are CUDA's");
   }
-  const Tensor steps_used = new_steps(1);
-  const Stop stop = check_stop(tolerance, steps_used);
-  const Kernels& set = kernels();
-  const Lists result = new_states(x, weights, readout, 1);
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "relax", [&] {
-    Parameters<scalar_t> parameters;
-    const Tensor dense_x = x.contiguous();
-    RelaxCall<scalar_t> call;
-    call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
-    call.batch = {x.size(0), dense_x.const_data_ptr<scalar_t>(),
-                  dense_target ? dense_target->const_data_ptr<scalar_t>() : nullptr};
-    call.nudge = nudge;
-    call.steps = static_cast<int>(steps);
-    call.stop = stop;
-    for (const scalar_t* s : parameters.take_all(states)) call.initial.push_back(s);
-    call.states = parameters.take_all(result);
-    set.of<scalar_t>().relax(call, at::get_num_threads());
-  });
-  return {result, steps_used};
-}
 
-// What ep_step and cep_step share of their arguments.
-struct LearnArguments {
-  const Tensor& target;
-  int64_t free_steps, nudged_steps;
-  std::optional<double> tolerance;
-  double beta;
-  std::string_view nudge_at, loss;
-  bool symmetric, shared_update;
-};
+  Tensor new_steps(int64_t phases) const { return at::empty({phases}, at::kLong); }
 
-void check_learning(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
-                    const LearnArguments& arguments, const Settings& settings) {
-  check_network(x, weights, biases, feedback, settings);
-  check_steps("free_steps", arguments.free_steps, 0);
-  check_steps("nudged_steps", arguments.nudged_steps, 1);
-  TORCH_CHECK_VALUE(!arguments.shared_update || parse_free_feedback(settings.feedback),
-                    "shared_update must be False with tied feedback, got True");
-}
-
-template <class T>
-void describe_learning(LearnCall<T>& call, const Tensor& x, const Tensor& target, const LearnArguments& arguments,
-                       const Nudge& nudge, const Stop& stop, TensorList free_states, TensorList nudged_states,
-                       Parameters<T>& parameters) {
-  call.batch = {x.size(0), x.const_data_ptr<T>(), target.const_data_ptr<T>()};
-  call.nudge = nudge;
-  call.free_steps = static_cast<int>(arguments.free_steps);
-  call.nudged_steps = static_cast<int>(arguments.nudged_steps);
-  call.stop = stop;
-  call.symmetric = arguments.symmetric;
-  call.shared_update = arguments.shared_update;
-  call.free_states = parameters.take_all(free_states);
-  call.nudged_states = parameters.take_all(nudged_states);
-}
-
-std::tuple<Lists, Lists, Lists, Lists, Lists, Tensor> ep_step_cpu(
-    const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights, const Tensor& target,
-    int64_t free_steps, int64_t nudged_steps, std::optional<double> tolerance, double beta, std::string_view nudge_at,
-    std::string_view loss, bool symmetric, bool accumulate, bool shared_update, std::string_view activation,
-    std::string_view output_activation, std::string_view dynamics, double dt, bool clip, std::string_view schedule,
-    std::string_view feedback, bool readout) {
-  const Settings settings{activation, output_activation, dynamics, dt, clip, schedule, feedback, readout};
-  const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,    beta,
-                                 nudge_at, loss,       symmetric,    shared_update};
-  check_learning(x, weights, biases, feedback_weights, arguments, settings);
-  const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
-  const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, weights.back().size(0));
-  Tensor steps_used = new_steps(symmetric ? 3 : 2);
-  const Stop stop = check_stop(tolerance, steps_used);
-  const Kernels& set = kernels();
-  Lists gradients = new_like(weights), bias_gradients = new_like(biases),
-        feedback_gradients = new_like(feedback_weights);
-  Lists free = new_states(x, weights, readout, 1), nudged = new_states(x, weights, readout, symmetric ? 2 : 1);
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "ep_step", [&] {
-    Parameters<scalar_t> parameters;
-    EpCall<scalar_t> call;
-    call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
-    describe_learning(call, dense_x, dense_target, arguments, nudge, stop, free, nudged, parameters);
-    call.accumulate = accumulate;
-    call.gradients = parameters.take_all(gradients);
-    call.bias_gradients = parameters.take_all(bias_gradients);
-    call.feedback_gradients = parameters.take_all(feedback_gradients);
-    set.of<scalar_t>().ep_step(call, at::get_num_threads());
-  });
-  return {std::move(gradients), std::move(bias_gradients), std::move(feedback_gradients),
-          std::move(free),      std::move(nudged),         std::move(steps_used)};
-}
-
-struct Named {
-  std::string name;
-  Tensor tensor;
-};
-
-// Those that hold anything: a bias that there is not has no memory.
-std::vector<Named> named(const char* list, TensorList tensors) {
-  std::vector<Named> result;
-  for (size_t i = 0; i < tensors.size(); ++i)
-    if (tensors[i].numel() > 0) result.push_back({element(list, i), tensors[i]});
-  return result;
-}
-
-// What will be written can be written: every number lies in memory of its own, and autograd allows it.
-void check_writable(const std::vector<Named>& written) {
-  for (const auto& [name, tensor] : written) {
-    TORCH_CHECK(!(at::GradMode::is_enabled() && tensor.requires_grad()), name,
-                " requires grad and is changed in place: call cep_step under torch.no_grad()");
-    TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, name,
-                      " is changed in place and must not be an expanded tensor; clone it");
-  }
-  for (size_t i = 0; i < written.size(); ++i)
-    for (size_t j = 0; j < i; ++j) {
-      const at::MemOverlapStatus status = at::get_overlap_status(written[i].tensor, written[j].tensor);
-      TORCH_CHECK_VALUE(status != at::MemOverlapStatus::Full && status != at::MemOverlapStatus::Partial,
-                        written[i].name, " and ", written[j].name,
-                        " are both changed in place and must not share memory");
+  Tensor one_hot(const Tensor& target, const Tensor& x, int64_t classes) const {
+    Tensor result = at::zeros({x.size(0), classes}, x.options());
+    const auto index = target.accessor<int64_t, 1>();
+    for (int64_t sample = 0; sample < x.size(0); ++sample) {
+      TORCH_CHECK_VALUE(index[sample] >= 0 && index[sample] < classes, "target must hold class indices in 0 .. ",
+                        classes - 1, ", got ", index[sample], " at ", sample);
+      result[sample][index[sample]] = 1;
     }
-}
+    return result;
+  }
 
-// What a C-EP step costs is decided by this, whatever the numbers.
-StepShape shape_of(const Tensor& x, TensorList weights, const LearnArguments& arguments, bool weight_decay,
-                   const Settings& settings) {
-  StepShape shape{.widths = {x.size(1)},
-                  .readout = settings.readout,
-                  .free_feedback = parse_free_feedback(settings.feedback),
-                  .asynchronous = parse_asynchronous(settings.schedule),
-                  .symmetric = arguments.symmetric,
-                  .accumulate = false,
-                  .shared_update = arguments.shared_update,
-                  .weight_decay = weight_decay,
-                  .batch = x.size(0),
-                  .free_steps = static_cast<int>(arguments.free_steps),
-                  .nudged_steps = static_cast<int>(arguments.nudged_steps),
-                  .number_bytes = static_cast<int64_t>(x.element_size())};
-  for (const Tensor& w : weights) shape.widths.push_back(w.size(0));
-  return shape;
-}
+  template <class T>
+  void run(const RelaxCall<T>& call) const {
+    set_.of<T>().relax(call, at::get_num_threads());
+  }
+  template <class T>
+  void run(const EpCall<T>& call) const {
+    set_.of<T>().ep_step(call, at::get_num_threads());
+  }
+  template <class T>
+  void run(const CepCall<T>& call) const {
+    set_.of<T>().cep_step(call, at::get_num_threads());
+  }
 
-Tensor cep_step_cpu(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights,
-                    const Tensor& target, TensorList free_states, TensorList nudged_states, int64_t free_steps,
-                    int64_t nudged_steps, std::optional<double> tolerance, double beta, std::string_view nudge_at,
-                    std::string_view loss, at::ArrayRef<double> lr, bool symmetric, bool shared_update,
-                    double weight_decay, std::string_view update, std::string_view activation,
-                    std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
-                    std::string_view schedule, std::string_view feedback, bool readout) {
-  const Settings settings{activation, output_activation, dynamics, dt, clip, schedule, feedback, readout};
-  const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,    beta,
-                                 nudge_at, loss,       symmetric,    shared_update};
-  check_learning(x, weights, biases, feedback_weights, arguments, settings);
-  const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
-  check_count("lr", lr.size(), weights.size(), "rates, one per connection");
-  for (size_t l = 0; l < lr.size(); ++l) check_number(element("lr", l), lr[l], lr[l] >= 0, "a finite number >= 0");
-  check_number("weight_decay", weight_decay, weight_decay >= 0, "a finite number >= 0");
-  const std::optional<Form> form = parse_update(update);
-  Tensor steps_used = new_steps(symmetric ? 4 : 2);
-  const Stop stop = check_stop(tolerance, steps_used);
-  const size_t layers = weights.size() - readout;
-  check_count("free_states", free_states.size(), layers, "tensors, one per layer");
-  check_count("nudged_states", nudged_states.size(), symmetric ? 2 * layers : layers,
-              "tensors, one per layer and phase");
-  for (size_t i = 0; i < layers; ++i)
-    check_tensor(element("free_states", i), free_states[i], {x.size(0), weights[i].size(0)}, x);
-  for (size_t i = 0; i < nudged_states.size(); ++i)
-    check_tensor(element("nudged_states", i), nudged_states[i], {x.size(0), weights[i % layers].size(0)}, x);
-  const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, weights.back().size(0));
-  const Kernels& set = kernels();
-  std::vector<Named> written;
-  for (auto& list : {named("weights", weights), named("biases", biases), named("feedback_weights", feedback_weights),
-                     named("free_states", free_states), named("nudged_states", nudged_states)})
-    written.insert(written.end(), list.begin(), list.end());
-  check_writable(written);
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cep_step", [&] {
-    Parameters<scalar_t> parameters;
-    CepCall<scalar_t> call;
-    call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
-    describe_learning(call, dense_x, dense_target, arguments, nudge, stop, free_states, nudged_states, parameters);
-    call.lr = lr.vec();
-    call.weight_decay = weight_decay;
-    call.forms = StepCosts(shape_of(x, weights, arguments, weight_decay != 0, settings)).choose(form);
-    set.of<scalar_t>().cep_step(call, at::get_num_threads());
-    parameters.write_back();
-  });
-  for (const auto& [name, tensor] : written)
-    if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
-  return steps_used;
-}
+ private:
+  const Kernels& set_;
+};
 
 }  // namespace
 }  // namespace ceprop
 
 TORCH_LIBRARY_IMPL(ceprop_cuda, CPU, m) {
-  m.impl("relax", &ceprop::relax_cpu);
-  m.impl("ep_step", &ceprop::ep_step_cpu);
-  m.impl("cep_step", &ceprop::cep_step_cpu);
+  m.impl("relax", &ceprop::relax_op<ceprop::Cpu>);
+  m.impl("ep_step", &ceprop::ep_step_op<ceprop::Cpu>);
+  m.impl("cep_step", &ceprop::cep_step_op<ceprop::Cpu>);
 }

@@ -398,7 +398,7 @@ class Relaxation {
       // Neighbouring threads read neighbouring numbers.
       const int row = of.next_k == 1 ? i % depth : i / tile_units, u = of.next_k == 1 ? i / depth : i % tile_units;
       const bool there = k + row < of.depth && u < units;
-      to[row * tile_units + u] = there ? of.weights[(k + row) * of.next_k + u * of.next_u] : T(0);
+      to[row * tile_units + u] = Tile::staged(there ? of.weights[(k + row) * of.next_k + u * of.next_u] : T(0));
     }
   }
 
@@ -408,14 +408,14 @@ class Relaxation {
       const int row = i / fours, column = 4 * (i % fours);
       typename Tile::Staged* at = to + row * pass + column;
       if (k + row >= of.depth || first + column >= p.layout.columns) {
-        for (int j = 0; j < 4; ++j) at[j] = T(0);
+        for (int j = 0; j < 4; ++j) at[j] = Tile::staged(0);
         continue;
       }
       const T* from =
           (of.rows ? of.rows + int64_t(k + row) * p.layout.columns : states.seen(of.field, of.layer, k + row)) + first +
           column;
       if constexpr (Tile::converts || States::in_shared_memory) {
-        for (int j = 0; j < 4; ++j) at[j] = from[j];
+        for (int j = 0; j < 4; ++j) at[j] = Tile::staged(from[j]);
       } else {
         for (int byte = 0; byte < int(4 * sizeof(T)); byte += 16)
           __pipeline_memcpy_async(reinterpret_cast<char*>(at) + byte, reinterpret_cast<const char*>(from) + byte, 16);

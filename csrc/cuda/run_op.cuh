@@ -102,6 +102,7 @@ struct TypeOf<T, InCluster> {
 
 template <class T, class TileName, class StatesName>
 __global__ void __launch_bounds__(block_threads, 1) run_op(const __grid_constant__ Problem<T> problem) {
+  static_assert(sizeof(Problem<T>) <= 4096, "what a kernel argument may have");
   using Tile = typename TypeOf<T, TileName>::type;
   using States = typename TypeOf<T, StatesName>::type;
   if constexpr (std::is_void_v<Tile> || std::is_void_v<States>)

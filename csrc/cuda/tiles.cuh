@@ -6,7 +6,8 @@
 //   partial: [slice][tile_units][pass + partial_padding]
 //
 // A tile type has: Staged, the number type of staged operands; converts, whether that is not the network's; depth_step
-// and column_step, of which depths and passes are multiples; add, which takes more of the depth; spill.
+// and column_step, of which depths and passes are multiples; staged(), which converts; add, which takes more of the
+// depth; spill.
 #pragma once
 
 #include <type_traits>
@@ -32,6 +33,7 @@ class FmaTile {
   using Staged = T;
   static constexpr bool converts = false;
   static constexpr int depth_step = 1, column_step = 8;
+  __device__ static T staged(T number) { return number; }
 
   __device__ explicit FmaTile(int pass) : pass_(pass) {
     const int groups = tile_units / 4 * (pass / 4), group = static_cast<int>(threadIdx.x) % groups;
@@ -81,6 +83,12 @@ class TensorTile {
   using Staged = std::conditional_t<is_tf32, float, Number>;
   static constexpr bool converts = !is_tf32;
   static constexpr int depth_step = 16, column_step = 16;
+  __device__ static Staged staged(float number) {
+    if constexpr (is_tf32)
+      return number;
+    else
+      return __float2bfloat16(number);
+  }
 
   __device__ explicit TensorTile(int pass) : pass_(pass) {
     const int groups = pass / 16, warp = static_cast<int>(threadIdx.x) / 32;

@@ -159,6 +159,7 @@ Forms random_forms(const Settings& settings, std::mt19937& draw) {
                         .accumulate = false,
                         .shared_update = settings.shared_update,
                         .weight_decay = settings.weight_decay != 0,
+                        .literal_input = true,
                         .batch = settings.batch,
                         .free_steps = settings.free_steps,
                         .nudged_steps = settings.nudged_steps,

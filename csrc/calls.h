@@ -1,0 +1,236 @@
+// From the arguments of an op to the call of a kernel: checks, memory, plain structs. The same for every device.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/MemoryOverlap.h>
+
+#include "checks.h"
+#include "network.h"
+#include "plan.h"
+
+namespace ceprop {
+
+using at::Tensor;
+using at::TensorList;
+using Lists = std::vector<Tensor>;
+
+// The arguments that all ops share, in the order of the schema.
+struct Settings {
+  std::string_view activation, output_activation, dynamics;
+  double dt;
+  bool clip;
+  std::string_view schedule, feedback;
+  bool readout;
+};
+
+// Contiguous versions of the parameters, kept alive beside the pointers to them; those that had to be copied are
+// written back by `write_back`.
+template <class T>
+struct Parameters {
+  std::vector<Tensor> given, dense;
+
+  T* take(const Tensor& tensor) {
+    if (tensor.numel() == 0) return nullptr;
+    given.push_back(tensor);
+    dense.push_back(tensor.contiguous());
+    return dense.back().template mutable_data_ptr<T>();
+  }
+  std::vector<T*> take_all(TensorList tensors) {
+    std::vector<T*> pointers;
+    for (const Tensor& tensor : tensors) pointers.push_back(take(tensor));
+    return pointers;
+  }
+  void write_back() {
+    for (size_t i = 0; i < given.size(); ++i)
+      if (!dense[i].is_same(given[i])) given[i].copy_(dense[i]);
+  }
+};
+
+inline void check_network(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
+                          const Settings& settings) {
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
+                   "x must be float32 or float64, got ", x.scalar_type());
+  TORCH_CHECK_VALUE(x.dim() == 2 && x.size(0) >= 1 && x.size(1) >= 1, "x must be (B, n_in) with B, n_in >= 1, got ",
+                    describe(x.sizes()));
+  const size_t least = settings.readout ? 2 : 1;
+  TORCH_CHECK_VALUE(weights.size() >= least, "weights must hold at least ", least, " tensors, got ", weights.size());
+  check_count("biases", biases.size(), weights.size(), "tensors like the weights");
+  int64_t below = x.size(1);
+  for (size_t l = 0; l < weights.size(); ++l) {
+    const int64_t units = weights[l].dim() == 2 ? weights[l].size(0) : 0;
+    TORCH_CHECK_VALUE(units >= 1, element("weights", l), " must be (units, ", below, ") with units >= 1, got ",
+                      describe(weights[l].sizes()));
+    check_tensor(element("weights", l), weights[l], {units, below}, x);
+    if (biases[l].numel() != 0 || biases[l].dim() != 1) check_tensor(element("biases", l), biases[l], {units}, x);
+    below = units;
+  }
+  const bool free = parse_free_feedback(settings.feedback);
+  const size_t layers = weights.size() - settings.readout;
+  check_count("feedback_weights", feedback.size(), free ? layers - 1 : 0,
+              free ? "tensors with free feedback" : "tensors with tied feedback");
+  for (size_t l = 0; l < feedback.size(); ++l)
+    check_tensor(element("feedback_weights", l), feedback[l], weights[l + 1].sizes(), x);
+  check_number("dt", settings.dt, settings.dt > 0, "a finite number > 0");
+}
+
+inline Stop check_stop(std::optional<double> tolerance, const Tensor& steps_used) {
+  if (tolerance) check_number("tolerance", *tolerance, *tolerance >= 0, "a finite number >= 0, or None");
+  return {tolerance, steps_used.mutable_data_ptr<int64_t>()};
+}
+
+template <class T>
+Network<T> describe_network(TensorList weights, TensorList biases, TensorList feedback, const Settings& settings,
+                            Parameters<T>& parameters) {
+  Network<T> network;
+  network.layers = static_cast<int>(weights.size()) - settings.readout;
+  network.readout = settings.readout;
+  network.free_feedback = parse_free_feedback(settings.feedback);
+  network.asynchronous = parse_asynchronous(settings.schedule);
+  const Dynamics dynamics = parse_dynamics(settings.dynamics);
+  const Activation hidden = parse_activation("activation", settings.activation);
+  const Activation output = parse_activation("output_activation", settings.output_activation);
+  network.input_activation = hidden;
+  network.widths.push_back(weights[0].size(1));
+  for (int l = 0; l < network.layers; ++l) {
+    const bool is_top = l + 1 == network.layers;
+    network.rules.push_back({is_top && !settings.readout ? output : hidden, dynamics, !is_top && !network.free_feedback,
+                             settings.clip, settings.dt});
+  }
+  for (const Tensor& w : weights) network.widths.push_back(w.size(0));
+  network.weights = parameters.take_all(weights);
+  network.biases = parameters.take_all(biases);
+  network.feedback = parameters.take_all(feedback);
+  return network;
+}
+
+inline Nudge check_nudge(double beta, std::string_view nudge_at, std::string_view loss, const Settings& settings) {
+  check_number("beta", beta, beta != 0, "a finite number other than 0 in a nudged phase");
+  const Nudge nudge{beta, parse_nudge_at(nudge_at), parse_loss(loss)};
+  if (settings.readout) {
+    TORCH_CHECK_VALUE(nudge.loss == Loss::cross_entropy, "loss must be 'cross_entropy' with a readout, got '", loss,
+                      "'");
+    TORCH_CHECK_VALUE(nudge.at == NudgeAt::drive, "nudge_at must be 'drive' with a readout, got '", nudge_at, "'");
+  } else if (nudge.loss == Loss::cross_entropy) {
+    TORCH_CHECK_VALUE(
+        settings.output_activation == "linear",
+        "loss = 'cross_entropy' needs output_activation = 'linear' or a readout, got output_activation = '",
+        settings.output_activation, "'");
+  }
+  return nudge;
+}
+
+// The target as contiguous floats [B, classes].
+template <class Device>
+Tensor check_target(const Tensor& target, const Tensor& x, int64_t classes, const Device& device) {
+  TORCH_CHECK_VALUE(target.device() == x.device(), "target must be on ", x.device(), " like x, got ", target.device());
+  if (target.dim() != 1) {
+    check_tensor("target", target, {x.size(0), classes}, x);
+    return target.contiguous();
+  }
+  TORCH_CHECK_VALUE(target.size(0) == x.size(0), "target must be (", x.size(0), ",) class indices or (", x.size(0),
+                    ", ", classes, ") floats, got ", describe(target.sizes()));
+  TORCH_CHECK_TYPE(target.scalar_type() == at::kLong, "class indices in target must be int64, got ",
+                   target.scalar_type());
+  return device.one_hot(target, x, classes);
+}
+
+// Fresh states [B, n_l] of every layer, `phases` times.
+inline Lists new_states(const Tensor& x, TensorList weights, bool readout, int phases) {
+  Lists states;
+  for (int phase = 0; phase < phases; ++phase)
+    for (const Tensor& w : weights.slice(0, weights.size() - readout))
+      states.push_back(at::empty({x.size(0), w.size(0)}, x.options()));
+  return states;
+}
+
+inline Lists new_like(TensorList tensors) {
+  Lists result;
+  for (const Tensor& tensor : tensors) result.push_back(at::empty(tensor.sizes(), tensor.options()));
+  return result;
+}
+
+// What ep_step and cep_step share of their arguments.
+struct LearnArguments {
+  const Tensor& target;
+  int64_t free_steps, nudged_steps;
+  std::optional<double> tolerance;
+  double beta;
+  std::string_view nudge_at, loss;
+  bool symmetric, shared_update;
+};
+
+inline void check_learning(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
+                           const LearnArguments& arguments, const Settings& settings) {
+  check_network(x, weights, biases, feedback, settings);
+  check_steps("free_steps", arguments.free_steps, 0);
+  check_steps("nudged_steps", arguments.nudged_steps, 1);
+  TORCH_CHECK_VALUE(!arguments.shared_update || parse_free_feedback(settings.feedback),
+                    "shared_update must be False with tied feedback, got True");
+}
+
+template <class T>
+inline void describe_learning(LearnCall<T>& call, const Tensor& x, const Tensor& target,
+                              const LearnArguments& arguments, const Nudge& nudge, const Stop& stop,
+                              TensorList free_states, TensorList nudged_states, Parameters<T>& parameters) {
+  call.batch = {x.size(0), x.const_data_ptr<T>(), target.const_data_ptr<T>()};
+  call.nudge = nudge;
+  call.free_steps = static_cast<int>(arguments.free_steps);
+  call.nudged_steps = static_cast<int>(arguments.nudged_steps);
+  call.stop = stop;
+  call.symmetric = arguments.symmetric;
+  call.shared_update = arguments.shared_update;
+  call.free_states = parameters.take_all(free_states);
+  call.nudged_states = parameters.take_all(nudged_states);
+}
+
+struct Named {
+  std::string name;
+  Tensor tensor;
+};
+
+// Those that hold anything: a bias that there is not has no memory.
+inline std::vector<Named> named(const char* list, TensorList tensors) {
+  std::vector<Named> result;
+  for (size_t i = 0; i < tensors.size(); ++i)
+    if (tensors[i].numel() > 0) result.push_back({element(list, i), tensors[i]});
+  return result;
+}
+
+// What will be written can be written: every number lies in memory of its own, and autograd allows it.
+inline void check_writable(const std::vector<Named>& written) {
+  for (const auto& [name, tensor] : written) {
+    TORCH_CHECK(!(at::GradMode::is_enabled() && tensor.requires_grad()), name,
+                " requires grad and is changed in place: call cep_step under torch.no_grad()");
+    TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, name,
+                      " is changed in place and must not be an expanded tensor; clone it");
+  }
+  for (size_t i = 0; i < written.size(); ++i)
+    for (size_t j = 0; j < i; ++j) {
+      const at::MemOverlapStatus status = at::get_overlap_status(written[i].tensor, written[j].tensor);
+      TORCH_CHECK_VALUE(status != at::MemOverlapStatus::Full && status != at::MemOverlapStatus::Partial,
+                        written[i].name, " and ", written[j].name,
+                        " are both changed in place and must not share memory");
+    }
+}
+
+// What a C-EP step costs is decided by this, whatever the numbers.
+inline StepShape shape_of(const Tensor& x, TensorList weights, const LearnArguments& arguments, bool weight_decay,
+                          const Settings& settings) {
+  StepShape shape{.widths = {x.size(1)},
+                  .readout = settings.readout,
+                  .free_feedback = parse_free_feedback(settings.feedback),
+                  .asynchronous = parse_asynchronous(settings.schedule),
+                  .symmetric = arguments.symmetric,
+                  .accumulate = false,
+                  .shared_update = arguments.shared_update,
+                  .weight_decay = weight_decay,
+                  .literal_input = x.is_cpu(),
+                  .batch = x.size(0),
+                  .free_steps = static_cast<int>(arguments.free_steps),
+                  .nudged_steps = static_cast<int>(arguments.nudged_steps),
+                  .number_bytes = static_cast<int64_t>(x.element_size())};
+  for (const Tensor& w : weights) shape.widths.push_back(w.size(0));
+  return shape;
+}
+
+}  // namespace ceprop

@@ -1,0 +1,13 @@
+// What is known of this machine's GPUs, asked for and worked out once: both take longer than a launch.
+#pragma once
+
+#include "launch_plan.h"
+
+namespace ceprop::cuda {
+
+// Of the device with this number; throws c10::Error if there is none.
+Device properties_of(int index);
+
+Planned plan_for(int index, const Shape& shape, Precision precision);
+
+}  // namespace ceprop::cuda

@@ -1,0 +1,59 @@
+// The ops on CUDA tensors: planned on the host, one launch each on the current stream, without waiting for it.
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <torch/library.h>
+
+#include "../ops.h"
+#include "devices.h"
+#include "kernels.h"
+#include "problem_of.h"
+
+namespace ceprop {
+namespace {
+
+class Cuda {
+ public:
+  Cuda(const Tensor& x, Precision precision)
+      : options_(x.options()), guard_(on_gpu(x).device()), precision_(precision) {}
+
+  Tensor new_steps(int64_t phases) const { return at::empty({phases}, options_.dtype(at::kLong)); }
+
+  // Without a look at the indices, which would wait for the device; one out of range ends in a device-side assertion.
+  Tensor one_hot(const Tensor& target, const Tensor& x, int64_t classes) const {
+    return at::zeros({x.size(0), classes}, options_).scatter_(1, target.unsqueeze(1), 1);
+  }
+
+  template <class Call>
+  void run(const Call& call) const {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;
+    const cuda::Planned planned =
+        cuda::plan_for(guard_.current_device().index(), cuda::shape_of(call, sizeof(T)), precision_);
+    const std::string* obstacle = std::get_if<std::string>(&planned);
+    TORCH_CHECK_VALUE(!obstacle, *obstacle);
+    const cuda::Plan& plan = std::get<cuda::Plan>(planned);
+    const Tensor workspace = at::empty({plan.workspace_bytes}, options_.dtype(at::kByte));
+    C10_CUDA_CHECK(cuda::launch(plan, cuda::problem_of(call, plan, workspace.mutable_data_ptr()),
+                                at::cuda::getCurrentCUDAStream()));
+  }
+
+ private:
+  // An op comes here when any of its tensors is on a GPU.
+  static const Tensor& on_gpu(const Tensor& x) {
+    TORCH_CHECK_VALUE(x.is_cuda(), "x must be on a GPU like the other tensors, got ", x.device());
+    return x;
+  }
+
+  const at::TensorOptions options_;
+  const c10::cuda::CUDAGuard guard_;
+  const Precision precision_;
+};
+
+}  // namespace
+}  // namespace ceprop
+
+TORCH_LIBRARY_IMPL(ceprop_cuda, CUDA, m) {
+  m.impl("relax", &ceprop::relax_op<ceprop::Cuda>);
+  m.impl("ep_step", &ceprop::ep_step_op<ceprop::Cuda>);
+  m.impl("cep_step", &ceprop::cep_step_op<ceprop::Cuda>);
+}

@@ -1,0 +1,140 @@
+// The ops, for any device: checks, memory, and one kernel call each. Contracts: library.cpp.
+//
+// A Device is made for one call, from x and the precision asked for, which it may refuse. It has
+//   device.new_steps(phases)               where phases note how many steps they took, int64 [phases]
+//   one_hot(target, x, classes)     class indices [B] as floats [B, classes]
+//   run(call)                       RelaxCall, EpCall or CepCall
+#pragma once
+
+#include "calls.h"
+
+namespace ceprop {
+
+template <class Device>
+std::tuple<Lists, Tensor> relax_op(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights,
+                                   TensorList states, const std::optional<Tensor>& target, int64_t steps,
+                                   std::optional<double> tolerance, double beta, std::string_view nudge_at,
+                                   std::string_view loss, std::string_view activation,
+                                   std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
+                                   std::string_view schedule, std::string_view feedback, bool readout,
+                                   std::string_view precision) {
+  Device device(x, parse_precision(precision));
+  const Settings settings{activation, output_activation, dynamics, dt, clip, schedule, feedback, readout};
+  check_network(x, weights, biases, feedback_weights, settings);
+  check_steps("steps", steps, 0);
+  const size_t layers = weights.size() - readout;
+  if (!states.empty()) check_count("states", states.size(), layers, "tensors, one per layer, or none");
+  for (size_t l = 0; l < states.size(); ++l)
+    check_tensor(element("states", l), states[l], {x.size(0), weights[l].size(0)}, x);
+  std::optional<Tensor> dense_target;
+  Nudge nudge{};
+  if (target) {
+    nudge = check_nudge(beta, nudge_at, loss, settings);
+    dense_target = check_target(*target, x, weights.back().size(0), device);
+  }
+  const Tensor steps_used = device.new_steps(1);
+  const Stop stop = check_stop(tolerance, steps_used);
+  const Lists result = new_states(x, weights, readout, 1);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "relax", [&] {
+    Parameters<scalar_t> parameters;
+    const Tensor dense_x = x.contiguous();
+    RelaxCall<scalar_t> call;
+    call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
+    call.batch = {x.size(0), dense_x.const_data_ptr<scalar_t>(),
+                  dense_target ? dense_target->const_data_ptr<scalar_t>() : nullptr};
+    call.nudge = nudge;
+    call.steps = static_cast<int>(steps);
+    call.stop = stop;
+    for (const scalar_t* s : parameters.take_all(states)) call.initial.push_back(s);
+    call.states = parameters.take_all(result);
+    device.run(call);
+  });
+  return {result, steps_used};
+}
+
+template <class Device>
+std::tuple<Lists, Lists, Lists, Lists, Lists, Tensor> ep_step_op(
+    const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights, const Tensor& target,
+    int64_t free_steps, int64_t nudged_steps, std::optional<double> tolerance, double beta, std::string_view nudge_at,
+    std::string_view loss, bool symmetric, bool accumulate, bool shared_update, std::string_view activation,
+    std::string_view output_activation, std::string_view dynamics, double dt, bool clip, std::string_view schedule,
+    std::string_view feedback, bool readout, std::string_view precision) {
+  Device device(x, parse_precision(precision));
+  const Settings settings{activation, output_activation, dynamics, dt, clip, schedule, feedback, readout};
+  const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,    beta,
+                                 nudge_at, loss,       symmetric,    shared_update};
+  check_learning(x, weights, biases, feedback_weights, arguments, settings);
+  const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
+  const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, weights.back().size(0), device);
+  Tensor steps_used = device.new_steps(symmetric ? 3 : 2);
+  const Stop stop = check_stop(tolerance, steps_used);
+  Lists gradients = new_like(weights), bias_gradients = new_like(biases),
+        feedback_gradients = new_like(feedback_weights);
+  Lists free = new_states(x, weights, readout, 1), nudged = new_states(x, weights, readout, symmetric ? 2 : 1);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "ep_step", [&] {
+    Parameters<scalar_t> parameters;
+    EpCall<scalar_t> call;
+    call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
+    describe_learning(call, dense_x, dense_target, arguments, nudge, stop, free, nudged, parameters);
+    call.accumulate = accumulate;
+    call.gradients = parameters.take_all(gradients);
+    call.bias_gradients = parameters.take_all(bias_gradients);
+    call.feedback_gradients = parameters.take_all(feedback_gradients);
+    device.run(call);
+  });
+  return {std::move(gradients), std::move(bias_gradients), std::move(feedback_gradients),
+          std::move(free),      std::move(nudged),         std::move(steps_used)};
+}
+
+template <class Device>
+Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights,
+                   const Tensor& target, TensorList free_states, TensorList nudged_states, int64_t free_steps,
+                   int64_t nudged_steps, std::optional<double> tolerance, double beta, std::string_view nudge_at,
+                   std::string_view loss, at::ArrayRef<double> lr, bool symmetric, bool shared_update,
+                   double weight_decay, std::string_view update, std::string_view activation,
+                   std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
+                   std::string_view schedule, std::string_view feedback, bool readout, std::string_view precision) {
+  Device device(x, parse_precision(precision));
+  const Settings settings{activation, output_activation, dynamics, dt, clip, schedule, feedback, readout};
+  const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,    beta,
+                                 nudge_at, loss,       symmetric,    shared_update};
+  check_learning(x, weights, biases, feedback_weights, arguments, settings);
+  const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
+  check_count("lr", lr.size(), weights.size(), "rates, one per connection");
+  for (size_t l = 0; l < lr.size(); ++l) check_number(element("lr", l), lr[l], lr[l] >= 0, "a finite number >= 0");
+  check_number("weight_decay", weight_decay, weight_decay >= 0, "a finite number >= 0");
+  const std::optional<Form> form = parse_update(update);
+  Tensor steps_used = device.new_steps(symmetric ? 4 : 2);
+  const Stop stop = check_stop(tolerance, steps_used);
+  const size_t layers = weights.size() - readout;
+  check_count("free_states", free_states.size(), layers, "tensors, one per layer");
+  check_count("nudged_states", nudged_states.size(), symmetric ? 2 * layers : layers,
+              "tensors, one per layer and phase");
+  for (size_t i = 0; i < layers; ++i)
+    check_tensor(element("free_states", i), free_states[i], {x.size(0), weights[i].size(0)}, x);
+  for (size_t i = 0; i < nudged_states.size(); ++i)
+    check_tensor(element("nudged_states", i), nudged_states[i], {x.size(0), weights[i % layers].size(0)}, x);
+  const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, weights.back().size(0), device);
+  std::vector<Named> written;
+  for (auto& list : {named("weights", weights), named("biases", biases), named("feedback_weights", feedback_weights),
+                     named("free_states", free_states), named("nudged_states", nudged_states)})
+    written.insert(written.end(), list.begin(), list.end());
+  check_writable(written);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cep_step", [&] {
+    Parameters<scalar_t> parameters;
+    CepCall<scalar_t> call;
+    call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
+    describe_learning(call, dense_x, dense_target, arguments, nudge, stop, free_states, nudged_states, parameters);
+    call.lr = lr.vec();
+    call.weight_decay = weight_decay;
+    const StepShape shape = shape_of(x, weights, arguments, weight_decay != 0, settings);
+    call.forms = StepCosts(shape).choose(form);
+    device.run(call);
+    parameters.write_back();
+  });
+  for (const auto& [name, tensor] : written)
+    if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+  return steps_used;
+}
+
+}  // namespace ceprop
