@@ -113,7 +113,7 @@ class Learning {
       for (int side = 0; side < 2; ++side) {
         const int depth = side ? (l + 1 < p_.layers ? network_.depth_above(l) : 0) : network_.depth_below(l);
         if (side && !p_.free_feedback) continue;
-        const T* weights = item.weights + side * padded_depth(network_.depth_below(l)) * tile_units;
+        const T* weights = network_.packed(item, side);
         T* to = side ? p_.feedback[l] + item.first : p_.weights[l] + int64_t(item.first) * depth;
         for (int i = static_cast<int>(threadIdx.x); i < depth * tile_units; i += block_threads) {
           const int k = i / tile_units, u = i % tile_units;

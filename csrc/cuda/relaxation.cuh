@@ -4,11 +4,11 @@
 // its states. A step reads the neighbours' states, writes the block's own and ends with a barrier of all blocks.
 #pragma once
 
-#include "../unit_math.h"
 #include "device.h"
 #include "problem.h"
 #include "states.cuh"
 #include "tiles.cuh"
+#include "units.cuh"
 
 namespace ceprop::cuda {
 
@@ -41,49 +41,6 @@ struct Step {
 };
 
 __device__ __forceinline__ int padded_depth(int depth) { return (depth + 15) / 16 * 16; }
-
-template <class T>
-__device__ __forceinline__ T rho_of(Activation activation, T x) {
-  switch (activation) {
-    case Activation::sigmoid:
-      return rho<Activation::sigmoid>(x);
-    case Activation::hard_sigmoid:
-      return rho<Activation::hard_sigmoid>(x);
-    case Activation::half_hard_sigmoid:
-      return rho<Activation::half_hard_sigmoid>(x);
-    case Activation::centered_hard_sigmoid:
-      return rho<Activation::centered_hard_sigmoid>(x);
-    case Activation::tanh:
-      return rho<Activation::tanh>(x);
-    default:
-      return x;
-  }
-}
-
-template <Activation A, class T>
-__device__ __forceinline__ T next_of(const UnitRule& rule, T drive, T state, T inside, T outside) {
-  const T dt = static_cast<T>(rule.dt);
-  if (rule.dynamics == Dynamics::prototypical)
-    return next_state<A, Dynamics::prototypical>(drive, state, inside, outside, rule.gain, rule.clip, dt);
-  return next_state<A, Dynamics::energy>(drive, state, inside, outside, rule.gain, rule.clip, dt);
-}
-template <class T>
-__device__ __forceinline__ T next_of(const UnitRule& rule, T drive, T state, T inside, T outside) {
-  switch (rule.activation) {
-    case Activation::sigmoid:
-      return next_of<Activation::sigmoid>(rule, drive, state, inside, outside);
-    case Activation::hard_sigmoid:
-      return next_of<Activation::hard_sigmoid>(rule, drive, state, inside, outside);
-    case Activation::half_hard_sigmoid:
-      return next_of<Activation::half_hard_sigmoid>(rule, drive, state, inside, outside);
-    case Activation::centered_hard_sigmoid:
-      return next_of<Activation::centered_hard_sigmoid>(rule, drive, state, inside, outside);
-    case Activation::tanh:
-      return next_of<Activation::tanh>(rule, drive, state, inside, outside);
-    default:
-      return next_of<Activation::linear>(rule, drive, state, inside, outside);
-  }
-}
 
 template <class T, class Tile, class States>
 class Relaxation {
@@ -121,6 +78,10 @@ class Relaxation {
   __device__ int depth_below(int layer) const { return layer > 0 ? p.widths[layer] : 0; }
   __device__ int depth_above(int layer) const { return layer + 1 < p.layers || p.readout ? p.widths[layer + 2] : 0; }
   __device__ T* work() const { return work_; }
+  // Where the weights of a tile stay, side 0: from below, 1: from above.
+  __device__ T* packed(const Item<T>& item, int side) const {
+    return item.weights + side * padded_depth(depth_below(item.layer)) * tile_units;
+  }
 
   // Brings x, the target, the starting states and the weights to where the steps read them. Ends with a barrier.
   __device__ void load() {
@@ -238,29 +199,16 @@ class Relaxation {
     }
   }
 
-  __device__ Operands<T> below(const Item<T>& item, int field) const {
-    const int l = item.layer, depth = depth_below(l);
-    const T* weights = p.layout.resident ? item.weights : p.weights[l] + int64_t(item.first) * depth;
-    if (p.layout.resident) return {weights, tile_units, 1, true, nullptr, field, l - 1, depth};
-    return {weights, 1, depth, false, nullptr, field, l - 1, depth};
-  }
-  __device__ Operands<T> above(const Item<T>& item, int field) const {
-    const int l = item.layer, units = p.widths[l + 1];
+  // What a tile multiplies on one side, 0: from below, 1: from above, with the weights where the network has them.
+  // Depth 0: nothing.
+  __device__ Operands<T> given(const Item<T>& item, int side, int field) const {
+    const int l = item.layer, units = p.widths[l + 1], depth = side ? depth_above(l) : depth_below(l);
+    if (depth == 0) return {};
+    if (side == 0) return {p.weights[l] + int64_t(item.first) * depth, 1, depth, false, nullptr, field, l - 1, depth};
     const bool is_top = l + 1 == p.layers;
-    const T* rows = is_top ? p.workspace.error : nullptr;
-    if (p.layout.resident)
-      return {item.weights + padded_depth(depth_below(l)) * tile_units,
-              tile_units,
-              1,
-              true,
-              rows,
-              field,
-              l + 1,
-              depth_above(l)};
     const T* matrix = p.free_feedback && !is_top ? p.feedback[l] : p.weights[l + 1];
-    return {matrix + item.first, units, 1, false, rows, field, l + 1, depth_above(l)};
+    return {matrix + item.first, units, 1, false, is_top ? p.workspace.error : nullptr, field, l + 1, depth};
   }
-
   __device__ void load_item(const Item<T>& item) const {
     const int l = item.layer, units = p.widths[l + 1], columns = p.layout.columns;
     const bool has_seen = p.rules[l].dynamics == Dynamics::energy;
@@ -277,30 +225,26 @@ class Relaxation {
       }
     }
     if (!p.layout.resident) return;
-    const bool is_top = l + 1 == p.layers;
-    pack(p.weights[l] + int64_t(item.first) * depth_below(l), 1, depth_below(l), depth_below(l), units - item.first,
-         item.weights);
-    if (depth_above(l) > 0)
-      pack((p.free_feedback && !is_top ? p.feedback[l] : p.weights[l + 1]) + item.first, units, 1, depth_above(l),
-           units - item.first, item.weights + padded_depth(depth_below(l)) * tile_units);
-  }
-
-  // to[k][u] <- from[k * next_k + u * next_u], zeros past the depth and the last unit.
-  __device__ static void pack(const T* from, int64_t next_k, int64_t next_u, int depth, int units, T* to) {
-    for (int i = static_cast<int>(threadIdx.x); i < padded_depth(depth) * tile_units; i += block_threads) {
-      const int k = i / tile_units, u = i % tile_units;
-      to[i] = k < depth && u < units ? from[k * next_k + u * next_u] : T(0);
+    for (int side = 0; side < 2; ++side) {
+      const Operands<T> of = given(item, side, 0);
+      stage_weights(of.weights, of.next_k, of.next_u, of.depth, units - item.first, padded_depth(of.depth),
+                    packed(item, side));
     }
   }
 
-  // A side's operands of a tile: side 0 below, side 1 above; depth 0 if there is nothing to read.
+  // What a tile multiplies on one side in a step.
   __device__ Operands<T> operands(const Item<T>& item, const Step<T>& step, int side, int seen) const {
     const int l = item.layer, n_in = p.widths[0];
     if (step.loads)
       return {p.weights[0] + int64_t(item.first) * n_in, 1, n_in, false, p.workspace.x, 0, 0, side ? 0 : n_in};
-    if (side == 0) return below(item, seen);
-    Operands<T> of = above(item, seen);
-    if (l + 1 == p.layers && step.beta == 0) of.depth = 0;  // a readout pulls only while nudged
+    Operands<T> of = given(item, side, seen);
+    if (side == 1 && l + 1 == p.layers && step.beta == 0) of.depth = 0;  // a readout pulls only while nudged
+    if (p.layout.resident) {
+      of.weights = packed(item, side);
+      of.next_k = tile_units;
+      of.next_u = 1;
+      of.packed = true;
+    }
     return of;
   }
 
@@ -372,7 +316,9 @@ class Relaxation {
     const auto fetch = [&](int k) {
       const int buffer = k / depth % 2;
       if (k < of.depth) {
-        if (!of.packed || Tile::converts) stage_weights(of, units, k, weights + buffer * depth * tile_units);
+        if (!of.packed || Tile::converts)
+          stage_weights(of.weights + k * of.next_k, of.next_k, of.next_u, of.depth - k, units, depth,
+                        weights + buffer * depth * tile_units);
         stage_rows(of, first, k, rows + buffer * depth * pass);
       }
       __pipeline_commit();
@@ -392,13 +338,31 @@ class Relaxation {
     }
   }
 
-  __device__ void stage_weights(const Operands<T>& of, int units, int k, typename Tile::Staged* to) const {
-    const int depth = p.layout.depth;
-    for (int i = static_cast<int>(threadIdx.x); i < depth * tile_units; i += block_threads) {
-      // Neighbouring threads read neighbouring numbers.
-      const int row = of.next_k == 1 ? i % depth : i / tile_units, u = of.next_k == 1 ? i / depth : i % tile_units;
-      const bool there = k + row < of.depth && u < units;
-      to[row * tile_units + u] = Tile::staged(there ? of.weights[(k + row) * of.next_k + u * of.next_u] : T(0));
+  // to[row][u] <- from[row * next_k + u * next_u], of which one step is 1; zeros past the depth and the last unit.
+  template <class Number>
+  __device__ static void stage_weights(const T* from, int64_t next_k, int64_t next_u, int depth, int units, int rows,
+                                       Number* to) {
+    // Four numbers that lie side by side at a time: whole sectors of memory, and few threads in the same bank.
+    const bool along_depth = next_k == 1;
+    const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0 && (along_depth ? next_u : next_k) % 4 == 0;
+    for (int i = static_cast<int>(threadIdx.x); i < rows * tile_units / 4; i += block_threads) {
+      const int row = along_depth ? i / tile_units * 4 : i / (tile_units / 4);
+      const int u = along_depth ? i % tile_units : i % (tile_units / 4) * 4;
+      const int there = along_depth ? (u < units ? depth - row : 0) : row < depth ? units - u : 0;
+      const T* at = from + row * next_k + u * next_u;
+      Four<T> four{};
+      if (aligned && there >= 4)
+        four = load_four(at);
+      else
+        for (int j = 0; j < 4; ++j)
+          if (j < there) four.v[j] = at[j];
+      for (int j = 0; j < 4; ++j) {
+        Number& out = to[along_depth ? (row + j) * tile_units + u : row * tile_units + u + j];
+        if constexpr (std::is_same_v<Number, T>)
+          out = four.v[j];
+        else
+          out = Tile::staged(four.v[j]);
+      }
     }
   }
 
@@ -408,7 +372,7 @@ class Relaxation {
       const int row = i / fours, column = 4 * (i % fours);
       typename Tile::Staged* at = to + row * pass + column;
       if (k + row >= of.depth || first + column >= p.layout.columns) {
-        for (int j = 0; j < 4; ++j) at[j] = Tile::staged(0);
+        for (int j = 0; j < 4; ++j) at[j] = Tile::staged(T(0));
         continue;
       }
       const T* from =
