@@ -98,7 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     chosen = benchmark.add_mutually_exclusive_group()
     chosen.add_argument("--quick", action="store_true", help="four presets, under a minute")
     chosen.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="as in a shell, e.g. 'c-ep-2h-*'")
-    benchmark.add_argument("--threads", type=_positive, nargs="+", metavar="N", help="(default: 1 and all)")
+    benchmark.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="(default: cpu; where the time of a step goes is measured there only)",
+    )
+    benchmark.add_argument("--threads", type=_positive, nargs="+", metavar="N", help="of the CPU (default: 1 and all)")
     benchmark.add_argument("--rounds", type=_positive, metavar="N", help="of timing (default: 5, with --quick 3)")
     benchmark.add_argument("--out", type=Path, default=Path("bench"), metavar="DIR", help="of results (default: bench)")
 
@@ -247,7 +253,11 @@ def _eval(args: argparse.Namespace) -> None:
 def _bench(args: argparse.Namespace) -> None:
     most = torch.get_num_threads()
     patterns, threads, rounds = (QUICK, [most], 3) if args.quick else (args.cases, sorted({1, most}), 5)
-    bench(patterns, args.threads or threads, args.rounds or rounds, args.out, progress=_has_bar())
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no CUDA GPU")
+    if args.device == "cuda" and args.threads:
+        raise ValueError("--threads is about the CPU, got --device cuda")
+    bench(patterns, args.device, args.threads or threads, args.rounds or rounds, args.out, progress=_has_bar())
 
 
 def _info(_args: argparse.Namespace) -> None:

@@ -63,7 +63,7 @@ def relax(
 
 def count(x: Tensor, steps: int) -> Tensor:
     """``steps`` as a tensor ``(1,)`` beside ``x``."""
-    return torch.tensor([steps], device=x.device)
+    return torch.full((1,), steps, dtype=torch.int64, device=x.device)  # which waits for no device
 
 
 def loss(answer: Tensor, target: Tensor, kind: str) -> Tensor:

@@ -255,7 +255,7 @@ def test_a_fused_backend_that_cannot_run_is_one_line_and_other_runtime_errors_ar
     monkeypatch.setattr(ops, "obstacle", lambda *_: "the kernels are on strike")
     assert_refused(capsys, train, "backend='fused' cannot run this: the kernels are on strike; use backend='auto'")
 
-    def fail(_circuit: Any, _x: Any) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(ops, "obstacle", fail)

@@ -1,4 +1,4 @@
-"""Where the time of a fused training step goes, measured from outside: by differences between calls."""
+"""Where the time of a fused training step on the CPU goes, measured from outside: by differences between calls."""
 
 from __future__ import annotations
 

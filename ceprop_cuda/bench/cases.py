@@ -28,6 +28,7 @@ class Case:
     relaxes_only: bool = False
     inputs: int = 784
     classes: int = 10
+    device: str = "cpu"  # | "cuda"
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -59,13 +60,14 @@ class Case:
         return replace(self, preset=replace(self.preset, free_steps=free, nudged_steps=nudged))
 
     def problem(self, dtype: torch.dtype) -> tuple[Network, Tensor, Tensor]:
-        """A network, inputs ``(B, n_in)`` and targets ``(B, classes)``, the same at every call."""
+        """A network, inputs ``(B, n_in)`` and targets ``(B, classes)``, the same at every call and on every device."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            net = self.preset.network(self.inputs, self.classes).to(dtype)
+            net = self.preset.network(self.inputs, self.classes)
             x = torch.rand(self.batch, self.inputs)
             labels = torch.randint(self.classes, (self.batch,))
-        return net, x.to(dtype), torch.nn.functional.one_hot(labels, self.classes).to(dtype)
+        target = torch.nn.functional.one_hot(labels, self.classes)
+        return net.to(self.device, dtype), x.to(self.device, dtype), target.to(self.device, dtype)
 
 
 def needed_gflop(case: Case) -> float:
@@ -110,9 +112,9 @@ def all_cases() -> list[Case]:
     return cases
 
 
-def chosen_cases(patterns: Sequence[str]) -> list[Case]:
-    """The cases whose names match one of the shell ``patterns``; ValueError if one matches nothing."""
-    cases = all_cases()
+def chosen_cases(patterns: Sequence[str], device: str = "cpu") -> list[Case]:
+    """The cases whose names match one of the shell ``patterns``, on ``device``; ValueError if one matches nothing."""
+    cases = [replace(case, device=device) for case in all_cases()]
     for pattern in patterns:
         if not any(fnmatch(case.name, pattern) for case in cases):
             raise ValueError(f"no case matches {pattern!r}; there are {', '.join(case.name for case in cases)}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from ..reference import PerParameter, contrast, moved
 from ..rules import CEP
 from . import same_algebra
 from .cases import Case
+from .measure import restore
 
 # Makes one step on (x, y) and returns the states at the ends of its phases: continual EP moves the parameters, EP sets
 # their gradients, which were cleared before.
@@ -37,19 +39,17 @@ class Implementation(Protocol):
     ) -> tuple[list[Tensor], list[Tensor]]: ...
 
 
-class Compiled:
-    """torch.compile of the reference.
+class Stepwise:
+    """The reference's operations on tensors, without what it does on the host beside them.
 
-    Of one step at a time, called in a Python loop: a phase as one graph would be unrolled, hundreds of steps long.
+    Each kind of step is a function of its own, which ``made`` makes of the reference's, called in a Python loop.
     """
 
-    def __init__(self) -> None:
-        torch.compiler.reset()  # what other cases left counts against the limit of graphs per function
-        compiled = partial(torch.compile, dynamic=False, fullgraph=True)
-        self._free_step = compiled(step)
-        self._nudged_step = compiled(step)
-        self._learning_step = compiled(_learning_step)
-        self._contrast = compiled(contrast)
+    def __init__(self, made: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        self._free_step = made(step)
+        self._nudged_step = made(step)
+        self._learning_step = made(_learning_step)
+        self._contrast = made(contrast)
 
     def relax(self, circuit: Circuit, x: Tensor, steps: int) -> list[Tensor]:
         states = resting_states(circuit, x)
@@ -127,11 +127,50 @@ def _by_implementation(implementation: Implementation, case: Case, net: Network)
     return train
 
 
+def _compiled() -> Build:
+    """torch.compile of the reference, one step at a time: a whole phase would be unrolled, hundreds of steps long."""
+    torch.compiler.reset()  # what other cases left counts against the limit of graphs per function
+    return partial(_by_implementation, Stepwise(partial(torch.compile, dynamic=False, fullgraph=True)))
+
+
+def _in_graph(case: Case, net: Network) -> Step:
+    """The reference's operations in a CUDA graph: the first call captures it, all others replay it on its inputs."""
+    train = _by_implementation(Stepwise(lambda function: function), case, net)
+    graph = torch.cuda.CUDAGraph()
+    states: list[Tensor] = []
+
+    def replay(x: Tensor, y: Tensor) -> list[Tensor]:
+        if not states:
+            start = copy.deepcopy(net)
+            train(x, y)  # what libraries set up at their first call cannot be captured
+            restore(net, start)
+            try:
+                with torch.cuda.graph(graph):
+                    captured = train(x, y)
+            except Exception as error:
+                raise error.__context__ or error from None  # what broke the capture, not that it ended broken
+            states.extend(captured)
+        graph.replay()
+        return states
+
+    return replay
+
+
 # By name. A contender is made anew for each measurement, so that nothing compiled outlives the number of threads that
 # it was compiled for.
 CONTENDERS: dict[str, Callable[[], Build]] = {
     "fused": lambda: partial(_by_rule, "fused"),
     "eager": lambda: partial(_by_rule, "reference"),
-    "compile": lambda: partial(_by_implementation, Compiled()),
+    "compile": _compiled,
     "same_algebra": lambda: partial(_by_implementation, same_algebra),
 }
+CONTENDERS_ON_CUDA: dict[str, Callable[[], Build]] = {"graph": lambda: _in_graph}
+
+# What these are made of fails in as many ways as there are machines that lack something it needs.
+MAY_FAIL = ("compile", "graph")
+
+
+def contenders(device: str) -> dict[str, Build]:
+    """Those that run on ``device``, by name."""
+    makers = CONTENDERS | (CONTENDERS_ON_CUDA if device == "cuda" else {})
+    return {name: make() for name, make in makers.items()}

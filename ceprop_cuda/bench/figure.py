@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from .contenders import CONTENDERS
 from .report import threads_in_words
 from .suite import Row
 
@@ -28,7 +27,7 @@ def chart(rows: Sequence[Row]) -> bytes:
             speed.sharex(axes[0])
             rate.sharex(axes[1])
         title = threads_in_words(count)
-        compared = [name for name in CONTENDERS if name != "eager"]
+        compared = [name for name in dict.fromkeys(row.contender for row in rows) if name != "eager"]
         height = 0.8 / len(compared)
         for index, name in enumerate(compared):
             bars: list[tuple[float, float, float]] = []  # place, times as fast as eager, fraction of torch.mm
@@ -37,7 +36,7 @@ def chart(rows: Sequence[Row]) -> bytes:
                 if ours is None or ours.ms is None or ours.fraction_of_mm is None:
                     continue
                 ratio = float("nan") if eager is None or eager.ms is None else eager.ms / ours.ms
-                bars.append((place + (index - 1) * height, ratio, ours.fraction_of_mm))
+                bars.append((place + (index - (len(compared) - 1) / 2) * height, ratio, ours.fraction_of_mm))
             places, ratios, fractions = zip(*bars, strict=True) if bars else ((), (), ())
             color = f"C{index}"
             # From 1, so that a slower contender's bar points to the left.
@@ -55,7 +54,7 @@ def chart(rows: Sequence[Row]) -> bytes:
             axis.set_axisbelow(True)
     axes[0].set_yticks(range(len(cases)), cases)
     axes[0].set_ylim(len(cases) - 0.4, -0.6)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(compared))
     image = io.BytesIO()
     figure.savefig(image, format="png")
     return image.getvalue()

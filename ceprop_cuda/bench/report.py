@@ -22,19 +22,23 @@ from .suite import Row
 SOURCES = Path(__file__).resolve().parents[2]
 
 
-def environment() -> dict[str, str]:
-    """What measurements depend on. Names no host, user or folder."""
+def environment(device: str = "cpu") -> dict[str, str]:
+    """What measurements on ``device`` depend on. Names no host, user or folder."""
     build = ops.build_info()
+    of_gpu = {}
+    if device == "cuda":
+        of_gpu = {"gpu": torch.cuda.get_device_name(), "driver": driver(), "cuda": str(torch.version.cuda)}
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "commit": commit(),
         "ceprop_cuda": __version__,
-        "kernels": build["cpu_kernels"],
+        "kernels": build["cpu_kernels"] if device == "cpu" else f"CUDA {build['cuda']}",
         "compiler": build["compiler"],
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cpu": cpu_model(),
         "cores": str(os.cpu_count()),
+        **of_gpu,
     }
 
 
@@ -42,6 +46,17 @@ def cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def driver() -> str:
+    """The version of NVIDIA's driver; "unknown" if its tool does not tell."""
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
+        )
+    except OSError:  # no such tool
+        return "unknown"
+    return told.stdout.split()[0] if told.returncode == 0 and told.stdout.split() else "unknown"
 
 
 def commit() -> str:
@@ -85,13 +100,18 @@ def _parsed(text: str, kind: str) -> Any:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """A line per case and number of threads: the fused step, and how many times as long the others take."""
+    """A line per case and number of threads: the fused step, with what was predicted of it, and how many times as long
+    the others take."""
     others = list(dict.fromkeys(row.contender for row in rows if row.contender != "fused"))
-    lines = [["case", "threads", "fused, ms", *(f"{name} / fused" for name in others), "GFLOP/s", "of mm"]]
+    predicted = ["predicted, ms"] if any(row.predicted_ms is not None for row in rows) else []
+    ratios = [f"{name} / fused" for name in others]
+    lines = [["case", "threads", "fused, ms", *predicted, *ratios, "GFLOP/s", "of mm"]]
     for (case, threads), group in groupby(rows, lambda row: (row.case, row.threads)):
         by_name = {row.contender: row for row in group}
         fused = by_name["fused"]
-        cells = [case, str(threads), _between(fused.ms, fused.ms_q1, fused.ms_q3) or fused.status]
+        cells = [case, str(threads or "GPU"), _between(fused.ms, fused.ms_q1, fused.ms_q3) or fused.status]
+        if predicted:
+            cells.append("" if fused.predicted_ms is None else f"{fused.predicted_ms:.3g}")
         for other in (by_name[name] for name in others):
             cells.append(_between(other.over_fused, other.over_fused_q1, other.over_fused_q3) or other.status)
         if fused.needed_gflop_per_s is not None and fused.fraction_of_mm is not None:
@@ -110,6 +130,8 @@ def lost(rows: Sequence[Row]) -> list[str]:
 
 
 def threads_in_words(count: int) -> str:
+    if count == 0:
+        return "GPU"
     return "1 thread" if count == 1 else f"{count} threads"
 
 

@@ -9,10 +9,11 @@ from functools import partial
 
 import torch
 
+from .. import ops
 from .agreement import assert_agreement, outcome, shortened, to_check
 from .cases import Case, needed_gflop
-from .contenders import CONTENDERS, Build
-from .measure import MM_GFLOP, SLOW, Timed, interleaved, matrix_product, prepared, restore, spread
+from .contenders import MAY_FAIL, Build, contenders
+from .measure import CLOCKS, SLOW, Timed, interleaved, matrix_product, prepared, restore, spread
 
 SECONDS_AT_MOST = 30.0  # of one step; a contender that would take longer is skipped
 
@@ -27,7 +28,7 @@ class Row:
     batch: int
     free_steps: int
     nudged_steps: int
-    threads: int
+    threads: int  # of the CPU; 0 on a GPU, where they have no part
     contender: str
     status: str  # "ok", "skipped: ..." or "n/a: ..."
     rounds: int = 0
@@ -40,14 +41,16 @@ class Row:
     over_fused_q3: float | None = None
     needed_gflop: float | None = None  # of the cheapest algorithm, not of the contender's: see cases.needed_gflop
     needed_gflop_per_s: float | None = None
-    mm_gflop_per_s: float | None = None  # of torch.mm, 1024 x 1024 x 1024, in the same rounds
+    mm_gflop_per_s: float | None = None  # of torch.mm of square matrices, measure.MM_SIZES, in the same rounds
     fraction_of_mm: float | None = None
+    predicted_ms: float | None = None  # of the fused kernels on a GPU, by _predicted_ms()
 
 
 def run(case: Case, threads: int, rounds: int) -> list[Row]:
     """Check and time all contenders on ``case``; Disagreement if one computes something else than the reference."""
-    torch.set_num_threads(threads)
-    builds = {name: make() for name, make in CONTENDERS.items()}
+    if case.device == "cpu":
+        torch.set_num_threads(threads)
+    builds = contenders(case.device)
     exact = to_check(case)
     expected = outcome(exact, builds["eager"], torch.float64)
     for name in ("fused", "same_algebra"):
@@ -60,23 +63,25 @@ def run(case: Case, threads: int, rounds: int) -> list[Row]:
         try:
             got = outcome(few, build, torch.float32)
         except Exception as error:
-            if name != "compile":
+            if name not in MAY_FAIL:
                 raise
-            # torch.compile fails in as many ways as there are machines without a compiler that suits it.
-            statuses[name] = f"n/a: {str(error).splitlines()[0]}"
+            statuses[name] = f"n/a: {next(iter(str(error).splitlines()), type(error).__name__)}"
             continue
         assert_agreement(few, name, got, expected)
         step, reset = _step(few, build)
-        seconds = prepared(step, reset).seconds * case.steps / few.steps
+        clock = CLOCKS[case.device]
+        seconds = prepared(step, reset, clock).seconds * case.steps / few.steps
         if seconds > SECONDS_AT_MOST:
             statuses[name] = f"skipped: est. {seconds:.0f} s"
             continue
         statuses[name] = "ok"
         step, reset = _step(case, build)
-        timed[name] = prepared(step, reset) if seconds < SLOW else Timed(step, seconds, reset)
-    times = interleaved({**timed, "mm": matrix_product()}, rounds)
-    mm = MM_GFLOP / spread(times["mm"]).median
-    return [_row(case, threads, name, status, timed.get(name), times, mm) for name, status in statuses.items()]
+        timed[name] = prepared(step, reset, clock) if seconds < SLOW else Timed(step, seconds, reset, clock)
+    product, gflop = matrix_product(case.device)
+    times = interleaved({**timed, "mm": product}, rounds)
+    mm = gflop / spread(times["mm"]).median
+    rows = [_row(case, threads, name, status, timed.get(name), times, mm) for name, status in statuses.items()]
+    return [replace(row, predicted_ms=_predicted_ms(case)) if row.contender == "fused" else row for row in rows]
 
 
 def _step(case: Case, build: Build) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -84,6 +89,15 @@ def _step(case: Case, build: Build) -> tuple[Callable[[], object], Callable[[], 
     net, x, y = case.problem(torch.float32)
     start = copy.deepcopy(net)
     return partial(build(case, net), x, y), partial(restore, net, start)
+
+
+def _predicted_ms(case: Case) -> float | None:
+    """What the launch planner expects of all steps, by arithmetic: without what a call does before and after them, and
+    without updates of weights. None on the CPU, which has no such planner."""
+    if case.device == "cpu":
+        return None
+    net, x, _ = case.problem(torch.float32)
+    return ops.launch_plan(net.circuit(), x)["step_us"] * case.steps / 1e3
 
 
 def _row(
