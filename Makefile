@@ -9,7 +9,7 @@ TOOLS := "torch>=2.10" torchvision "setuptools>=77" wheel ninja pybind11 numpy p
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help train test lint format bench clean
+.PHONY: help train test lint format bench cuda-check cuda-sanitize clean
 
 help:
 	@echo "make train   train C-EP on the bundled digits and print the test error"
@@ -17,6 +17,8 @@ help:
 	@echo "make lint    check formatting, lint and types"
 	@echo "make format  apply the formatting"
 	@echo "make bench   measure the fused kernels against plain PyTorch"
+	@echo "make cuda-check  compile the CUDA kernels for every architecture; check registers, spills and tensor cores"
+	@echo "make cuda-sanitize  run each CUDA kernel under compute-sanitizer; needs a GPU"
 	@echo "make clean   remove .venv and everything built"
 
 train: $(VENV)/built
@@ -38,6 +40,23 @@ format: $(VENV)/tools
 
 bench: $(VENV)/built
 	$(BIN)/ceprop bench --out benchmarks/results
+
+# Needs nvcc, no GPU; CEPROP_CUDA=0 skips it where there is no nvcc.
+cuda-check: $(VENV)/built
+	$(BIN)/python benchmarks/cuda_resources.py --out benchmarks/results
+
+# Memory that torch does not share out anew, so that a write past its end is seen. API errors are left to torch, which
+# asks for what a driver may not have.
+cuda-sanitize: $(VENV)/built
+	@command -v compute-sanitizer > /dev/null || \
+	  { echo "compute-sanitizer is not on PATH: install it, it is part of the CUDA toolkit" >&2; exit 1; }
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no CUDA GPU')"
+	@for tool in memcheck racecheck synccheck; do \
+	  echo "$$tool"; \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	    --report-api-errors no --kernel-name kernel_substring=run_op \
+	    $(BIN)/python -m pytest -q -x python_tests/test_cuda.py -k "test_every_kernel and not streamed" || exit 1; \
+	done
 
 $(VENV)/tools: Makefile
 	$(PYTHON) -m venv $(VENV)

@@ -63,7 +63,8 @@ inline int64_t weights_of_tile(const Shape& shape, int layer) {
   return (rounded_up(depth_below(shape, layer), 16) + rounded_up(depth_above(shape, layer), 16)) * tile_units;
 }
 
-// Gives every block its share of the tiles of each half, by what they read; fills in layout.first.
+// Gives every block its share of the tiles of each half, by what they read, or one each if there are blocks enough;
+// fills in layout.first.
 inline void share_tiles(const Shape& shape, Layout& layout) {
   const int halves = shape.asynchronous ? 2 : 1;
   for (int half = 0; half < halves; ++half) {
@@ -72,6 +73,10 @@ inline void share_tiles(const Shape& shape, Layout& layout) {
       for (int64_t tile = 0; tile < tiles_of(shape, l); ++tile)
         cost.push_back(cost.back() + 64 + static_cast<double>(depth_below(shape, l) + depth_above(shape, l)));
     for (int block = 0; block <= layout.blocks; ++block) {
+      if (cost.size() - 1 <= static_cast<size_t>(layout.blocks)) {
+        layout.first[half][block] = static_cast<uint16_t>(std::min<size_t>(block, cost.size() - 1));
+        continue;
+      }
       const double limit = cost.back() * block / layout.blocks;
       size_t tile = 0;
       while (tile + 1 < cost.size() && (cost[tile] + cost[tile + 1]) / 2 < limit) ++tile;
@@ -125,36 +130,61 @@ inline int64_t workspace_rows(const Shape& shape) {
          (1 + 2 * layers_of(shape)) * shape.batch;
 }
 
-// What a step takes by arithmetic, in microseconds: multiplications of the busiest block at half of the rate of its
-// multiprocessor, and the barrier. For the choice between plans only.
-inline double step_microseconds(const Shape& shape, const Plan& plan) {
-  double most = 0;
-  for (int block = 0; block < plan.layout.blocks; ++block) {
-    double depth = 0;
-    for_each_tile(shape, plan.layout, block,
-                  [&](int l) { depth += static_cast<double>(depth_below(shape, l) + depth_above(shape, l)); });
-    most = std::max(most, depth);
+// Where the states of a tile lie in a cluster.
+inline void place_tiles(const Shape& shape, Layout& layout) {
+  const int halves = shape.asynchronous ? 2 : 1;
+  int before = 0;  // tiles of earlier halves
+  std::vector<int> slots(layout.blocks);
+  for (int half = 0; half < halves; ++half) {
+    for (int block = 0; block < layout.blocks; ++block)
+      for (int tile = layout.first[half][block]; tile < layout.first[half][block + 1]; ++tile) {
+        layout.owner[before + tile] = static_cast<uint8_t>(block);
+        layout.slot[before + tile] = static_cast<uint8_t>(slots[block]++);
+      }
+    before += layout.first[half][layout.blocks];
   }
+}
+
+// What a step takes by arithmetic, in microseconds: multiplications of the busiest block at half of the rate of its
+// multiprocessor, the time until the first states of each of its tiles arrive, and the barrier. The last two are
+// assumptions. For the choice between plans only.
+inline double step_microseconds(const Shape& shape, const Plan& plan) {
   const double a_clock = plan.precision == Precision::exact ? (shape.number_bytes == 4 ? 64 : 32) : 256,
                gigahertz = 1.5;
-  const double barrier = plan.exchange == Exchange::cluster ? 0.3 : 1.5;
-  return most * tile_units * plan.layout.columns / a_clock / gigahertz / 1000 + barrier;
+  const double barrier = plan.exchange == Exchange::cluster ? 0.3 : 1.5, arrival = 0.7;
+  double most = 0;
+  for (int block = 0; block < plan.layout.blocks; ++block) {
+    double all = 0;
+    for_each_tile(shape, plan.layout, block, [&](int l) {
+      const double depth = static_cast<double>(depth_below(shape, l) + depth_above(shape, l));
+      all += arrival + depth * tile_units * plan.layout.columns / a_clock / gigahertz / 1000;
+    });
+    most = std::max(most, all);
+  }
+  return most + barrier;
+}
+
+// That may move at once: all, or those of the even or the odd layers.
+inline int64_t most_tiles(const Shape& shape) {
+  int64_t tiles[2] = {};
+  for (int l = 0; l < layers_of(shape); ++l) tiles[shape.asynchronous ? l % 2 : 0] += tiles_of(shape, l);
+  return std::max(tiles[0], tiles[1]);
 }
 
 // The plan with this exchange that has most of its operands in shared memory.
 inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Precision precision, Exchange exchange,
                                     bool resident) {
   const int64_t column_step = precision == Precision::exact ? 8 : 16, longest_pass = shape.number_bytes == 4 ? 64 : 32;
-  int64_t tiles[2] = {};
-  for (int l = 0; l < layers_of(shape); ++l) tiles[shape.asynchronous ? l % 2 : 0] += tiles_of(shape, l);
   const int64_t blocks = exchange == Exchange::cluster ? device.cluster_blocks : device.multiprocessors;
   Plan plan{precision, exchange, {}, 0, 0};
-  plan.layout.blocks = static_cast<int>(std::min({std::max(tiles[0], tiles[1]), blocks, int64_t(most_blocks)}));
+  plan.layout.blocks = static_cast<int>(std::min({most_tiles(shape), blocks, int64_t(most_blocks)}));
   plan.layout.resident = resident;
   plan.layout.columns = static_cast<int>(rounded_up(shape.batch, column_step));
   plan.layout.pass = static_cast<int>(std::min<int64_t>(plan.layout.columns, longest_pass));
   if (plan.layout.blocks == 0) return {};
+  if (exchange == Exchange::cluster && 2 * most_tiles(shape) > most_cluster_tiles) return {};
   share_tiles(shape, plan.layout);
+  if (exchange == Exchange::cluster) place_tiles(shape, plan.layout);
   plan.workspace_bytes = workspace_rows(shape) * plan.layout.columns * shape.number_bytes + 2 * most_blocks * 4;
   for (int depth : {128, 64, 32, 16}) {
     plan.layout.depth = depth;
@@ -185,7 +215,8 @@ inline Planned plan_launch(const Device& device, const Shape& shape, Precision p
     return plan.has_value();
   };
   if (!consider(Exchange::grid, true)) consider(Exchange::grid, false);
-  if (device.cluster_blocks > 0) consider(Exchange::cluster, true);
+  // With more tiles than blocks, a cluster does one after the other what a grid does side by side.
+  if (most_tiles(shape) <= device.cluster_blocks) consider(Exchange::cluster, true);
   if (best) return *best;
   return "the CUDA kernels need more shared memory for a tile than the " + std::to_string(device.shared_bytes) +
          " bytes that a block of this device may have";

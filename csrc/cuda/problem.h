@@ -8,7 +8,7 @@
 namespace ceprop::cuda {
 
 // What one kernel argument has room for.
-inline constexpr int most_layers = 8, most_blocks = 256;
+inline constexpr int most_layers = 8, most_blocks = 256, most_cluster_tiles = 256;
 
 // A block owns tiles of this many units.
 inline constexpr int tile_units = 16;
@@ -32,6 +32,8 @@ struct Layout {
   int depth;      // neighbours whose states are in shared memory at once
   // The tiles of all layers in a row, those of half 0 first: block b has [first[half][b], first[half][b + 1]).
   uint16_t first[2][most_blocks + 1];
+  // In a cluster, which block has a tile, numbered through both halves, and as which of its own.
+  uint8_t owner[most_cluster_tiles], slot[most_cluster_tiles];
 };
 
 // Numbers in global memory. Rows of `columns` samples each, the padding zero: a unit's states lie side by side.

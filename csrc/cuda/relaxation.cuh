@@ -379,7 +379,8 @@ class Relaxation {
           (of.rows ? of.rows + int64_t(k + row) * p.layout.columns : states.seen(of.field, of.layer, k + row)) + first +
           column;
       if constexpr (Tile::converts || States::in_shared_memory) {
-        for (int j = 0; j < 4; ++j) at[j] = Tile::staged(from[j]);
+        const Four<T> four = load_four(from);
+        for (int j = 0; j < 4; ++j) at[j] = Tile::staged(four.v[j]);
       } else {
         for (int byte = 0; byte < int(4 * sizeof(T)); byte += 16)
           __pipeline_memcpy_async(reinterpret_cast<char*>(at) + byte, reinterpret_cast<const char*>(from) + byte, 16);

@@ -58,13 +58,11 @@ class ClusterStates {
     const int half = problem_.asynchronous ? layer % 2 : 0;
     int tile = unit / tile_units;
     for (int l = half; l < layer; l += halves_of(problem_)) tile += tiles_of(problem_, l);
+    for (int l = 0; half == 1 && l < problem_.layers; l += 2) tile += tiles_of(problem_, l);
     const Layout& layout = problem_.layout;
-    int owner = 0;
-    while (layout.first[half][owner + 1] <= tile) ++owner;
-    int slot = tile - layout.first[half][owner];
-    if (half == 1) slot += layout.first[0][owner + 1] - layout.first[0][owner];
-    const int64_t at = (static_cast<int64_t>(slot * tile_units + unit % tile_units) * fields + field) * 2 + which;
-    return cooperative_groups::this_cluster().map_shared_rank(own_, owner) + at * layout.columns;
+    const int64_t at =
+        (static_cast<int64_t>(layout.slot[tile] * tile_units + unit % tile_units) * fields + field) * 2 + which;
+    return cooperative_groups::this_cluster().map_shared_rank(own_, layout.owner[tile]) + at * layout.columns;
   }
 
   const Problem<T>& problem_;

@@ -1,0 +1,280 @@
+"""What nvcc makes of the CUDA kernels: registers, spills and tensor-core instructions, for every architecture, without
+a GPU.
+
+    python benchmarks/cuda_resources.py [--architectures 80 90] [--jobs 2] [--out benchmarks/results]
+
+Compiles csrc/cuda/kernels.cu to a binary for each architecture and reads ptxas' report and the disassembly. Prints a
+Markdown table of registers and, if the whole list was compiled, writes cuda_resources.csv. Fails if a kernel
+
+- spills registers or has a stack frame, or is missing;
+- needs more registers than its blocks leave a thread;
+- is for tensor cores and has no HMMA instruction;
+- is compiled for an architecture that cannot run it, or is the stub that stands for such a one where it could run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+FIRST_TENSOR_FLOATS, FIRST_CLUSTERS = 80, 90  # architectures
+REGISTERS_OF_A_MULTIPROCESSOR, MOST_REGISTERS_OF_A_THREAD = 65536, 255
+MOST_INSTRUCTIONS_OF_A_STUB = 16
+FRAME = ("stack_bytes", "spill_store_bytes", "spill_load_bytes")  # in ptxas' order
+
+TYPES = {"f": "float", "d": "double"}
+KERNELS = [  # as kernels.cu instantiates them; tensor cores take float alone
+    f"{number}, {tile}, {exchange}"
+    for number, tile, exchange in product(TYPES.values(), ("Exact", "Tf32", "Bf16"), ("InGrid", "InCluster"))
+    if number == "float" or tile == "Exact"
+]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel takes on one architecture."""
+
+    architecture: int  # 90 for sm_90
+    kernel: str
+    registers: int  # of a thread
+    static_shared_bytes: int
+    stack_bytes: int  # of it and of the functions that it calls
+    spill_store_bytes: int
+    spill_load_bytes: int
+    instructions: int  # without those that fill up its memory
+    tensor_instructions: int
+    traps: int
+
+    @property
+    def is_stub(self) -> bool:
+        """It does nothing but stop."""
+        return self.traps > 0 and self.instructions <= MOST_INSTRUCTIONS_OF_A_STUB
+
+
+@dataclass(frozen=True)
+class Disassembled:
+    """What is counted in a kernel's instructions."""
+
+    instructions: int
+    tensor_instructions: int
+    traps: int
+
+
+# --- Reading what the tools print
+
+
+def readable(symbol: str) -> str:
+    """A symbol of ``run_op`` as "float, Tf32, InGrid"; any other as it is."""
+    found = re.search(r"run_opI([fd])NS\d*_\d+(Exact|Tf32|Bf16)ENS\d*_\d+(InGrid|InCluster)E", symbol)
+    return f"{TYPES[found[1]]}, {found[2]}, {found[3]}" if found else symbol
+
+
+def parse_report(text: str) -> dict[str, dict[str, int]]:
+    """ptxas' report: by kernel its registers and bytes, under the names of :class:`Resources`."""
+    report: dict[str, dict[str, int]] = {}
+    numbers: dict[str, int] = {}
+    for line in text.splitlines():
+        if entry := re.search(r"Compiling entry function '(\S+)'", line):
+            numbers = dict.fromkeys(FRAME, 0)
+            report[readable(entry[1])] = numbers
+        elif frame := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            # A line each for the kernel and for the functions that it calls.
+            for name, value in zip(FRAME, frame.groups(), strict=True):
+                numbers[name] = numbers.get(name, 0) + int(value)
+        elif used := re.search(r"Used (\d+) registers", line):
+            shared = re.search(r"(\d+) bytes smem", line)
+            numbers |= {"registers": int(used[1]), "static_shared_bytes": int(shared[1]) if shared else 0}
+    return report
+
+
+def parse_disassembly(text: str) -> dict[str, Disassembled]:
+    """``cuobjdump -sass``: by kernel what is counted of its instructions."""
+    found = {}
+    for part in re.split(r"^\s*Function : ", text, flags=re.MULTILINE)[1:]:
+        symbol, _, body = part.partition("\n")
+        names = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)", body, re.MULTILINE)
+        found[readable(symbol.strip())] = Disassembled(
+            sum(name != "NOP" for name in names), names.count("HMMA"), len(re.findall(r"\bBPT\.TRAP\b", body))
+        )
+    return found
+
+
+def resources(architecture: int, report: str, disassembly: str) -> list[Resources]:
+    """A line for each kernel that both speak of."""
+    instructions = parse_disassembly(disassembly)
+    return [
+        Resources(architecture, kernel, **numbers, **asdict(instructions[kernel]))
+        for kernel, numbers in parse_report(report).items()
+        if "registers" in numbers and kernel in instructions
+    ]
+
+
+# --- What must hold
+
+
+def exists_on(kernel: str, architecture: int) -> bool:
+    """Whether the architecture has what the kernel is made of."""
+    needs_tensor_floats, needs_clusters = "Tf32" in kernel or "Bf16" in kernel, "InCluster" in kernel
+    return (architecture >= FIRST_TENSOR_FLOATS or not needs_tensor_floats) and (
+        architecture >= FIRST_CLUSTERS or not needs_clusters
+    )
+
+
+def faults(rows: Sequence[Resources], architectures: Sequence[int], threads: int) -> list[str]:
+    """What is wrong with the kernels, in words; ``threads`` of a block, of which a multiprocessor must hold one."""
+    found = []
+    there = {(row.architecture, row.kernel) for row in rows}
+    for architecture, kernel in product(architectures, KERNELS):
+        if (architecture, kernel) not in there:
+            found.append(f"sm_{architecture}, {kernel}: not found in what the compiler reports")
+    most = min(MOST_REGISTERS_OF_A_THREAD, REGISTERS_OF_A_MULTIPROCESSOR // threads)
+    for row in rows:
+        who = f"sm_{row.architecture}, {row.kernel}"
+        if row.spill_store_bytes or row.spill_load_bytes:
+            found.append(
+                f"{who}: spills registers, {row.spill_store_bytes} bytes stored and {row.spill_load_bytes} loaded"
+            )
+        if row.stack_bytes:
+            found.append(f"{who}: a stack frame of {row.stack_bytes} bytes")
+        if row.registers > most:
+            found.append(f"{who}: {row.registers} registers, where blocks of {threads} threads leave {most}")
+        if not exists_on(row.kernel, row.architecture):
+            if not row.is_stub:
+                found.append(f"{who}: {row.instructions} instructions, where a stub must trap")
+        elif row.is_stub:
+            found.append(f"{who}: a stub that traps, where the architecture could run it")
+        elif not row.tensor_instructions and ("Tf32" in row.kernel or "Bf16" in row.kernel):
+            found.append(f"{who}: no HMMA instruction, so it does not use the tensor cores")
+    return found
+
+
+def block_threads() -> int:
+    """Threads of a block, as the kernels' launch bounds have them."""
+    found = re.search(r"\bblock_threads = (\d+);", (SOURCES / "problem.h").read_text())
+    if found is None:
+        sys.exit(f"no 'block_threads = ...;' in {SOURCES / 'problem.h'}")
+    return int(found[1])
+
+
+def table(rows: Sequence[Resources]) -> str:
+    """Registers in Markdown, a line per kernel and a column per architecture; a dash for stubs."""
+    architectures = sorted({row.architecture for row in rows})
+    registers = {(row.kernel, row.architecture): "-" if row.is_stub else str(row.registers) for row in rows}
+    lines = [["kernel", *(f"sm_{architecture}" for architecture in architectures)]]
+    lines.append(["---"] * len(lines[0]))
+    for kernel in dict.fromkeys(row.kernel for row in rows):
+        lines.append([kernel, *(registers.get((kernel, architecture), "") for architecture in architectures)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# --- Running the tools
+
+
+def find_nvcc(environment: Mapping[str, str]) -> Path | None:
+    """The compiler that a build would take, without asking whether it fits torch: see ``setup.py``."""
+    homes = [Path(environment[name]) for name in ("CUDA_HOME", "CUDA_PATH") if environment.get(name)]
+    on_path = shutil.which("nvcc", path=environment.get("PATH", ""))
+    candidates = [home / "bin" / "nvcc" for home in homes] + ([Path(on_path)] if on_path else [])
+    return next((nvcc for nvcc in (*candidates, Path("/usr/local/cuda/bin/nvcc")) if nvcc.exists()), None)
+
+
+def find_disassembler(nvcc: Path) -> Path | None:
+    """cuobjdump, of the toolkit or of the triton that comes with torch."""
+    candidates = [nvcc.resolve().parent / "cuobjdump"]
+    if on_path := shutil.which("cuobjdump"):
+        candidates.append(Path(on_path))
+    triton = importlib.util.find_spec("triton")
+    for folder in (triton.submodule_search_locations or []) if triton else []:
+        candidates.append(Path(folder) / "backends" / "nvidia" / "bin" / "cuobjdump")
+    return next((tool for tool in candidates if tool.exists()), None)
+
+
+def run(*command: object) -> str:
+    """What a command prints; exits with that if it fails."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(words)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def compiled(nvcc: Path, disassembler: Path, architecture: int) -> tuple[list[Resources], float]:
+    """The kernels of one architecture, and how many seconds that took."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernels.cubin"
+        flags = ("-std=c++20", "-O3", "-cubin", f"-arch=sm_{architecture}", "--resource-usage")
+        report = run(nvcc, *flags, "-o", binary, SOURCES / "kernels.cu")
+        rows = resources(architecture, report, run(disassembler, "-sass", binary))
+    return rows, time.perf_counter() - began
+
+
+def write_if_changed(path: Path, rows: Sequence[Resources], nvcc_version: str) -> bool:
+    """Writes the rows below the date and the commit, unless they stand there already, of the same compiler."""
+    from ceprop_cuda.bench.report import environment, write_csv
+
+    facts = environment()
+    held = path.read_text() if path.exists() else ""
+    write_csv(path, rows, {"date": facts["date"], "commit": facts["commit"], "nvcc": nvcc_version})
+
+    def of_interest(text: str) -> list[str]:
+        return [line for line in text.splitlines() if not line.startswith(("# date", "# commit"))]
+
+    changed = of_interest(held) != of_interest(path.read_text())
+    if not changed:
+        path.write_text(held)
+    return changed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architectures", type=int, nargs="+", default=list(ARCHITECTURES), metavar="90")
+    parser.add_argument("--jobs", type=int, default=2, help="architectures compiled at once")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    nvcc = find_nvcc(os.environ)
+    if nvcc is None and os.environ.get("CEPROP_CUDA") == "0":
+        print("no nvcc: the CUDA kernels are not compiled, as CEPROP_CUDA=0 asks")
+        return
+    if nvcc is None:
+        sys.exit("no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda: install CUDA's compiler, or set CEPROP_CUDA=0")
+    disassembler = find_disassembler(nvcc)
+    if disassembler is None:
+        sys.exit("no cuobjdump beside nvcc, on PATH or in the triton package: kernels cannot be disassembled")
+
+    version = re.findall(r"release \d+\.\d+, V([\d.]+)", run(nvcc, "--version"))[0]
+    print(f"nvcc {version}", flush=True)
+    rows: list[Resources] = []
+    began = time.perf_counter()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        results = pool.map(lambda architecture: compiled(nvcc, disassembler, architecture), args.architectures)
+        for architecture, (of_one, seconds) in zip(args.architectures, results, strict=True):
+            print(f"sm_{architecture}: {seconds:.0f} s", flush=True)
+            rows += of_one
+    print(f"all: {time.perf_counter() - began:.0f} s\n\n{table(rows)}\n")
+    found = faults(rows, args.architectures, block_threads())
+    if found:
+        sys.exit("\n".join(found))
+    print("no spills, no stack frames; tensor cores are used where there are some; the rest are stubs that trap")
+    if sorted(args.architectures) == list(ARCHITECTURES):
+        args.out.mkdir(parents=True, exist_ok=True)
+        path = args.out / "cuda_resources.csv"
+        print(f"{path} is {'written' if write_if_changed(path, rows, version) else 'as it was'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""What `make cuda-check` reads of ptxas and of the disassembler, and what it refuses; no compiler is run. And that the
+cost model of the kernels predicts something for every preset."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ceprop_cuda.bench.cases import all_cases
+from ceprop_cuda.presets import PRESETS
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SCRIPT = BENCHMARKS / "cuda_resources.py"
+
+
+def imported(script: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[script.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+check = imported(SCRIPT)
+model = imported(BENCHMARKS / "cuda_model.py")
+
+EXACT = "_ZN6ceprop4cuda6run_opIfNS0_5ExactENS0_6InGridEEEvNS0_7ProblemIT_EE"
+TENSOR = "_ZN6ceprop4cuda6run_opIfNS0_4Bf16ENS0_9InClusterEEEvNS0_7ProblemIT_EE"
+
+
+def report(
+    registers: int = 168, stack: int = 0, stores: int = 0, loads: int = 0, called: int = 0, shared: str = ""
+) -> str:
+    """ptxas' words for a kernel, a function that it calls, and the stub of another."""
+    return f"""ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '{EXACT}' for 'sm_75'
+ptxas info    : Function properties for {EXACT}
+    {stack} bytes stack frame, {stores} bytes spill stores, {loads} bytes spill loads
+ptxas info    : Used {registers} registers, used 1 barriers{shared}, 3320 bytes cmem[0], 344 bytes cmem[2]
+ptxas info    : Compile time = 1366.582 ms
+ptxas info    : Function properties for __internal_accurate_pow
+    {called} bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Compiling entry function '{TENSOR}' for 'sm_75'
+ptxas info    : Function properties for {TENSOR}
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 4 registers, used 0 barriers, 3320 bytes cmem[0]
+ptxas info    : Compile time = 0.188 ms
+"""
+
+
+def disassembly(body: str) -> str:
+    return f"""
+	code for sm_75
+		Function : {EXACT}
+	.headerflags	@"EF_CUDA_SM75 EF_CUDA_VIRTUAL_SM(EF_CUDA_SM75)"
+{body}		..........
+
+
+		Function : {TENSOR}
+	.headerflags	@"EF_CUDA_SM75 EF_CUDA_VIRTUAL_SM(EF_CUDA_SM75)"
+        /*0000*/                   MOV R1, c[0x0][0x28] ;      /* 0x00000a0000017a02 */
+                                                               /* 0x000fc60000000f00 */
+        /*0010*/                   BPT.TRAP 0x1 ;              /* 0x000000040000795c */
+                                                               /* 0x000fea0000300000 */
+        /*0020*/                   BRA 0x20;                   /* 0xfffffff000007947 */
+        /*0030*/                   NOP;                        /* 0x0000000000007918 */
+		..........
+"""
+
+
+LINES = (
+    "        /*38490*/              @!P3 IMAD.MOV.U32 R30, RZ, RZ, RZ ;      /* 0x000000ffff1eb224 */\n"
+    "                                                                        /* 0x000fcc00078e00ff */\n"
+    "        /*384a0*/                   HMMA.1688.F32.TF32 R4, R8, R12, R4; /* 0x0000001e181cb228 */\n"
+)
+
+
+# --- Reading
+
+
+@pytest.mark.parametrize("number", [("f", "float"), ("d", "double")])
+@pytest.mark.parametrize("tile", ["5Exact", "4Tf32", "4Bf16"])
+@pytest.mark.parametrize("exchange", ["6InGrid", "9InCluster"])
+def test_symbols_become_readable(number: tuple[str, str], tile: str, exchange: str) -> None:
+    symbol = f"_ZN6ceprop4cuda6run_opI{number[0]}NS0_{tile}ENS0_{exchange}EEEvNS0_7ProblemIT_EE"
+    assert check.readable(symbol) == f"{number[1]}, {tile[1:]}, {exchange[1:]}"
+
+
+def test_other_symbols_stay() -> None:
+    assert check.readable("_Z5otherv") == "_Z5otherv"
+
+
+def test_a_report_is_read() -> None:
+    read = check.parse_report(report(registers=170, stack=8, stores=12, loads=16, shared=", 1024 bytes smem"))
+    assert read["float, Exact, InGrid"] == {
+        "registers": 170,
+        "static_shared_bytes": 1024,
+        "stack_bytes": 8,
+        "spill_store_bytes": 12,
+        "spill_load_bytes": 16,
+    }
+    assert read["float, Bf16, InCluster"]["registers"] == 4
+    assert list(read) == ["float, Exact, InGrid", "float, Bf16, InCluster"]
+
+
+def test_frames_of_called_functions_count() -> None:
+    assert check.parse_report(report(stack=8, called=24))["float, Exact, InGrid"]["stack_bytes"] == 32
+
+
+def test_instructions_are_counted() -> None:
+    read = check.parse_disassembly(disassembly(LINES * 20))
+    assert read["float, Exact, InGrid"] == check.Disassembled(instructions=40, tensor_instructions=20, traps=0)
+    assert read["float, Bf16, InCluster"] == check.Disassembled(instructions=3, tensor_instructions=0, traps=1)
+
+
+def test_rows_of_both() -> None:
+    exact, tensor = check.resources(75, report(), disassembly(LINES * 20))
+    assert (exact.kernel, exact.registers, exact.is_stub) == ("float, Exact, InGrid", 168, False)
+    assert (tensor.kernel, tensor.registers, tensor.is_stub) == ("float, Bf16, InCluster", 4, True)
+
+
+# --- Refusing
+
+
+def sound(architecture: int) -> list:
+    """What all kernels should be like."""
+    rows = []
+    for kernel in check.KERNELS:
+        there, tensor = check.exists_on(kernel, architecture), "Exact" not in kernel
+        counted = (14000, 4 if tensor else 0, 9) if there else (3, 0, 1)
+        rows.append(check.Resources(architecture, kernel, 168 if there else 4, 0, 0, 0, 0, *counted))
+    return rows
+
+
+@pytest.mark.parametrize("architecture", check.ARCHITECTURES)
+def test_sound_kernels_pass(architecture: int) -> None:
+    assert len(check.KERNELS) == 8
+    assert check.faults(sound(architecture), [architecture], 256) == []
+
+
+def test_what_architectures_have() -> None:
+    exist = {a: sum(check.exists_on(kernel, a) for kernel in check.KERNELS) for a in (75, 80, 89, 90, 120)}
+    assert exist == {75: 2, 80: 4, 89: 4, 90: 8, 120: 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spill_store_bytes": 12}, "spills registers, 12 bytes stored and 0 loaded"),
+        ({"spill_load_bytes": 16}, "spills registers, 0 bytes stored and 16 loaded"),
+        ({"stack_bytes": 40}, "a stack frame of 40 bytes"),
+        ({"registers": 256}, "256 registers, where blocks of 256 threads leave 255"),
+        ({"tensor_instructions": 0}, "no HMMA instruction"),
+        ({"instructions": 3, "traps": 1}, "a stub that traps, where the architecture could run it"),
+    ],
+)
+def test_faults_are_named(changes: dict[str, int], message: str) -> None:
+    rows = [replace(row, **changes) if row.kernel == "float, Tf32, InGrid" else row for row in sound(90)]
+    (fault,) = check.faults(rows, [90], 256)
+    assert fault.startswith("sm_90, float, Tf32, InGrid: ")
+    assert message in fault
+
+
+def test_faults_are_found_in_the_tools_words() -> None:
+    rows = check.resources(75, report(registers=256, stack=40, stores=8), disassembly(LINES * 20))
+    found = [fault for fault in check.faults(rows, [75], 256) if "not found" not in fault]
+    assert [re.sub(r".*: ", "", fault) for fault in found] == [
+        "spills registers, 8 bytes stored and 0 loaded",
+        "a stack frame of 40 bytes",
+        "256 registers, where blocks of 256 threads leave 255",
+    ]
+
+
+def test_larger_blocks_leave_fewer_registers() -> None:
+    faults = check.faults(sound(90), [90], 512)
+    assert len(faults) == 8
+    assert all("168 registers, where blocks of 512 threads leave 128" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("kernel", ["float, Bf16, InGrid", "double, Exact, InCluster"])
+def test_kernels_that_cannot_run_must_be_stubs(kernel: str) -> None:
+    rows = [replace(row, instructions=9000) if row.kernel == kernel else row for row in sound(75)]
+    (fault,) = check.faults(rows, [75], 256)
+    assert fault == f"sm_75, {kernel}: 9000 instructions, where a stub must trap"
+
+
+def test_missing_kernels_are_named() -> None:
+    (fault,) = check.faults(sound(90)[1:], [90], 256)
+    assert fault == f"sm_90, {check.KERNELS[0]}: not found in what the compiler reports"
+
+
+def test_threads_of_the_launch_bounds() -> None:
+    threads = check.block_threads()
+    assert threads >= 32
+    assert threads % 32 == 0
+
+
+def test_a_table_of_registers() -> None:
+    lines = check.table(sound(75) + sound(90)).splitlines()
+    assert lines[0] == "| kernel | sm_75 | sm_90 |"
+    assert "| float, Exact, InGrid | 168 | 168 |" in lines
+    assert "| float, Bf16, InCluster | - | 168 |" in lines
+
+
+# --- Tools that are not there
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "find_nvcc", lambda environment: None)
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name])
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CEPROP_CUDA", raising=False)
+    with pytest.raises(SystemExit, match="no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda"):
+        check.main()
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_it_is_skipped_where_cuda_is_not_wanted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CEPROP_CUDA", "0")
+    check.main()
+    assert "as CEPROP_CUDA=0 asks" in capsys.readouterr().out
+
+
+def test_without_a_disassembler_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "find_nvcc", lambda environment: Path("/nowhere/nvcc"))
+    monkeypatch.setattr(check, "find_disassembler", lambda nvcc: None)
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name])
+    with pytest.raises(SystemExit, match="no cuobjdump"):
+        check.main()
+
+
+def test_where_nvcc_is_sought(tmp_path: Path) -> None:
+    def toolkit(name: str) -> Path:
+        nvcc = tmp_path / name / "bin" / "nvcc"
+        nvcc.parent.mkdir(parents=True)
+        nvcc.touch(mode=0o755)
+        return nvcc
+
+    home, on_path = toolkit("home"), toolkit("other")
+    path = str(on_path.parent)
+    assert check.find_nvcc({"CUDA_HOME": str(tmp_path / "home"), "PATH": path}) == home
+    assert check.find_nvcc({"CUDA_HOME": str(tmp_path / "empty"), "PATH": path}) == on_path
+    assert check.find_nvcc({"PATH": path}) == on_path
+
+
+def test_results_stay_while_nothing_changes(tmp_path: Path) -> None:
+    path = tmp_path / "cuda_resources.csv"
+    rows = sound(90)
+    assert check.write_if_changed(path, rows, "13.0.88")
+    held = path.read_text()
+    assert {"# date", "# commit", "# nvcc"} == set(re.findall(r"^# \w+", held, re.MULTILINE))
+    path.write_text(held.replace("# date: ", "# date: earlier than "))
+    assert not check.write_if_changed(path, rows, "13.0.88")
+    assert "earlier than" in path.read_text()
+    assert check.write_if_changed(path, [replace(rows[0], registers=99), *rows[1:]], "13.0.88")
+    assert "earlier than" not in path.read_text()
+    assert check.write_if_changed(path, [replace(rows[0], registers=99), *rows[1:]], "14.0.1")
+
+
+# --- The cost model
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("precision", ["exact", "tf32", "bf16"])
+def test_every_preset_has_a_prediction(name: str, precision: str) -> None:
+    for device in ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3"):
+        ms = model.predicted_ms(name, device, precision)
+        assert model.known_device(device).launch_us / 1e3 < ms < 100
+        preset = PRESETS[name]
+        assert model.predicted_ms(preset, device, precision) == ms
+        longer = replace(preset, free_steps=2 * preset.free_steps)
+        assert ms < model.predicted_ms(longer, device, precision) < 2 * ms
+
+
+def test_unknown_devices_have_none() -> None:
+    assert model.predicted_ms("ep-1h", "NVIDIA GeForce RTX 2080") is None
+
+
+def test_cases_of_the_benchmark_have_predictions() -> None:
+    (relaxing,) = (case for case in all_cases() if case.name == "relax-2h-b20")
+    assert 0 < model.predicted_ms(relaxing, "H100") < model.predicted_ms("ep-2h-b20", "H100")
+
+
+def test_launches_of_eager_are_counted() -> None:
+    """Layer 0: two products, their sum, zeros for the nudge, rho as three operators with a sum before it and one after;
+    layer 1 lacks what comes from above. A nudge adds y - s and its product with beta."""
+    free, nudged = model.eager_launches_of_steps(model.case_of("ep-1h-b20"))
+    assert free == (2 + 1 + 1 + 3 + 2) + (1 + 1 + 3 + 2)
+    assert nudged == free + 2
