@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import connections
+from .connections import Convolution
+
 ACTIVATIONS = ("sigmoid", "hard_sigmoid", "half_hard_sigmoid", "centered_hard_sigmoid", "tanh", "linear")
 SCHEDULES = ("synchronous", "asynchronous")
 
@@ -37,16 +40,17 @@ class Dynamics:
 
 @dataclass(frozen=True)
 class Circuit:
-    """The parameters of a chain of dense layers, with its dynamics.
+    """The parameters of a chain of layers, convolutions and then dense ones, with its dynamics.
 
     With ``readout`` the last weight and bias are R ``(classes, n_{L-1})`` and c ``(classes,)``, outside the dynamics.
     """
 
-    weights: list[Tensor]  # W[l] (n_l, n_{l-1})
+    weights: list[Tensor]  # W[l] (n_l, n_{l-1}), of a convolution (n_l, n_{l-1}, kernel height, kernel width)
     biases: list[Tensor | None]  # b[l] (n_l,)
     free_feedback: list[Tensor] | None  # V[1], V[2], ... each shaped like W[l]; None: tied
     dynamics: Dynamics
     readout: bool = False
+    convolutions: tuple[Convolution, ...] = ()  # how connections 0, 1, ... are made; the others are dense
 
     @property
     def layers(self) -> int:
@@ -56,6 +60,10 @@ class Circuit:
     def feedback(self) -> list[Tensor]:
         """What carries layers 1, 2, ... back to the ones below: W[1], W[2], ... when tied, else V[1], V[2], ..."""
         return self.weights[1 : self.layers] if self.free_feedback is None else self.free_feedback
+
+    def convolution(self, connection: int) -> Convolution | None:
+        """How this connection is made; None if it is dense."""
+        return self.convolutions[connection] if connection < len(self.convolutions) else None
 
     def parameters(self) -> list[Tensor]:
         """All weights, biases and free feedback weights that exist, in this order."""
@@ -113,7 +121,7 @@ def activation_of(circuit: Circuit, layer: int) -> str:
 
 
 def emitted(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
-    """What the neighbours see of the input ``x`` ``(B, n_in)`` and of each layer, in this order: x and the states, or
+    """What the neighbours see of the input ``x`` and of each layer, in this order: x and the states, or
     rho of them in energy dynamics."""
     if circuit.dynamics.kind == "prototypical":
         return [x, *states]
@@ -124,7 +132,7 @@ def emitted(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> list[Tenso
 def logits(circuit: Circuit, states: Sequence[Tensor]) -> Tensor:
     """The network's answer ``(B, classes)``: the output units, or R s + c with a readout."""
     if circuit.readout:
-        return F.linear(states[-1], circuit.weights[-1], circuit.biases[-1])
+        return F.linear(states[-1].flatten(1), circuit.weights[-1], circuit.biases[-1])
     return states[-1]
 
 
@@ -135,12 +143,17 @@ def output_error(circuit: Circuit, states: Sequence[Tensor], nudge: Nudge) -> Te
 
 
 def drive(circuit: Circuit, seen: Sequence[Tensor], layer: int) -> Tensor:
-    """a_l = F_l(s[l-1]) + F_{l+1}^T(s[l+1]): what reaches ``layer`` from below and above, ``(B, n_l)``, if its
-    neighbours send ``seen``, as :func:`emitted` returns it."""
-    from_below = F.linear(seen[layer], circuit.weights[layer], circuit.biases[layer])
-    if layer + 1 == circuit.layers:
+    """a_l = F_l(s[l-1]) + F_{l+1}^T(s[l+1]; s[l]): what reaches ``layer`` from below and above, shaped like its state,
+    if it and its neighbours send ``seen``, as :func:`emitted` returns it."""
+    from_below = connections.forward(
+        seen[layer], circuit.weights[layer], circuit.biases[layer], circuit.convolution(layer)
+    )
+    above = layer + 1
+    if above == circuit.layers:
         return from_below
-    return from_below + seen[layer + 2] @ circuit.feedback[layer]
+    bias = circuit.biases[above] if circuit.free_feedback is None else None
+    made = circuit.convolution(above)
+    return from_below + connections.transpose(seen[layer + 2], circuit.feedback[layer], bias, made, seen[above])
 
 
 def next_state(
@@ -158,7 +171,7 @@ def next_state(
     if is_top and nudge is not None:
         pull = nudge.beta * output_error(circuit, states, nudge)
         if circuit.readout:
-            inside = pull @ circuit.weights[-1]
+            inside = (pull @ circuit.weights[-1]).view_as(a)
         elif nudge.at == "drive":
             inside = pull
         else:
@@ -187,5 +200,15 @@ def step(circuit: Circuit, x: Tensor, states: Sequence[Tensor], nudge: Nudge | N
 
 
 def resting_states(circuit: Circuit, x: Tensor) -> list[Tensor]:
-    """All-zero states ``(B, n_l)``, where every free phase starts."""
-    return [x.new_zeros(len(x), circuit.weights[layer].shape[0]) for layer in range(circuit.layers)]
+    """All-zero states ``(B, n_l)`` or ``(B, n_l, H, W)``, where every free phase starts."""
+    return [x.new_zeros(len(x), *shape) for shape in state_shapes(circuit, x.shape[2:])]
+
+
+def state_shapes(circuit: Circuit, size: Sequence[int]) -> list[tuple[int, ...]]:
+    """The shape of one sample's state in each layer, above inputs of this height and width, if they have any."""
+    shapes: list[tuple[int, ...]] = []
+    for layer, weight in enumerate(circuit.weights[: circuit.layers]):
+        made = circuit.convolution(layer)
+        size = () if made is None else made.output_size(weight, size)
+        shapes.append((weight.shape[0], *size))
+    return shapes

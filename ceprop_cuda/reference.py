@@ -9,7 +9,7 @@ References: arXiv 1905.13633 (EP in discrete time), 2005.04168 and 2005.04169 (c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import connections
 from .dynamics import Circuit, Nudge, emitted, logits, output_error, resting_states, step
 
 # A phase with a tolerance asks only after every so many steps whether it may stop: each time costs a pass over all
@@ -99,36 +100,58 @@ def contrast(
     later: Sequence[Tensor],
     fixed: Sequence[Tensor],
     beta: float,
+    shared_update: bool = False,
 ) -> PerParameter:
     """The local contrast between two states, over ``beta`` and the batch size.
 
     Tied:  dW[l] = (r'[l]^T r'[l-1] - r[l]^T r[l-1]) / (beta B), r the emitted states (r[-1] the input).
     Vector field:  dW[l] = (s'[l] - s[l])^T r*[l-1] / (beta B),  dV[l] = r*[l]^T (s'[l-1] - s[l-1]) / (beta B), where
     r* are the emitted states of ``fixed``: the free state's for EP, the earlier one's for continual EP.
+    Shared (Kolen-Pollack, as 2006.03824 trains vector fields): W[l] and V[l] both get the mean of the tied contrasts by
+    either, which are the same where there is no max pooling.
+    A convolution has the derivative of r[l] . F_l(r[l-1]) by its weight in place of an outer product.
     The readout is no part of this: see :func:`readout_contrast`.
     """
     scale = 1 / (beta * len(x))
-    if circuit.free_feedback is None:
+
+    def of_weight(v: Tensor, u: Tensor, layer: int) -> Tensor:
+        return connections.contrast(v, u, circuit.weights[layer], circuit.biases[layer], circuit.convolution(layer))
+
+    def of_feedback(v: Tensor, u: Tensor, layer: int) -> Tensor:
+        return connections.contrast(v, u, circuit.feedback[layer - 1], None, circuit.convolution(layer))
+
+    inner = range(1, circuit.layers)
+    d_feedback = []
+    if circuit.free_feedback is None or shared_update:
         r, r_later = emitted(circuit, x, earlier), emitted(circuit, x, later)
-        d_weights = [
-            scale * (r_later[layer + 1].T @ r_later[layer] - r[layer + 1].T @ r[layer])
-            for layer in range(circuit.layers)
-        ]
-        d_feedback = []
         moved = [b - a for a, b in zip(r[1:], r_later[1:], strict=True)]
+
+        def tied(product: Callable[[Tensor, Tensor, int], Tensor], layer: int) -> Tensor:
+            after, before = (product(sent[layer + 1], sent[layer], layer) for sent in (r_later, r))
+            return scale * (after - before)
+
+        d_weights = [tied(of_weight, layer) for layer in range(circuit.layers)]
+        if shared_update:
+            d_weights[1:] = [(d_weights[layer] + tied(of_feedback, layer)) / 2 for layer in inner]
+            d_feedback = [dw.clone() for dw in d_weights[1:]]
     else:
         r = emitted(circuit, x, fixed)
         moved = [b - a for a, b in zip(earlier, later, strict=True)]
-        d_weights = [scale * (moved[layer].T @ r[layer]) for layer in range(circuit.layers)]
-        d_feedback = [scale * (r[layer + 1].T @ moved[layer - 1]) for layer in range(1, circuit.layers)]
-    d_biases = [None if b is None else scale * d.sum(0) for b, d in zip(circuit.biases, moved, strict=False)]
+        d_weights = [scale * of_weight(moved[layer], r[layer], layer) for layer in range(circuit.layers)]
+        for layer in inner:
+            # Each state decides its own maxima of a pooling; without one this is r*[l]^T (s'[l-1] - s[l-1]).
+            after, before = (of_feedback(r[layer + 1], states[layer - 1], layer) for states in (later, earlier))
+            d_feedback.append(scale * (after - before))
+    d_biases = [
+        None if b is None else scale * connections.bias_contrast(d) for b, d in zip(circuit.biases, moved, strict=False)
+    ]
     return PerParameter(d_weights, d_biases, d_feedback)
 
 
 def readout_contrast(circuit: Circuit, states: Sequence[Tensor], nudge: Nudge) -> tuple[Tensor, Tensor | None]:
     """Minus the loss gradient of R and c at ``states``: e^T s / B and the mean of e, e = y - softmax(R s + c)."""
     error = output_error(circuit, states, nudge)
-    return error.T @ states[-1] / len(error), None if circuit.biases[-1] is None else error.mean(0)
+    return error.T @ states[-1].flatten(1) / len(error), None if circuit.biases[-1] is None else error.mean(0)
 
 
 def combine(changes: Sequence[PerParameter], scale: float = 1.0) -> PerParameter:
@@ -140,13 +163,6 @@ def combine(changes: Sequence[PerParameter], scale: float = 1.0) -> PerParameter
     lists = zip(*changes, strict=True)
     weights, biases, feedback = ([add(parts) for parts in zip(*group, strict=True)] for group in lists)
     return PerParameter(weights, biases, feedback)
-
-
-def share_update(change: PerParameter) -> PerParameter:
-    """Kolen-Pollack: forward and feedback weights both get the mean of their two updates."""
-    shared = [(w + v) / 2 for w, v in zip(change.weights[1:], change.feedback, strict=False)]
-    weights = [change.weights[0], *shared, *change.weights[1 + len(shared) :]]
-    return PerParameter(weights, change.biases, [dv.clone() for dv in shared])
 
 
 def with_readout(
@@ -194,7 +210,7 @@ def ep_step(
         for done in range(1, nudged_steps + 1):
             before, states = states, step(circuit, x, states, signed)
             if accumulate:
-                path.append(contrast(circuit, x, before, states, before, signed.beta))
+                path.append(contrast(circuit, x, before, states, before, signed.beta, shared_update))
             if settled(done, before, states, tolerance):
                 break
         ends.append(states)
@@ -202,12 +218,10 @@ def ep_step(
     if accumulate:
         change = combine(path, 1 / len(ends))
     elif symmetric:
-        change = contrast(circuit, x, ends[1], ends[0], free, 2 * nudge.beta)
+        change = contrast(circuit, x, ends[1], ends[0], free, 2 * nudge.beta, shared_update)
     else:
-        change = contrast(circuit, x, free, ends[0], free, nudge.beta)
+        change = contrast(circuit, x, free, ends[0], free, nudge.beta, shared_update)
     change = with_readout(circuit, change, ends, nudge)
-    if shared_update:
-        change = share_update(change)
     for dp in change.parameters():
         dp.neg_()
     return EPResult(change, logits(circuit, free), free, ends, torch.cat(made))
@@ -270,8 +284,9 @@ def cep_step(
             made.append(steps_made)
         for done in range(1, nudged_steps + 1):
             before, states = states, step(circuit, x, states, signed)
-            change = contrast(circuit, x, before, states, before, (2 if symmetric else 1) * signed.beta)
-            circuit = moved(circuit, share_update(change) if shared_update else change, lr, weight_decay)
+            over = (2 if symmetric else 1) * signed.beta
+            change = contrast(circuit, x, before, states, before, over, shared_update)
+            circuit = moved(circuit, change, lr, weight_decay)
             if settled(done, before, states, tolerance):
                 break
         ends.append(states)

@@ -129,7 +129,7 @@ class EP(NudgedRule):
         loss: "mse", ||y - s||^2 / 2, or "cross_entropy" (linear output units or a readout). None: "mse", with a
             readout "cross_entropy".
         accumulate: sum the contrasts of consecutive nudged steps (2005.04168); differs for free feedback only.
-        shared_update: forward and feedback weights both get the mean of their two updates (Kolen-Pollack).
+        shared_update: forward and feedback weights both get the update of tied ones (Kolen-Pollack, 2006.03824).
         backend: "auto", "fused" or "reference".
         tolerance: None, or end a phase already after 4, 8, 12, ... of its steps if the last of them moved no unit of
             any sample of the batch by more than this. 0 ends it only where further steps would change nothing.

@@ -47,7 +47,7 @@ class StepCosts {
   // EP's contrast of both copies of the weights, tied and shared ones by two terms; once, or summed over the steps.
   Cost contrast() const {
     const double terms = shape_.free_feedback && !shape_.shared_update ? 1 : 2, copies = shape_.free_feedback ? 2 : 1;
-    const int times = shape_.accumulate && shape_.free_feedback ? later_steps(false) : 1;
+    const int times = shape_.accumulate && shape_.free_feedback && !shape_.shared_update ? later_steps(false) : 1;
     return times * (matrix(2, 1, input()) + copies * matrix(2 * terms, 1, inner_));
   }
 

@@ -134,7 +134,7 @@ class ContinualUpdate {
   }
 
   void store_input_weights(int64_t panel, int moves) const {
-    const typename Contrast<Tile>::Terms terms{{{sum_.get(), relaxation_.input()}}, 1, T(1)};
+    const typename Contrast<Tile>::Terms terms{{{sum_.get(), relaxation_.input()}}, 1};
     contrast_.add_row_panel(terms, panel, network_.widths[1], network_.widths[0],
                             Blend<T>{T(1 - std::pow(1 - decay_[0], moves)), T(1)}, network_.weights[0]);
   }

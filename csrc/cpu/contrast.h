@@ -2,7 +2,7 @@
 //
 //   tied          dW[c] = r'[c]^T r'[c-1] - r[c]^T r[c-1] = d[c]^T r'[c-1] + r[c]^T d[c-1],   d = r' - r
 //   vector field  dW[c] = d[c]^T r*[c-1],   dV[c] = r*[c]^T d[c-1],                           d = s' - s
-//   shared        both get the mean of the vector field's two
+//   shared        both get what tied weights would
 //   input         dW[0] = d[0]^T x in every case;   db[c] = sum d[c]
 //
 // r is what neighbours see of a state s. The tied form on the right is the one computed: it never subtracts two large
@@ -28,7 +28,6 @@ class Contrast {
   struct Terms {
     Term term[2];
     int count;
-    T factor;  // of their sum
   };
   enum class Side { weights, feedback };  // of a vector field; tied has no difference
 
@@ -60,12 +59,12 @@ class Contrast {
 
   // What moves connection c: its weights, or in a vector field its feedback.
   Terms terms(const Worker& worker, int c, Side side, const Between& between) const {
-    if (c == 0) return {{{moved(worker, 0), relaxation_.input()}}, 1, T(1)};
-    const bool tied = !network_.free_feedback;
+    if (c == 0) return {{{moved(worker, 0), relaxation_.input()}}, 1};
+    const bool tied = !is_field();
     const Term up{moved(worker, c), relaxation_.field(tied ? between.later : between.fixed, c - 1).seen};
     const Term down{relaxation_.field(tied ? between.earlier : between.fixed, c).seen, moved(worker, c - 1)};
-    if (tied || shared_update_) return {{up, down}, 2, tied ? T(1) : T(0.5)};
-    return {{side == Side::weights ? up : down}, 1, T(1)};
+    if (tied) return {{up, down}, 2};
+    return {{side == Side::weights ? up : down}, 1};
   }
 
   // out is blended with the contrast for the rows [first, end) and one panel of lanes. `upper_rows`: a row is a unit
@@ -73,7 +72,6 @@ class Contrast {
   // row 0; only `valid` lanes are touched.
   void add_rows(const Terms& terms, bool upper_rows, int64_t first, int64_t end, int64_t lane_panel,
                 const Blend<T>& blend, T* out, int64_t out_stride, int64_t valid) const {
-    const Blend<T> scaled{blend.decay, blend.scale * terms.factor, blend.fresh};
     for (int64_t panel = first / width; panel * width < end; ++panel) {
       const int64_t rows = end - panel * width < width ? end - panel * width : width;
       for (int64_t block = 0; block < row_blocks<Tile>(rows); ++block) {
@@ -87,9 +85,9 @@ class Contrast {
         with_constant_rows<Tile::max_rows>(range.end - range.begin, [&]<int count>() {
           T* to = out + (panel * width + range.begin) * out_stride;
           if (valid <= Tile::lanes)
-            outer_products<Tile, count, 1>(products, terms.count, relaxation_.batch(), scaled, to, out_stride, valid);
+            outer_products<Tile, count, 1>(products, terms.count, relaxation_.batch(), blend, to, out_stride, valid);
           else
-            outer_products<Tile, count, 2>(products, terms.count, relaxation_.batch(), scaled, to, out_stride, valid);
+            outer_products<Tile, count, 2>(products, terms.count, relaxation_.batch(), blend, to, out_stride, valid);
         });
       }
     }
@@ -136,7 +134,7 @@ class Contrast {
   void add_to_readout(const Worker& worker, const T* error, int field, const Blend<T>& blend, T* weights,
                       T* biases) const {
     const int64_t classes = network_.classes();
-    const Terms terms{{{error, relaxation_.field(field, network_.layers - 1).state}}, 1, T(1)};
+    const Terms terms{{{error, relaxation_.field(field, network_.layers - 1).state}}, 1};
     const Range mine = worker.share(panels_of(classes, width));
     for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
       const int64_t first = panel * width;
@@ -151,8 +149,11 @@ class Contrast {
   // What a layer shows of its state: tied learning works on r, a vector field on s.
   const T* shown(int field, int layer) const {
     const Field<T>& of = relaxation_.field(field, layer);
-    return network_.free_feedback ? of.state : of.seen;
+    return is_field() ? of.state : of.seen;
   }
+
+  // Whether each copy of the weights learns from the one side that it acts on.
+  bool is_field() const { return network_.free_feedback && !shared_update_; }
 
   const Relaxation<Tile>& relaxation_;
   const Network<T>& network_;

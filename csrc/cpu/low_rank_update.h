@@ -68,8 +68,7 @@ class LowRankUpdate {
       const typename Contrast<Tile>::Terms terms{
           {{away_[c].get(), relaxation_.field(field, c - 1).seen},
            {relaxation_.field(Relaxation<Tile>::kept_free, c).seen, away_[c - 1].get()}},
-          2,
-          T(1)};
+          2};
       contrast_.add_row_panel(terms, panel, network_.widths[c + 1], network_.widths[c], Blend<T>{0, rate_[c]},
                               network_.weights[c]);
     });

@@ -65,8 +65,8 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
   Relaxation<Tile> relaxation(call.network, call.batch, threads);
   Contrast<Tile> contrast(relaxation, call.shared_update, threads);
   Phases<Tile> phases(call, relaxation);
-  // Tied, the contrasts of consecutive steps telescope to the one between the ends.
-  const bool accumulate = call.accumulate && call.network.free_feedback;
+  // Tied and shared, the contrasts of consecutive steps telescope to the one between the ends.
+  const bool accumulate = call.accumulate && call.network.free_feedback && !call.shared_update;
   // The gradient is minus the contrast.
   const double scale = -1.0 / (call.nudge.beta * phases.count() * static_cast<double>(call.batch.size));
 

@@ -51,12 +51,12 @@ class Contrast {
 
   // What moves connection c: its weights or, in a vector field, `feedback`.
   __device__ Terms terms(int c, bool feedback, const Between& between) const {
-    const bool both = c > 0 && (!p_.free_feedback || p_.shared_update);
+    const bool both = c > 0 && !is_field();
     return {Terms::Of::connection, c, !both && feedback ? 1 : 0, both || feedback ? 1 : 0, between, 0};
   }
 
   __device__ Shown<T> moved(int layer, const Between& between) const {
-    return {nullptr, layer, between.later, between.earlier, p_.free_feedback};
+    return {nullptr, layer, between.later, between.earlier, is_field()};
   }
 
   // The sums of a tile, units [first, first + 16) by [other_first, other_first + 64), are blended into
@@ -91,12 +91,11 @@ class Contrast {
           }
         }
     }
-    const T factor = p_.free_feedback && terms.last > terms.first ? T(0.5) : T(1);  // the mean of two updates
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       if (first + group + i < units && other_first + k < others) {
         T& to = out[(first + group + i) * next_own + (other_first + k) * next_other];
-        to = blend(to, factor * sum[i]);
+        to = blend(to, sum[i]);
       }
   }
 
@@ -130,6 +129,9 @@ class Contrast {
   }
 
  private:
+  // Whether each copy of the weights learns from the one side that it acts on.
+  __device__ bool is_field() const { return p_.free_feedback && !p_.shared_update; }
+
   __device__ const T* row(const Shown<T>& shown, int field, int unit) const {
     const States& states = network_.states;
     return shown.state ? states.state(field, shown.layer, unit) : states.seen(field, shown.layer, unit);
@@ -144,7 +146,7 @@ class Contrast {
     if (terms.of == Terms::Of::input_sums) return {p_.workspace.sum, 0, 0, -1, false};
     const int layer = upper ? c : c - 1;
     if (upper == (term == 0)) return moved(layer, between);
-    return {nullptr, layer, p_.free_feedback ? between.fixed : upper ? between.earlier : between.later, -1, false};
+    return {nullptr, layer, is_field() ? between.fixed : upper ? between.earlier : between.later, -1, false};
   }
 
   // to[row][stride] <- what is shown of `rows` units from `first` on, for one pass of the samples; zeros past the end.

@@ -103,8 +103,8 @@ class Learning {
     }
   }
 
-  // EP with free feedback: sums of the contrasts of consecutive steps. Tied, they telescope to that between the ends.
-  __device__ bool accumulates() const { return p_.accumulate && p_.free_feedback; }
+  // EP in a vector field: sums of the contrasts of consecutive steps. Else they telescope to that between the ends.
+  __device__ bool accumulates() const { return p_.accumulate && p_.free_feedback && !p_.shared_update; }
 
   // Writes the weights that moved in shared memory to the network's. No barrier.
   __device__ void store_resident() const {

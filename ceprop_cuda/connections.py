@@ -1,0 +1,85 @@
+"""What joins two layers, dense or a convolution with pooling: the way up, the way down, and the weights' contrast.
+
+Every function takes the connection's weight and, if it is a convolution, how that is made. Phi = v . F(u) is what a
+connection adds to the primitive function, v above it and u below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+POOLS = ("none", "max", "avg")
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """pool(conv2d(u, W, b)); windows of the pooling lie side by side, what is left at the far edges is dropped."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    pool: str = "none"  # of POOLS
+    window: tuple[int, int] = (2, 2)
+
+    def output_size(self, weight: Tensor, size: Sequence[int]) -> tuple[int, int]:
+        """Height and width above an input of these; not positive where a kernel or a window does not fit."""
+        steps = zip(size, weight.shape[2:], self.stride, self.padding, self.window, strict=True)
+        sizes = [
+            ((of + 2 * padding - kernel) // stride + 1) // (1 if self.pool == "none" else window)
+            for of, kernel, stride, padding, window in steps
+        ]
+        return sizes[0], sizes[1]
+
+
+def forward(u: Tensor, weight: Tensor, bias: Tensor | None, made: Convolution | None) -> Tensor:
+    """F(u): ``(B, n)``, or of a convolution ``(B, C, H, W)``; a dense connection takes either."""
+    if made is None:
+        return F.linear(u.flatten(1), weight, bias)
+    return _pooled(_convolved(u, weight, bias, made), made)
+
+
+def transpose(v: Tensor, weight: Tensor, bias: Tensor | None, made: Convolution | None, u: Tensor) -> Tensor:
+    """F^T(v; u), shaped like u: the derivative of Phi by u, where u moves no maximum of a pooling."""
+    if made is None:
+        return (v @ weight).view_as(u)
+    unpooled = _unpooled(v, _convolved(u, weight, bias, made), made)
+    return torch.nn.grad.conv2d_input(u.shape, weight, unpooled, made.stride, made.padding)
+
+
+def contrast(v: Tensor, u: Tensor, weight: Tensor, bias: Tensor | None, made: Convolution | None) -> Tensor:
+    """The derivative of Phi by the weight, summed over the batch and shaped like it."""
+    if made is None:
+        return v.flatten(1).T @ u.flatten(1)
+    unpooled = _unpooled(v, _convolved(u, weight, bias, made), made)
+    return torch.nn.grad.conv2d_weight(u, weight.shape, unpooled, made.stride, made.padding)
+
+
+def bias_contrast(v: Tensor) -> Tensor:
+    """The derivative of Phi by the bias: the sum over the batch and over all places of a channel."""
+    return v.sum((0, *range(2, v.ndim)))
+
+
+def _convolved(u: Tensor, weight: Tensor, bias: Tensor | None, made: Convolution) -> Tensor:
+    return F.conv2d(u, weight, bias, made.stride, made.padding)
+
+
+def _pooled(z: Tensor, made: Convolution) -> Tensor:
+    if made.pool == "max":
+        return F.max_pool2d(z, made.window)
+    return F.avg_pool2d(z, made.window) if made.pool == "avg" else z
+
+
+def _unpooled(v: Tensor, z: Tensor, made: Convolution) -> Tensor:
+    """The transpose of the pooling at ``z``: to the maximum's place, the first of equal ones, or in equal parts."""
+    if made.pool == "max":
+        places = F.max_pool2d(z, made.window, return_indices=True)[1]
+        return F.max_unpool2d(v, places, made.window, output_size=z.shape[2:])
+    if made.pool == "none":
+        return v
+    height, width = made.window
+    spread = (v / (height * width)).repeat_interleave(height, 2).repeat_interleave(width, 3)
+    return F.pad(spread, (0, z.shape[3] - spread.shape[3], 0, z.shape[2] - spread.shape[2]))
