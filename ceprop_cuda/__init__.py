@@ -1,9 +1,23 @@
 """Equilibrium propagation with fused kernels: relaxation and local learning in one native call."""
 
-from .network import Network, mlp
+from .models import convnet, mlp
+from .network import Network
 from .planning import Plan, plan
 from .rules import BPTT, CEP, EP, StepResult
 from .trainer import Diverged, Trainer
 from .version import __version__
 
-__all__ = ["BPTT", "CEP", "EP", "Diverged", "Network", "Plan", "StepResult", "Trainer", "__version__", "mlp", "plan"]
+__all__ = [
+    "BPTT",
+    "CEP",
+    "EP",
+    "Diverged",
+    "Network",
+    "Plan",
+    "StepResult",
+    "Trainer",
+    "__version__",
+    "convnet",
+    "mlp",
+    "plan",
+]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 POOLS = ("none", "max", "avg")
 
@@ -47,7 +47,7 @@ def transpose(v: Tensor, weight: Tensor, bias: Tensor | None, made: Convolution 
     if made is None:
         return (v @ weight).view_as(u)
     unpooled = _unpooled(v, _convolved(u, weight, bias, made), made)
-    return torch.nn.grad.conv2d_input(u.shape, weight, unpooled, made.stride, made.padding)
+    return conv2d_input(u.shape, weight, unpooled, made.stride, made.padding)
 
 
 def contrast(v: Tensor, u: Tensor, weight: Tensor, bias: Tensor | None, made: Convolution | None) -> Tensor:
@@ -55,7 +55,7 @@ def contrast(v: Tensor, u: Tensor, weight: Tensor, bias: Tensor | None, made: Co
     if made is None:
         return v.flatten(1).T @ u.flatten(1)
     unpooled = _unpooled(v, _convolved(u, weight, bias, made), made)
-    return torch.nn.grad.conv2d_weight(u, weight.shape, unpooled, made.stride, made.padding)
+    return conv2d_weight(u, weight.shape, unpooled, made.stride, made.padding)
 
 
 def bias_contrast(v: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import pairwise
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any, Literal, overload
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from . import ops, reference
-from .dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge
+from .chain import chain_of
+from .dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge, state_shapes
 
 log = logging.getLogger("ceprop_cuda")
 
@@ -87,11 +87,14 @@ def backend_module(backend: str, circuit: Circuit, x: Tensor, **of_kernels: str)
 
 
 class Network(nn.Module):
-    """A chain of dense layers that settles to a fixed point, around a torch model whose Parameters it shares.
+    """A chain of layers that settles to a fixed point, around a torch model whose Parameters it shares.
 
     Args:
-        model: ``nn.Sequential`` of an optional leading ``nn.Flatten`` and any number of ``nn.Linear``.
-        input_shape: shape of one sample, e.g. ``(784,)`` or ``(1, 28, 28)`` with a leading ``nn.Flatten``.
+        model: ``nn.Sequential`` of any number of ``nn.Conv2d``, each followed by an ``nn.MaxPool2d``, an
+            ``nn.AvgPool2d`` or none, then an ``nn.Flatten`` and at least one ``nn.Linear``. A layer's state is what
+            comes after the pooling. Networks with convolutions run through the reference: they have no fused kernels
+            yet.
+        input_shape: shape of one sample, e.g. ``(784,)``, or ``(1, 28, 28)`` where a Conv2d or an nn.Flatten leads.
         activation: of the hidden units: "sigmoid" 1/(1+exp(-4(x-1/2))), "hard_sigmoid" clip(x, 0, 1),
             "half_hard_sigmoid" clip(x/2, 0, 1), "centered_hard_sigmoid" clip(x, -1/2, 1/2), "tanh" or "linear".
         output_activation: of the output units; None: the same. With a readout there are none.
@@ -145,51 +148,56 @@ class Network(nn.Module):
         self.input_shape = tuple(whole_number("input_shape", size, 1) for size in shape)
         self.dynamics = Dynamics(activation, output_activation, dynamics, dt, clip, schedule)
         self.readout = readout
-        _check_chain(model, self.input_shape)
+        chain = chain_of(model, self.input_shape)
         self.model = model
-        self._flattens = isinstance(model[0], nn.Flatten)
-        if readout is not None and len(self._linears) < 2:
-            raise ValueError("readout='softmax' needs a Linear below the readout, got a model with 1 Linear")
+        self._flattens = chain.flattens_input
+        self._positions = [list(model).index(module) for module in chain.modules]  # of the connections in the model
+        self._convolutions = chain.convolutions
+        if readout is not None and len(chain.modules) < 2:
+            raise ValueError("readout='softmax' needs a layer below the readout, got a model with 1 Linear")
         self.free_feedback: nn.ParameterList | None = None
         if feedback == "free":
             self.free_feedback = nn.ParameterList(_fresh_like(w) for w in self.weights[1 : self.layers])
 
     @property
-    def _linears(self) -> list[nn.Linear]:
-        return [module for module in self.model if isinstance(module, nn.Linear)]
+    def _connections(self) -> list[nn.Conv2d | nn.Linear]:
+        modules: Any = list(self.model)
+        return [modules[position] for position in self._positions]
 
     @property
     def layers(self) -> int:
         """Number of layers with states; a readout is none."""
-        return len(self._linears) - (self.readout is not None)
+        return len(self._positions) - (self.readout is not None)
 
     @property
     def classes(self) -> int:
         """Number of output units, or of the readout's classes."""
-        return self._linears[-1].out_features
+        return self.weights[-1].shape[0]
 
     @property
     def weights(self) -> list[Tensor]:
-        """W[l] ``(n_l, n_{l-1})``, input side first; with a readout R ``(classes, n_{L-1})`` comes last."""
-        return [linear.weight for linear in self._linears]
+        """W[l] ``(n_l, n_{l-1})``, of a convolution ``(n_l, n_{l-1}, kernel height, width)``, input side first; with a
+        readout R ``(classes, n_{L-1})`` comes last."""
+        return [module.weight for module in self._connections]
 
     @property
     def biases(self) -> list[Tensor | None]:
-        """b[l] ``(n_l,)``, input side first; None where the Linear has no bias."""
-        return [linear.bias for linear in self._linears]
+        """b[l] ``(n_l,)``, input side first; None where the module has no bias."""
+        return [module.bias for module in self._connections]
 
     @property
     def feedback(self) -> list[Tensor | None]:
-        """V[l] ``(n_l, n_{l-1})``; None for l = 0, for tied connections and for a readout."""
+        """V[l], shaped like W[l]; None for l = 0, for tied connections and for a readout."""
         free = [None] * (self.layers - 1) if self.free_feedback is None else list(self.free_feedback)
         return [None, *free] + [None] * (self.readout is not None)
 
     def circuit(self) -> Circuit:
         """The parameters as the kernels and the reference take them; the tensors are shared, not copied."""
         free = None if self.free_feedback is None else list(self.free_feedback)
-        linears = self._linears  # once: a search of the model takes longer than a small network's step
-        weights: list[Tensor] = [linear.weight for linear in linears]
-        return Circuit(weights, [linear.bias for linear in linears], free, self.dynamics, self.readout is not None)
+        modules = self._connections
+        weights: list[Tensor] = [module.weight for module in modules]
+        biases = [module.bias for module in modules]
+        return Circuit(weights, biases, free, self.dynamics, self.readout is not None, self._convolutions)
 
     @overload
     def relax(
@@ -345,7 +353,7 @@ class Network(nn.Module):
         odd = next((p for p in circuit.parameters() if p.dtype != x.dtype or p.device != x.device), None)
         if odd is not None:
             raise TypeError(f"all parameters must be {x.dtype} on {x.device}, got one of {odd.dtype} on {odd.device}")
-        return x.flatten(1)
+        return x if self._convolutions else x.flatten(1)
 
     def check_target(self, circuit: Circuit, x: Tensor, target: Tensor) -> Tensor:
         """``target`` as ``(B, classes)`` in x's dtype; ValueError or TypeError if it does not fit."""
@@ -375,7 +383,7 @@ class Network(nn.Module):
         return x.new_zeros(batch, classes).scatter_(1, target[:, None], 1)
 
     def _check_states(self, x: Tensor, states: Sequence[Tensor]) -> None:
-        wanted = [(len(x), weight.shape[0]) for weight in self.weights[: self.layers]]
+        wanted = [(len(x), *shape) for shape in state_shapes(self.circuit(), x.shape[2:])]
         got = [tuple(s.shape) for s in states]
         if got != wanted:
             raise ValueError(f"states must have the shapes {wanted}, got {got}")
@@ -391,49 +399,6 @@ class Network(nn.Module):
             f"activation={d.activation!r}, output_activation={d.output_activation!r}, dynamics={d.kind!r}{energy}, "
             f"feedback={'tied' if self.free_feedback is None else 'free'!r}, readout={self.readout!r}{schedule}"
         )
-
-
-def mlp(*sizes: int, bias: bool = True, **settings: Any) -> Network:
-    """A :class:`Network` of dense layers of these ``sizes``, input first; ``settings`` as for Network."""
-    if len(sizes) < 2:
-        raise ValueError(f"mlp needs at least an input and an output size, got {sizes}")
-    for position, size in enumerate(sizes):
-        whole_number(f"sizes[{position}]", size, 1)
-    linears = [nn.Linear(below, above, bias=bias) for below, above in pairwise(sizes)]
-    return Network(nn.Sequential(nn.Flatten(), *linears), input_shape=(sizes[0],), **settings)
-
-
-def _check_chain(model: nn.Sequential, input_shape: tuple[int, ...]) -> None:
-    """TypeError or ValueError unless ``model`` is an optional nn.Flatten and nn.Linear layers that fit together."""
-    if not isinstance(model, nn.Sequential):
-        raise TypeError(f"model must be an nn.Sequential, got {type(model).__name__}")
-    linears: list[nn.Linear] = []
-    width = input_shape[0] if len(input_shape) == 1 else None
-    for position, module in enumerate(model):
-        where = f"model[{position}]"
-        if type(module) is nn.Flatten and position == 0:
-            if module.start_dim != 1 or module.end_dim != -1:
-                raise TypeError(f"{where} must flatten all but the batch: nn.Flatten(), got {module}")
-            width = math.prod(input_shape)
-        elif type(module) is nn.Linear:
-            if width is None:
-                raise TypeError(f"{where} is a Linear on samples of shape {input_shape}: begin with nn.Flatten()")
-            if module.in_features != width:
-                raise ValueError(f"{where} must take {width} features, got in_features={module.in_features}")
-            if any(module.weight is other.weight or module.bias is other.bias is not None for other in linears):
-                raise TypeError(f"{where} shares parameters with an earlier Linear: each connection needs its own")
-            linears.append(module)
-            width = module.out_features
-        else:
-            # Subclasses and parametrized modules compute something else than a Linear: they are refused as well.
-            raise TypeError(
-                f"{where} is {module}: a Network is made of one leading nn.Flatten and plain nn.Linear layers; "
-                "activations are set by activation= and output_activation="
-            )
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise TypeError(f"{where} has forward hooks, which a Network would never run: remove them")
-    if not linears:
-        raise TypeError("model must hold at least one nn.Linear, got none")
 
 
 def _fresh_like(weight: Tensor) -> nn.Parameter:

@@ -32,6 +32,8 @@ def build_info() -> dict[str, str]:
 
 def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact") -> str | None:
     """Why the fused kernels cannot take this input in this precision, or None if they can."""
+    if circuit.convolutions:
+        return "there are no fused kernels for convolutions yet"
     if x.dtype not in (torch.float32, torch.float64):
         return f"the fused kernels take float32 and float64, got {x.dtype}"
     if x.device.type == "cuda" and hasattr(_C, "cuda_device"):

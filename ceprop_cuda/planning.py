@@ -75,6 +75,8 @@ def plan(net: Network, rule: EP | CEP, batch: int) -> Plan:
         raise TypeError(f"rule must be an EP or CEP, got {type(rule).__name__}")
     if rule.net is not net:
         raise ValueError("rule must be one on net, got one on another network")
+    if net.circuit().convolutions:
+        raise ValueError("plan speaks of the fused kernels, and there are none for networks with convolutions yet")
     batch = whole_number("batch", batch, 1)
     continual = isinstance(rule, CEP)
     parts, chosen = _C.step_costs(

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .network import Network, mlp
+from .models import mlp
+from .network import Network
 from .rules import CEP, EP
 
 

@@ -103,8 +103,8 @@ def tied_linears() -> list[nn.Linear]:
         (nn.Sequential(nn.Linear(6, 5)), (2, 3), TypeError, r"model\[0\].*nn.Flatten"),
         (nn.Sequential(nn.Linear(6, 5)), (7,), ValueError, r"model\[0\] must take 7 features, got in_features=6"),
         (nn.Sequential(nn.Linear(6, 5), nn.Linear(4, 3)), (6,), ValueError, r"model\[1\] must take 5 features"),
-        (nn.Sequential(nn.Flatten()), (6,), TypeError, "at least one nn.Linear"),
-        (nn.Sequential(*[nn.Linear(6, 6)] * 2), (6,), TypeError, r"model\[1\] shares parameters with an earlier"),
+        (nn.Sequential(nn.Flatten()), (6,), TypeError, "must end with an nn.Linear"),
+        (nn.Sequential(*[nn.Linear(6, 6)] * 2), (6,), TypeError, r"model\[1\] shares parameters with model\[0\]"),
         (nn.Sequential(Doubling(6, 6)), (6,), TypeError, r"model\[0\] is Doubling"),
         (
             nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))),
@@ -113,7 +113,7 @@ def tied_linears() -> list[nn.Linear]:
             r"model\[0\] is Param",
         ),
         (nn.Sequential(hooked()), (6,), TypeError, r"model\[0\] has forward hooks"),
-        (nn.Sequential(*tied_linears()), (6,), TypeError, r"model\[1\] shares parameters with an earlier"),
+        (nn.Sequential(*tied_linears()), (6,), TypeError, r"model\[1\] shares parameters with model\[0\]"),
     ],
 )
 def test_unsupported_models_are_refused_by_name(
@@ -235,7 +235,7 @@ def test_class_indices_mean_one_hot_targets() -> None:
         (lambda net: net.relax(X, 1, [s.float() for s in net.relax(X, 1)]), TypeError, r"states\[0\] must be torch.f"),
         (lambda net: cep.mlp(6), ValueError, "at least an input and an output size"),
         (lambda net: cep.mlp(6, 0, 3), ValueError, r"sizes\[1\] must be an int >= 1, got 0"),
-        (lambda net: cep.mlp(6, 3, readout="softmax"), ValueError, "needs a Linear below the readout"),
+        (lambda net: cep.mlp(6, 3, readout="softmax"), ValueError, "needs a layer below the readout"),
         (lambda net: net.set_angle(30), ValueError, "needs feedback='free'"),
         (lambda net: network(feedback="free").set_angle(181), ValueError, r"degrees in \[0, 180\], got 181"),
     ],
