@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from types import ModuleType
+from typing import Any
 
 import torch
 from problems import Problem
@@ -17,7 +17,7 @@ from ceprop_cuda.reference import CEPResult, EPResult
 
 # Lists by name; its last word is what they hold: states, gradients, parameters, or changes of parameters.
 Results = dict[str, list[Tensor]]
-Run = Callable[[ModuleType, Circuit, Tensor, Nudge], Results]  # with the module ops or reference
+Run = Callable[[Any, Circuit, Tensor, Nudge], Results]  # with the module ops or reference, or what stands for one
 
 
 def results_of(ran: EPResult | CEPResult, before: Circuit) -> Results:
@@ -44,12 +44,12 @@ def largest(tensors: list[Tensor]) -> float:
     return max(t.double().norm().item() for t in tensors)
 
 
-def errors(run: Run, problem: Problem, nudge: Nudge) -> dict[str, tuple[float, float, float]]:
-    """For every list of results: the largest error of ops against the reference in float64, and what the tolerance
-    table grants them, relative to the error of the reference in the problem's dtype and absolutely."""
+def errors(run: Run, problem: Problem, nudge: Nudge, module: Any = ops) -> dict[str, tuple[float, float, float]]:
+    """For every list of results: the largest error of ``module`` against the reference in float64, and what the
+    tolerance table grants it, relative to the error of the reference in the problem's dtype and absolutely."""
     circuit, x, _ = problem
     exact = run(reference, in_float64(circuit), x.double(), replace(nudge, target=nudge.target.double()))
-    fused = run(ops, circuit, x, nudge)
+    fused = run(module, circuit, x, nudge)
     plain = run(reference, circuit, x, nudge) if x.dtype == torch.float32 else exact
     granted = TOLERANCES[x.dtype]
     floors = {"states": 1, "parameters": 1, "gradients": 1 / abs(nudge.beta), "changes": CHANGE_OVER_STATE}
@@ -69,10 +69,14 @@ def errors(run: Run, problem: Problem, nudge: Nudge) -> dict[str, tuple[float, f
 
 
 def assert_agreement(
-    run: Run, draws: Iterable[tuple[Problem, Nudge]], summary: Callable[[Iterable[float]], float] = max
+    run: Run,
+    draws: Iterable[tuple[Problem, Nudge]],
+    summary: Callable[[Iterable[float]], float] = max,
+    module: Any = ops,
 ) -> None:
-    """The error of ops is within what the tolerance table grants: the worst in these draws, or another ``summary``."""
-    found = [errors(run, problem, nudge) for problem, nudge in draws]
+    """The error of ``module`` is within what the tolerance table grants: the worst in these draws, or another
+    ``summary``."""
+    found = [errors(run, problem, nudge, module) for problem, nudge in draws]
     for kind in found[0]:
         fused, relative, floor = (summary(column) for column in zip(*(draw[kind] for draw in found), strict=True))
         assert fused <= relative + floor, kind

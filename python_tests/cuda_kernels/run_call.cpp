@@ -169,7 +169,11 @@ class Run {
     if (!plan) throw std::runtime_error("does not fit");
     cuda_emulation::DeviceArray<unsigned char> workspace(plan->workspace_bytes);
     const cuda::Problem<T> problem = cuda::problem_of(call, *plan, workspace.get());
-    cuda_emulation::options.seed = static_cast<uint64_t>(input_.integer());
+    auto& options = cuda_emulation::options;
+    options.seed = static_cast<uint64_t>(input_.integer());
+    options.multiprocessors = static_cast<unsigned>(device.multiprocessors);
+    options.shared_bytes = static_cast<std::size_t>(device.shared_bytes);
+    options.cluster_blocks = static_cast<unsigned>(std::max(device.cluster_blocks, 1));
     if (precision == Precision::exact)
       launch<T, cuda::Exact>(*plan, problem);
     else if constexpr (sizeof(T) == 4) {
