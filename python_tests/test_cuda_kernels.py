@@ -17,7 +17,7 @@ import torch
 from agreement import Results, assert_agreement, errors, results_of
 from cuda_emulation.builds import build as compile_program
 from emulated_device import EmulatedDevice, Refused
-from problems import GOLDEN_NAMES, random_problem, relative_error
+from problems import GOLDEN_NAMES, Problem, random_problem, relative_error
 from test_kernels import VARIANTS, all_runs, rates
 from test_tolerance import FAMILIES, LIMIT, SIZES, TOLERANCE
 from test_tolerance import name_of as name_of_settings
@@ -147,24 +147,29 @@ def test_golden_cases(device: Device, name: str, kernel: str) -> None:
     test_golden.test_step(name, device(kernel, 16))
 
 
+def least_memory(device: Device, kernel: str, problem: Problem) -> int:
+    """Bytes of shared memory that a block must have, but for 64."""
+    too_little, enough = 0, 4 << 20
+    while enough - too_little > 64:
+        middle = (too_little + enough) // 2
+        try:
+            device(kernel, shared_bytes=middle).relax(problem.circuit, problem.x, 0)
+            enough = middle
+        except Refused as refused:
+            assert "does not fit" in str(refused)
+            too_little = middle
+    return enough
+
+
 @pytest.mark.parametrize("kernel", ["resident-literal", "streamed-low_rank", "cluster-literal"])
 @pytest.mark.parametrize(
     ("shape", "dtype"), [(((784, 64, 10), 20), torch.float64), (((40, 31, 100, 10), 33), torch.float32)], ids=str
 )
 def test_little_shared_memory(device: Device, shape: tuple, dtype: torch.dtype, kernel: str) -> None:
-    """A product's depth comes in smaller parts, in the least memory that there is a plan for."""
+    """A product's depth comes in smaller parts."""
     variant = {**VARIANTS[0], "shape": shape}
     problem, nudge = build(variant, dtype)
-    too_little, enough = 0, 4 << 20
-    while enough - too_little > 64:
-        middle = (too_little + enough) // 2
-        try:
-            device(kernel, 3, shared_bytes=middle).relax(problem.circuit, problem.x, 0)
-            enough = middle
-        except Refused as refused:
-            assert "does not fit" in str(refused)
-            too_little = middle
-    ample, tight = device(kernel, 3), device(kernel, 3, shared_bytes=enough)
+    ample, tight = device(kernel), device(kernel, shared_bytes=least_memory(device, kernel, problem))
     assert_agreement(partial(all_runs, variant), [(problem, nudge)], module=tight)
     states = [d.relax(problem.circuit, problem.x, 7).states for d in (ample, tight)]
     assert not all(map(torch.equal, *states))  # added up in another order
@@ -353,13 +358,23 @@ def test_no_step_beyond_memory(device: Device, kernel: str, what: str) -> None:
 @pytest.mark.parametrize(
     ("kernel", "shape"),
     [
-        ("resident-low_rank", ((5, 3), 1)),
-        ("streamed-literal", ((3, 1, 9, 33), 40)),
-        ("cluster-literal", ((31, 100, 1, 33), 7)),
+        ("resident-low_rank", ((3, 1, 9, 33), 40)),  # whose matrices [40][40] no slack of the workspace holds
+        ("streamed-literal", ((31, 100, 1, 33), 7)),
+        ("cluster-literal", ((5, 3), 1)),
     ],
 )
 def test_no_step_beyond_memory_in_other_shapes(device: Device, kernel: str, shape: tuple, precision: str) -> None:
     call_every_op(device(kernel, name="asan", precision=precision), torch.float32, {"shape": shape}, {})
+
+
+@pytest.mark.parametrize("kernel", KERNELS[::2])
+@pytest.mark.parametrize("batch", [5, 24, 48, 64])
+def test_no_step_beyond_little_shared_memory(device: Device, batch: int, kernel: str) -> None:
+    """Different uses of the room to work in are the largest."""
+    network = {**READOUT, "shape": ((9, 20, 7, 5), batch)}
+    problem, _ = build({**SMALL, **network}, torch.float32)
+    tight = device(kernel, name="asan", shared_bytes=least_memory(device, kernel, problem))
+    call_every_op(tight, torch.float32, network, {})
 
 
 # --- Every barrier is needed, and found missing

@@ -81,7 +81,7 @@ def test_weights_stay_in_shared_memory_up_to_the_width_that_fits(device: str) ->
     widest, too_wide = of(fits[-1]), of(fits[-1] + 16)
     assert not too_wide["resident"]
     n, columns, depth = fits[-1], widest["columns"], widest["depth_at_once"]
-    operands, sums = 2 * depth * (TILE + columns), (256 // columns) * TILE * (columns + 8)
+    operands, sums = 2 * depth * (TILE + columns), (256 // columns) * TILE * (columns + 4)
     work = max(operands, sums, 2 * (TILE + 64) * (columns + 4), 256)
     weights = max(padded(n) + padded(10), padded(n)) * TILE
     assert widest["shared_bytes"] == 4 * (weights + work)

@@ -15,8 +15,9 @@ inline constexpr int tile_units = 16;
 inline constexpr int tile_others = 64;  // of the other layer, in a tile of a contrast
 inline constexpr int block_threads = 256;
 
-// Rows of partial sums keep their 32-byte alignment, and those of neighbouring threads fall into different banks.
-inline constexpr int partial_padding = 8;
+// Rows of partial sums stay aligned to 16 bytes, and those of neighbouring threads fall into different banks; two
+// threads share one where a pass has not 16, 32, 48 or 64 samples.
+inline constexpr int partial_padding = 4;
 
 enum class Op { relax, ep_step, cep_step };
 

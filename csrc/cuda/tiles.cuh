@@ -36,11 +36,12 @@ class FmaTile {
   __device__ static T staged(T number) { return number; }
 
   __device__ explicit FmaTile(int pass) : pass_(pass) {
+    // Neighbouring threads have neighbouring samples: they read the same weights and different banks of states.
     const int groups = tile_units / 4 * (pass / 4), group = static_cast<int>(threadIdx.x) % groups;
     slices_ = block_threads / groups;
     slice_ = static_cast<int>(threadIdx.x) / groups;
-    unit_ = 4 * (group % (tile_units / 4));
-    column_ = 4 * (group / (tile_units / 4));
+    unit_ = 4 * (group / (pass / 4));
+    column_ = 4 * (group % (pass / 4));
   }
 
   __device__ int slices() const { return slices_; }
