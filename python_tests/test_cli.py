@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def test_train_and_eval_end_to_end() -> None:
 
 def test_an_interrupt_keeps_the_last_epoch_and_says_how_to_resume() -> None:
     command = [sys.executable, "-m", "ceprop_cuda", *QUICK, "--epochs", "500", "--out", "a"]
-    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+    # Where the tests themselves run in the background of a shell, it has told them to ignore this signal.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         try:
             deadline = time.monotonic() + 60
             while not (Path("a/metrics.jsonl").exists() and metrics_of("a")):
