@@ -122,7 +122,8 @@ class EmulatedDevice:
         command = [str(self.program), str(given), str(gave), *([self.skipped_site] * bool(self.skipped_site))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if done.returncode != 0:
-            raise Refused(done.stdout[-2000:] + done.stderr[-4000:])
+            report = done.stderr or f"exit status {done.returncode}"
+            raise Refused(report if len(report) < 6000 else f"{report[:5000]}\n...\n{report[-1000:]}")
         self.sites.update(done.stdout.split())
         raw = gave.read_bytes()
         made = torch.tensor(struct.unpack("4q", raw[:32]))

@@ -281,17 +281,17 @@ def test_both_copies_of_tied_weights_stay_the_same(device: Device, kernel: str, 
 
 # --- Rounded operands
 
-# The largest relative errors against the float64 reference, 8 free steps and 5 nudged ones, of the networks below,
-# which are no trained ones:
+# The largest relative errors against the float64 reference after 8 free steps and 5 nudged ones, of untrained networks
+# 40-100-31-10 and 784-64-10 in prototypical (sigmoid) and energy dynamics (hard sigmoid), with 20 and 33 samples:
 #            states    EP's gradients    C-EP's parameters
 #   exact    1.4e-7    2.6e-6            9.8e-8
 #   tf32     1.8e-4    1.8e-3            5.0e-5
 #   bf16     7.6e-3    3.4e-2            3.9e-4
-# The same on every place of weights and states. The bounds below are two to four times that; the least error of states
-# shows that the operands were rounded at all.
+# The same wherever weights and states lie. The bounds are two to four times that. The states' least errors were 1.5e-4
+# and 1.2e-3: one below a third of them would mean that operands were not rounded.
 ROUNDED = {
-    "tf32": {"states": 5e-4, "gradients": 5e-3, "parameters": 2e-4, "least": 1e-5},
-    "bf16": {"states": 2e-2, "gradients": 1e-1, "parameters": 1e-3, "least": 1e-4},
+    "tf32": {"states": 5e-4, "gradients": 5e-3, "parameters": 2e-4, "least": 5e-5},
+    "bf16": {"states": 2e-2, "gradients": 1e-1, "parameters": 1e-3, "least": 4e-4},
 }
 
 
@@ -348,9 +348,9 @@ def test_no_race_with_rounded_operands(device: Device, kernel: str, precision: s
     call_every_op(device(kernel, name="race", precision=precision), torch.float32, *CALLS["readout"])
 
 
-@pytest.mark.parametrize(("kernel", "what"), KERNELS_AND_CALLS)
+@pytest.mark.parametrize(("kernel", "what"), [*product(KERNELS[::2], CALLS), *product(KERNELS[1::2], ["tied"])])
 def test_no_step_beyond_memory(device: Device, kernel: str, what: str) -> None:
-    dtype = (torch.float32, torch.float64)[(KERNELS.index(kernel) + list(CALLS).index(what)) % 2]
+    dtype = (torch.float32, torch.float64)[(KERNELS.index(kernel) // 2 + list(CALLS).index(what)) % 2]
     call_every_op(device(kernel, name="asan"), dtype, *CALLS[what])
 
 
@@ -368,7 +368,7 @@ def test_no_step_beyond_memory_in_other_shapes(device: Device, kernel: str, shap
 
 
 @pytest.mark.parametrize("kernel", KERNELS[::2])
-@pytest.mark.parametrize("batch", [5, 24, 48, 64])
+@pytest.mark.parametrize("batch", [5, 32, 64])
 def test_no_step_beyond_little_shared_memory(device: Device, batch: int, kernel: str) -> None:
     """Different uses of the room to work in are the largest."""
     network = {**READOUT, "shape": ((9, 20, 7, 5), batch)}

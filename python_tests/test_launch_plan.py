@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from test_cuda import PLACES
 
 from ceprop_cuda import _C
+from ceprop_cuda.presets import PRESETS
 
 KIB = 1024
 DEVICES: dict[str, dict[str, int]] = {
@@ -17,13 +21,16 @@ DEVICES: dict[str, dict[str, int]] = {
     "T4": {"compute_capability": 75, "multiprocessors": 40, "shared_bytes": 64 * KIB, "cluster_blocks": 0},
     "RTX 5090": {"compute_capability": 120, "multiprocessors": 170, "shared_bytes": 99 * KIB, "cluster_blocks": 8},
 }
-NETWORKS = [(784, 512, 10), (784, 512, 512, 10), (784, 512, 512, 512, 10), (5, 3), (3, 1, 1, 2), (9, 100, 33, 31, 7)]
+OF_PRESETS = {(784, *preset.hidden, 10) for preset in PRESETS.values()}
+NETWORKS = [*sorted(OF_PRESETS), (5, 3), (3, 1, 1, 2), (9, 100, 33, 31, 7)]
 TILE = 16  # units
 
 
-def plan(device: str, widths: tuple[int, ...], batch: int = 20, **settings: Any) -> dict[str, Any]:
+def plan(device: str | dict[str, int], widths: tuple[int, ...], batch: int = 20, **settings: Any) -> dict[str, Any]:
+    """For a device by name or by properties."""
+    properties = DEVICES[device] if isinstance(device, str) else device
     given = {"readout": False, "energy": False, "asynchronous": False, "number_bytes": 4, "precision": "exact"}
-    return _C.launch_plan(**DEVICES[device], widths=list(widths), batch=batch, **(given | settings))
+    return _C.launch_plan(**properties, widths=list(widths), batch=batch, **(given | settings))
 
 
 def tiles(width: int) -> int:
@@ -34,22 +41,76 @@ def padded(width: int) -> int:
     return -(-width // 16) * 16
 
 
+def shared_bytes(
+    found: dict[str, Any], widths: tuple[int, ...], readout: bool, number_bytes: int, resident: bool, depth: int
+) -> int:
+    """What a block of the plan needs if its weights are in shared memory or not, and its operands come by ``depth``."""
+    columns, at_once = found["columns"], found["samples_at_once"]
+
+    def of_tile(layer: int) -> int:
+        below = padded(widths[layer]) if layer > 0 else 0
+        above = padded(widths[layer + 2]) if layer + 2 < len(widths) else 0  # of the layers, or the readout
+        fields = 2 * 5 * columns if found["exchange"] == "cluster" else 0
+        return TILE * (fields + (below + above) * resident)
+
+    operands, sums = 2 * depth * (TILE + at_once), 256 // at_once * TILE * (at_once + 4)
+    contrast = 2 * (TILE + 64) * (at_once + 4)
+    of_tiles = max(sum(map(of_tile, block)) for block in found["layers_of_tiles"])
+    return number_bytes * (of_tiles + max(operands, sums, contrast, 256))
+
+
+def check(properties: dict[str, int], widths: tuple[int, ...], batch: int, settings: dict[str, Any]) -> None:
+    """A plan takes what there is and no more, and all of the network and of the batch are in it."""
+    found = plan(properties, widths, batch, **settings)
+    readout, number_bytes = settings.get("readout", False), settings.get("number_bytes", 4)
+    layers, step = len(widths) - 1 - readout, 8 if settings.get("precision", "exact") == "exact" else 16
+    owned = Counter(layer for block in found["layers_of_tiles"] for layer in block)
+    assert owned == {layer: tiles(width) for layer, width in enumerate(widths[1 : layers + 1])}
+    most = properties["cluster_blocks" if found["exchange"] == "cluster" else "multiprocessors"]
+    assert 1 <= found["blocks"] == len(found["layers_of_tiles"]) <= min(most, 256)
+    assert found["columns"] == -(-batch // step) * step
+    assert found["samples_at_once"] == min(found["columns"], 64 if number_bytes == 4 else 32)
+
+    def needed(resident: bool, depth: int) -> int:
+        return shared_bytes(found, widths, readout, number_bytes, resident, depth)
+
+    resident, depth, most = found["resident"], found["depth_at_once"], properties["shared_bytes"]
+    assert depth in (128, 64, 32, 16)
+    assert found["shared_bytes"] == needed(resident, depth) <= most
+    assert depth == 128 or needed(resident, 2 * depth) > most
+    assert resident or needed(True, 16) > most
+    units, copies = sum(widths[1 : layers + 1]), 2 if settings.get("energy") else 1
+    rows = widths[0] + 4 * widths[-1] + 5 * copies * units + 2 * widths[1] + (1 + 2 * layers) * batch
+    assert found["workspace_bytes"] >= rows * found["columns"] * number_bytes + 2 * found["blocks"] * 4
+    assert found["step_us"] > 0
+
+
 @pytest.mark.parametrize("settings", [{}, {"number_bytes": 8}, {"asynchronous": True}, {"energy": True}], ids=str)
 @pytest.mark.parametrize("batch", [1, 20, 256, 1000])
 @pytest.mark.parametrize("widths", NETWORKS, ids=str)
 @pytest.mark.parametrize("device", DEVICES)
 def test_plans_fit_the_device(device: str, widths: tuple[int, ...], batch: int, settings: dict[str, Any]) -> None:
-    found, properties = plan(device, widths, batch, **settings), DEVICES[device]
-    assert 0 < found["shared_bytes"] <= properties["shared_bytes"]
-    most = properties["cluster_blocks" if found["exchange"] == "cluster" else "multiprocessors"]
-    assert 1 <= found["blocks"] <= min(most, 256)
-    owned = Counter(layer for block in found["layers_of_tiles"] for layer in block)
-    assert owned == {layer: tiles(width) for layer, width in enumerate(widths[1:])}
-    assert batch <= found["columns"] < batch + 8
-    assert found["samples_at_once"] <= found["columns"]
-    assert found["samples_at_once"] % 8 == found["columns"] % 8 == found["depth_at_once"] % 16 == 0
-    assert found["workspace_bytes"] > 0
-    assert found["step_us"] > 0
+    check(DEVICES[device], widths, batch, settings)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_network_has_a_plan(device: str) -> None:
+    """No network and no batch is too large for the shared memory of these devices: what does not fit is streamed."""
+    draw = random.Random(device)
+    for _ in range(200):
+        readout = draw.random() < 0.3
+        layers = draw.randint(1, 8)
+        widths = tuple(int(10 ** draw.uniform(0, draw.choice([1, 2, 3, 4]))) for _ in range(layers + 1 + readout))
+        number_bytes = draw.choice([4, 8])
+        rounds = number_bytes == 4 and DEVICES[device]["compute_capability"] >= 80
+        settings = {
+            "readout": readout,
+            "energy": draw.random() < 0.5,
+            "asynchronous": draw.random() < 0.5,
+            "number_bytes": number_bytes,
+            "precision": draw.choice(["exact", "tf32", "bf16"] if rounds else ["exact"]),
+        }
+        check(DEVICES[device], widths, int(10 ** draw.uniform(0, 3.5)), settings)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -71,22 +132,43 @@ def test_enough_blocks_have_a_tile_each() -> None:
 def test_weights_stay_in_shared_memory_up_to_the_width_that_fits(device: str) -> None:
     """Of 784-n-n-10 on a device with as many multiprocessors as tiles, the widest tiles read 2 n neighbours."""
     properties = DEVICES[device] | {"multiprocessors": 1000}
-    common = {"readout": False, "energy": False, "asynchronous": False, "number_bytes": 4, "precision": "exact"}
 
     def of(n: int) -> dict[str, Any]:
-        return _C.launch_plan(**properties, widths=[784, n, n, 10], batch=20, **common)
+        return plan(properties, (784, n, n, 10))
 
     fits = [n for n in range(16, 2033, 16) if of(n)["resident"]]  # at most 255 tiles: one for every block
     assert fits == list(range(16, fits[-1] + 1, 16))
-    widest, too_wide = of(fits[-1]), of(fits[-1] + 16)
-    assert not too_wide["resident"]
-    n, columns, depth = fits[-1], widest["columns"], widest["depth_at_once"]
-    operands, sums = 2 * depth * (TILE + columns), (256 // columns) * TILE * (columns + 4)
-    work = max(operands, sums, 2 * (TILE + 64) * (columns + 4), 256)
-    weights = max(padded(n) + padded(10), padded(n)) * TILE
-    assert widest["shared_bytes"] == 4 * (weights + work)
-    least_work = max(2 * 16 * (TILE + columns), sums, 2 * (TILE + 64) * (columns + 4), 256)
-    assert 4 * ((padded(n + 16) + padded(10)) * TILE + least_work) > properties["shared_bytes"]
+    for n, resident in ((fits[-1], True), (fits[-1] + 16, False)):
+        assert of(n)["resident"] == resident
+        check(properties, (784, n, n, 10), 20, {})
+    work = max(2 * 16 * (TILE + 24), 256 // 24 * TILE * (24 + 4), 2 * (TILE + 64) * (24 + 4))
+    bytes_of_widest = [4 * ((n + padded(10)) * TILE + work) for n in (fits[-1], fits[-1] + 16)]
+    assert bytes_of_widest[0] <= properties["shared_bytes"] < bytes_of_widest[1]
+
+
+@pytest.mark.parametrize("number_bytes", [4, 8])
+@pytest.mark.parametrize("device", DEVICES)
+def test_one_unit_more_and_weights_do_not_fit(device: str, number_bytes: int) -> None:
+    fits, too_wide, settings = 16, 20000, {"number_bytes": number_bytes}
+    while too_wide - fits > 1:
+        n = (fits + too_wide) // 2
+        if plan(device, (784, n, n, 10), **settings)["resident"]:
+            fits = n
+        else:
+            too_wide = n
+    for n, resident in ((fits, True), (too_wide, False)):
+        assert plan(device, (784, n, n, 10), **settings)["resident"] == resident
+        check(DEVICES[device], (784, n, n, 10), 20, settings)
+
+
+def test_networks_lie_where_the_tests_on_a_gpu_expect_them() -> None:
+    for place, (widths, batch) in PLACES.items():
+        found = plan("H100", widths, batch)
+        assert (found["exchange"], found["resident"]) == {
+            "cluster": ("cluster", True),
+            "grid": ("grid", True),
+            "streamed": ("grid", False),
+        }[place]
 
 
 def test_clusters_are_for_networks_with_a_block_for_every_tile() -> None:
@@ -120,7 +202,20 @@ def test_what_no_kernel_takes_is_refused(
 
 
 def test_too_little_shared_memory_is_an_error() -> None:
-    tiny = DEVICES["T4"] | {"shared_bytes": 4 * KIB}
-    settings = {"readout": False, "energy": False, "asynchronous": False, "number_bytes": 4, "precision": "exact"}
     with pytest.raises(ValueError, match="need more shared memory for a tile than the 4096 bytes"):
-        _C.launch_plan(**tiny, widths=[784, 512, 10], batch=20, **settings)
+        plan(DEVICES["T4"] | {"shared_bytes": 4 * KIB}, (784, 512, 10))
+
+
+def test_eight_layers_and_a_readout_have_a_plan() -> None:
+    check(DEVICES["H100"], (4,) * 10, 20, {"readout": True})
+    with pytest.raises(ValueError, match="networks of at most 8 layers, got 9"):
+        plan("H100", (4,) * 11, readout=True)
+
+
+@pytest.mark.parametrize(
+    ("widths", "batch"), [((10, 16 * 2**16, 10), 20), ((3, 4, 2), 2**31 - 1), ((3, 4, 2), 2**32 + 1)], ids=str
+)
+def test_numbers_that_the_kernels_have_no_room_for(widths: tuple[int, ...], batch: int) -> None:
+    """A plan, or an error; never a plan for another network or batch."""
+    with suppress(ValueError):
+        check(DEVICES["H100"], widths, batch, {})

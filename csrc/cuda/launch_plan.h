@@ -203,6 +203,11 @@ inline Planned plan_launch(const Device& device, const Shape& shape, Precision p
   if (layers > most_layers)
     return "the CUDA kernels take networks of at most " + std::to_string(most_layers) + " layers, got " +
            std::to_string(layers);
+  // Tiles are numbered in 16 bits, units and samples in 32.
+  constexpr int64_t most_tiles_at_once = 65535, most = int64_t(1) << 24;
+  if (shape.batch > most || *std::max_element(shape.widths.begin(), shape.widths.end()) > most ||
+      most_tiles(shape) > most_tiles_at_once)
+    return "the CUDA kernels take at most 2^24 samples, inputs and classes, and 2^20 - 16 units in all layers together";
   if (precision != Precision::exact && shape.number_bytes != 4)
     return "precision 'tf32' and 'bf16' take float32 numbers, got float64";
   if (precision != Precision::exact && device.compute_capability < 80)
