@@ -139,9 +139,12 @@ def contrast(
         moved = [b - a for a, b in zip(earlier, later, strict=True)]
         d_weights = [scale * of_weight(moved[layer], r[layer], layer) for layer in range(circuit.layers)]
         for layer in inner:
-            # Each state decides its own maxima of a pooling; without one this is r*[l]^T (s'[l-1] - s[l-1]).
-            after, before = (of_feedback(r[layer + 1], states[layer - 1], layer) for states in (later, earlier))
-            d_feedback.append(scale * (after - before))
+            made = circuit.convolution(layer)
+            if made is not None and made.pool == "max":  # each state decides its own maxima
+                after, before = (of_feedback(r[layer + 1], states[layer - 1], layer) for states in (later, earlier))
+                d_feedback.append(scale * (after - before))
+            else:
+                d_feedback.append(scale * of_feedback(r[layer + 1], moved[layer - 1], layer))
     d_biases = [
         None if b is None else scale * connections.bias_contrast(d) for b, d in zip(circuit.biases, moved, strict=False)
     ]

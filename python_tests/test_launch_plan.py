@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -212,10 +211,24 @@ def test_eight_layers_and_a_readout_have_a_plan() -> None:
         plan("H100", (4,) * 11, readout=True)
 
 
+# Tiles are numbered in 16 bits, units and samples in 32.
 @pytest.mark.parametrize(
-    ("widths", "batch"), [((10, 16 * 2**16, 10), 20), ((3, 4, 2), 2**31 - 1), ((3, 4, 2), 2**32 + 1)], ids=str
+    ("widths", "batch"),
+    [((10, 2**20, 10), 20), ((2**24 + 1, 4), 20), ((3, 4, 2), 2**24 + 1), ((3, 4, 2), 2**32 + 1)],
+    ids=str,
 )
-def test_numbers_that_the_kernels_have_no_room_for(widths: tuple[int, ...], batch: int) -> None:
-    """A plan, or an error; never a plan for another network or batch."""
-    with suppress(ValueError):
-        check(DEVICES["H100"], widths, batch, {})
+def test_more_than_there_are_numbers_for_is_refused(widths: tuple[int, ...], batch: int) -> None:
+    with pytest.raises(ValueError, match=r"take at most 2\^24 samples"):
+        plan("H100", widths, batch)
+
+
+@pytest.mark.parametrize(
+    ("widths", "batch"),
+    [
+        ((2**24, 2**20 - 32, 10), 20),
+        ((3, 4, 2), 2**24),
+    ],
+    ids=str,
+)
+def test_as_much_as_there_are_numbers_for(widths: tuple[int, ...], batch: int) -> None:
+    check(DEVICES["H100"], widths, batch, {})

@@ -113,7 +113,7 @@ inline int64_t shared_bytes(const Shape& shape, const Layout& layout, Exchange e
   for (int block = 0; block < layout.blocks; ++block) {
     int64_t numbers = 0;
     for_each_tile(shape, layout, block, [&](int l) {
-      if (exchange == Exchange::cluster) numbers += tile_units * fields * 2 * layout.columns;
+      if (exchange == Exchange::cluster) numbers += int64_t(tile_units) * fields * 2 * layout.columns;
       if (layout.resident) numbers += weights_of_tile(shape, l);
     });
     most = std::max(most, numbers);
