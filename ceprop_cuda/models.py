@@ -9,7 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from .connections import Convolution
 from .network import Network, one_of, whole_number
+
+POOLS_BY_LETTER = {"m": "max", "a": "avg", "i": "none"}
 
 
 def mlp(*sizes: int, bias: bool = True, **settings: Any) -> Network:
@@ -56,13 +59,13 @@ def convnet(
     if len(shape) != 3:
         raise ValueError(f"input_shape must be (channels, height, width), got {tuple(input_shape)}")
     for out, kernel, padding, pool in zip(channels, kernels, paddings, pools, strict=True):
-        one_of("pools", pool, ("m", "a", "i"))
-        modules.append(nn.Conv2d(shape[0], out, kernel, padding=padding, bias=bias))
-        size = [of + 2 * padding - kernel + 1 for of in shape[1:]]
+        one_of("pools", pool, tuple(POOLS_BY_LETTER))
+        convolution = nn.Conv2d(shape[0], out, kernel, padding=padding, bias=bias)
+        modules.append(convolution)
         if pool != "i":
             modules.append(nn.MaxPool2d(2) if pool == "m" else nn.AvgPool2d(2))
-            size = [of // 2 for of in size]
-        shape = (out, *size)
+        made = Convolution(padding=(padding, padding), pool=POOLS_BY_LETTER[pool])
+        shape = (out, *made.output_size(convolution.weight, shape[1:]))
         if min(shape) < 1:
             raise ValueError(f"nothing is left of the image after {len(modules)} modules: {shape}")
     units = [math.prod(shape), *fc]

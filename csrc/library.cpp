@@ -152,13 +152,15 @@ std::map<std::string, int64_t> cuda_device(int index) {
 }
 #endif
 
-// Which CUDA kernel a device would run a call by, and how it would lie in it; ValueError if none can. See
+// Which CUDA kernel a device would run a call by, and how it would lie in it; ValueError if none can. The workspace is
+// that of continual EP in low rank, which takes most. See
 // cuda/launch_plan.h.
 pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes, int cluster_blocks,
                            const std::vector<int64_t>& widths, bool readout, bool energy, bool asynchronous,
                            int64_t batch, int64_t number_bytes, const std::string& precision) {
   namespace cuda = ceprop::cuda;
-  const cuda::Shape shape{widths, readout, energy, asynchronous, batch, number_bytes};
+  const int matrices = 1 + 2 * (static_cast<int>(widths.size()) - 1 - readout);
+  const cuda::Shape shape{widths, readout, energy, asynchronous, batch, number_bytes, matrices};
   const cuda::Planned planned = cuda::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks},
                                                   shape, ceprop::parse_precision(precision));
   if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);

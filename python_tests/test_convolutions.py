@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -151,10 +152,7 @@ def test_the_contrast_is_that_of_the_derivatives_of_phi(convolutions: tuple[Conv
 
 def test_a_vector_field_with_v_equal_w_and_no_pooling_is_tied() -> None:
     circuit, x, earlier = random_chain((Convolution((1, 1), (1, 1)),))
-    field = Circuit(
-        circuit.weights, circuit.biases, [w.clone() for w in circuit.weights[1:]], circuit.dynamics, False,
-        circuit.convolutions,
-    )  # fmt: skip
+    field = replace(circuit, free_feedback=[w.clone() for w in circuit.weights[1:]])
     nudge = Nudge(torch.eye(4, dtype=torch.float64)[:3], 0.3)
     phases = {"free_steps": 12, "nudged_steps": 4}
     tied, free = (reference.ep_step(c, x, nudge, **phases) for c in (circuit, field))

@@ -18,7 +18,7 @@ from agreement import Results, assert_agreement, errors, results_of
 from cuda_emulation.builds import build as compile_program
 from emulated_device import EmulatedDevice, Refused
 from problems import GOLDEN_NAMES, Problem, random_problem, relative_error
-from test_kernels import VARIANTS, all_runs, rates
+from test_kernels import VARIANTS, all_runs, assert_both_copies_stay_the_same, rates
 from test_tolerance import FAMILIES, LIMIT, SIZES, TOLERANCE
 from test_tolerance import name_of as name_of_settings
 from torch import Tensor
@@ -267,16 +267,7 @@ def test_every_order_of_the_threads_gives_the_same_bits(device: Device, kernel: 
 @pytest.mark.parametrize("schedule", ["synchronous", "asynchronous"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_both_copies_of_tied_weights_stay_the_same(device: Device, kernel: str, schedule: str) -> None:
-    # As on the CPU: do the next call's states tell that what was written back is what the phase went on with?
-    problem, nudge = build({**VARIANTS[0], "shape": ((20, 33, 40, 7), 7), "schedule": schedule}, torch.float64)
-    one_call, two_calls = copy_of(problem.circuit), copy_of(problem.circuit)
-    emulated, lr = device(kernel), [0.1] * 3
-    ran = emulated.cep_step(one_call, problem.x, nudge, free_steps=0, nudged_steps=2, lr=lr)
-    emulated.cep_step(two_calls, problem.x, nudge, free_steps=0, nudged_steps=1, lr=lr)
-    first = emulated.relax(problem.circuit, problem.x, 1, None, nudge).states
-    second = emulated.relax(two_calls, problem.x, 1, first, nudge).states
-    for a, b in zip(second, ran.nudged_states[0], strict=True):
-        assert relative_error(a, b) < 1e-14
+    assert_both_copies_stay_the_same(device(kernel), schedule)
 
 
 # --- Rounded operands

@@ -11,6 +11,8 @@
 #include <immintrin.h>
 #endif
 
+#include "../shares.h"
+
 namespace ceprop {
 
 // All workers wait until the last has come. Spins for some microseconds, the length of a step, then gives the core
@@ -83,16 +85,9 @@ struct Worker {
 
   Range share(int64_t items) const { return {items * index / count, items * (index + 1) / count}; }
 
-  // The consecutive items of this worker when item i costs cost[i + 1] - cost[i] (running sums from 0): an item goes
-  // to the worker in whose share of the total its middle lies.
+  // The consecutive items of this worker, by their cost: see first_of_share().
   Range share(const std::vector<double>& cost) const {
-    const auto first_of = [&](int worker) {
-      const double limit = cost.back() * worker / count;
-      size_t item = 0;
-      while (item + 1 < cost.size() && (cost[item] + cost[item + 1]) / 2 < limit) ++item;
-      return static_cast<int64_t>(item);
-    };
-    return {first_of(index), index + 1 == count ? static_cast<int64_t>(cost.size()) - 1 : first_of(index + 1)};
+    return {first_of_share(cost, index, count), first_of_share(cost, index + 1, count)};
   }
 };
 

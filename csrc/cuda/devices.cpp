@@ -23,13 +23,13 @@ Device properties_of(int index) {
 }
 
 Planned plan_for(int index, const Shape& shape, Precision precision) {
-  using Key = std::tuple<int, Precision, std::vector<int64_t>, bool, bool, bool, int64_t, int64_t>;
+  using Key = std::tuple<int, Precision, std::vector<int64_t>, bool, bool, bool, int64_t, int64_t, int>;
   constexpr size_t most_known = 256;  // shapes; a program uses a few
   static std::mutex mutex;
   static std::map<Key, Planned> known;
   const Device device = properties_of(index);
-  const Key key{index,        precision,          shape.widths, shape.readout,
-                shape.energy, shape.asynchronous, shape.batch,  shape.number_bytes};
+  const Key key{index,       precision,          shape.widths,  shape.readout, shape.energy, shape.asynchronous,
+                shape.batch, shape.number_bytes, shape.matrices};
   const std::lock_guard lock(mutex);
   if (const auto found = known.find(key); found != known.end()) return found->second;
   if (known.size() == most_known) known.clear();

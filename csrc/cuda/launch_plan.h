@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "../shares.h"
 #include "problem.h"
 
 namespace ceprop::cuda {
@@ -27,6 +28,7 @@ struct Shape {
   bool readout, energy, asynchronous;
   int64_t batch;
   int64_t number_bytes;  // 4 or 8
+  int matrices;          // of [batch][batch] in the workspace
 };
 
 // States in the shared memory of one cluster, or in global memory.
@@ -72,16 +74,10 @@ inline void share_tiles(const Shape& shape, Layout& layout) {
     for (int l = half; l < layers_of(shape); l += halves)
       for (int64_t tile = 0; tile < tiles_of(shape, l); ++tile)
         cost.push_back(cost.back() + 64 + static_cast<double>(depth_below(shape, l) + depth_above(shape, l)));
-    for (int block = 0; block <= layout.blocks; ++block) {
-      if (cost.size() - 1 <= static_cast<size_t>(layout.blocks)) {
-        layout.first[half][block] = static_cast<uint16_t>(std::min<size_t>(block, cost.size() - 1));
-        continue;
-      }
-      const double limit = cost.back() * block / layout.blocks;
-      size_t tile = 0;
-      while (tile + 1 < cost.size() && (cost[tile] + cost[tile + 1]) / 2 < limit) ++tile;
-      layout.first[half][block] = static_cast<uint16_t>(block == layout.blocks ? cost.size() - 1 : tile);
-    }
+    const auto tiles = static_cast<int64_t>(cost.size()) - 1;
+    for (int block = 0; block <= layout.blocks; ++block)
+      layout.first[half][block] = static_cast<uint16_t>(
+          tiles <= layout.blocks ? std::min<int64_t>(block, tiles) : first_of_share(cost, block, layout.blocks));
   }
 }
 
@@ -127,7 +123,7 @@ inline int64_t workspace_rows(const Shape& shape) {
   for (int l = 0; l < layers_of(shape); ++l) units += shape.widths[l + 1];
   const int64_t copies = shape.energy ? 2 : 1;
   return shape.widths[0] + 4 * shape.widths.back() + fields * copies * units + 2 * shape.widths[1] +
-         (1 + 2 * layers_of(shape)) * shape.batch;
+         shape.matrices * shape.batch;
 }
 
 // Where the states of a tile lie in a cluster.

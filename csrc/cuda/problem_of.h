@@ -9,17 +9,32 @@ namespace ceprop::cuda {
 
 inline bool has_energy(const std::vector<UnitRule>& rules) { return rules[0].dynamics == Dynamics::energy; }
 
+// Of [batch][batch] in the workspace, C-EP's: the input's, and of inner updates in low rank two for each layer; see
+// Workspace.
+template <class T>
+int matrices_of(const LearnCall<T>&) {
+  return 0;
+}
+template <class T>
+int matrices_of(const RelaxCall<T>&) {
+  return 0;
+}
+template <class T>
+int matrices_of(const CepCall<T>& call) {
+  return 1 + (call.forms.inner == Form::low_rank ? 2 * call.network.layers : 0);
+}
+
 template <class Call>
 Shape shape_of(const Call& call, int64_t number_bytes) {
   const auto& network = call.network;
-  return {network.widths,       network.readout, has_energy(network.rules),
-          network.asynchronous, call.batch.size, number_bytes};
+  return {network.widths,  network.readout, has_energy(network.rules), network.asynchronous,
+          call.batch.size, number_bytes,    matrices_of(call)};
 }
 
 namespace filling {
 
 template <class T>
-void lay_out(Problem<T>& problem, bool energy, void* memory) {
+void lay_out(Problem<T>& problem, bool energy, int matrices, void* memory) {
   T* next = static_cast<T*>(memory);
   const auto rows = [&](int64_t count) {
     T* begin = next;
@@ -37,8 +52,8 @@ void lay_out(Problem<T>& problem, bool energy, void* memory) {
     }
   w.drive = rows(problem.widths[1]);
   w.sum = rows(problem.widths[1]);
-  w.gram = rows(problem.batch);
-  for (int l = 0; l < problem.layers; ++l) {
+  if (matrices > 0) w.gram = rows(problem.batch);
+  for (int l = 0; 1 + 2 * l < matrices; ++l) {
     w.of_away[l] = rows(problem.batch);
     w.of_free[l] = rows(problem.batch);
   }
@@ -47,7 +62,7 @@ void lay_out(Problem<T>& problem, bool energy, void* memory) {
 
 template <class T>
 Problem<T> of_network(const Network<T>& network, const Batch<T>& batch, const Nudge& nudge, const Stop& stop, Op op,
-                      const Plan& plan, void* memory) {
+                      int matrices, const Plan& plan, void* memory) {
   Problem<T> problem{};
   problem.op = op;
   problem.layout = plan.layout;
@@ -67,13 +82,13 @@ Problem<T> of_network(const Network<T>& network, const Batch<T>& batch, const Nu
   problem.nudge = nudge;
   problem.tolerance = stop.tolerance.value_or(-1);
   problem.steps_used = stop.steps_used;
-  lay_out(problem, has_energy(network.rules), memory);
+  lay_out(problem, has_energy(network.rules), matrices, memory);
   return problem;
 }
 
 template <class T>
-Problem<T> of_learning(const LearnCall<T>& call, Op op, const Plan& plan, void* memory) {
-  Problem<T> problem = of_network(call.network, call.batch, call.nudge, call.stop, op, plan, memory);
+Problem<T> of_learning(const LearnCall<T>& call, Op op, int matrices, const Plan& plan, void* memory) {
+  Problem<T> problem = of_network(call.network, call.batch, call.nudge, call.stop, op, matrices, plan, memory);
   problem.free_steps = call.free_steps;
   problem.nudged_steps = call.nudged_steps;
   problem.symmetric = call.symmetric;
@@ -89,7 +104,8 @@ Problem<T> of_learning(const LearnCall<T>& call, Op op, const Plan& plan, void* 
 // `memory`: plan.workspace_bytes of the device's global memory, 256-byte aligned.
 template <class T>
 Problem<T> problem_of(const RelaxCall<T>& call, const Plan& plan, void* memory) {
-  Problem<T> problem = filling::of_network(call.network, call.batch, call.nudge, call.stop, Op::relax, plan, memory);
+  Problem<T> problem =
+      filling::of_network(call.network, call.batch, call.nudge, call.stop, Op::relax, matrices_of(call), plan, memory);
   problem.free_steps = call.steps;
   std::copy(call.initial.begin(), call.initial.end(), problem.initial);
   std::copy(call.states.begin(), call.states.end(), problem.free_states);
@@ -98,7 +114,7 @@ Problem<T> problem_of(const RelaxCall<T>& call, const Plan& plan, void* memory) 
 
 template <class T>
 Problem<T> problem_of(const EpCall<T>& call, const Plan& plan, void* memory) {
-  Problem<T> problem = filling::of_learning(call, Op::ep_step, plan, memory);
+  Problem<T> problem = filling::of_learning(call, Op::ep_step, matrices_of(call), plan, memory);
   problem.accumulate = call.accumulate;
   std::copy(call.gradients.begin(), call.gradients.end(), problem.gradients);
   std::copy(call.bias_gradients.begin(), call.bias_gradients.end(), problem.bias_gradients);
@@ -108,7 +124,7 @@ Problem<T> problem_of(const EpCall<T>& call, const Plan& plan, void* memory) {
 
 template <class T>
 Problem<T> problem_of(const CepCall<T>& call, const Plan& plan, void* memory) {
-  Problem<T> problem = filling::of_learning(call, Op::cep_step, plan, memory);
+  Problem<T> problem = filling::of_learning(call, Op::cep_step, matrices_of(call), plan, memory);
   problem.low_rank = call.forms.inner == Form::low_rank;
   std::copy(call.lr.begin(), call.lr.end(), problem.rate);
   problem.weight_decay = call.weight_decay;
