@@ -1,4 +1,4 @@
-"""The command line: ``ceprop train | eval | bench | info``."""
+"""The command line: ``ceprop train | eval | theorem | bench | info``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import __version__, ops
+from . import __version__, ops, theorem_command
 from .bench.agreement import Disagreement
 from .bench.cases import QUICK
 from .bench.command import bench
@@ -92,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_eval)
     evaluate.add_argument("--run", dest="out", type=Path, required=True, metavar="DIR", help="run directory")
     _add_data_options(evaluate)
+
+    theorem = commands.add_parser("theorem", help="compare the updates of EP with the gradients of BPTT step by step")
+    theorem.set_defaults(run=theorem_command.run)
+    theorem_command.add_options(theorem)
+    _add_data_options(theorem)
 
     benchmark = commands.add_parser("bench", help="time the fused kernels against plain PyTorch")
     benchmark.set_defaults(run=_bench)

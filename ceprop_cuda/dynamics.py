@@ -13,7 +13,7 @@ cross-entropy, softmax readout), 2312.15103 (asynchronous steps).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,19 @@ class Circuit:
     def parameters(self) -> list[Tensor]:
         """All weights, biases and free feedback weights that exist, in this order."""
         return [p for p in (*self.weights, *self.biases, *(self.free_feedback or [])) if p is not None]
+
+    def leaves(self) -> Circuit:
+        """The same circuit with parameters of its own for autograd, which share their numbers with these."""
+
+        def leaf(p: Tensor) -> Tensor:
+            return p.detach().requires_grad_()
+
+        return replace(
+            self,
+            weights=[leaf(w) for w in self.weights],
+            biases=[None if b is None else leaf(b) for b in self.biases],
+            free_feedback=None if self.free_feedback is None else [leaf(v) for v in self.free_feedback],
+        )
 
 
 @dataclass(frozen=True)

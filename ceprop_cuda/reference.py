@@ -309,17 +309,8 @@ def bptt(
     circuit: Circuit, x: Tensor, target: Tensor, loss_kind: str, *, unrolled_steps: int, states: Sequence[Tensor]
 ) -> BPTTResult:
     """The exact gradient of the loss ``unrolled_steps`` steps after ``states``, back to them and no further."""
-
-    def leaf(p: Tensor) -> Tensor:
-        return p.detach().requires_grad_()
-
     with torch.enable_grad():
-        circuit = replace(
-            circuit,
-            weights=[leaf(w) for w in circuit.weights],
-            biases=[None if b is None else leaf(b) for b in circuit.biases],
-            free_feedback=None if circuit.free_feedback is None else [leaf(v) for v in circuit.free_feedback],
-        )
+        circuit = circuit.leaves()
         states = relax(circuit, x, unrolled_steps, states).states
         output = logits(circuit, states)
         found = iter(torch.autograd.grad(loss(output, target, loss_kind), circuit.parameters(), materialize_grads=True))
