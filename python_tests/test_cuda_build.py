@@ -286,6 +286,11 @@ def test_every_dense_preset_has_a_prediction(name: str, precision: str) -> None:
         assert ms < model.predicted_ms(longer, device, precision) < 2 * ms
 
 
+def test_convolutions_have_none() -> None:
+    with pytest.raises(ValueError, match="no convolutions"):
+        model.predicted_ms("p-conv", "H100")
+
+
 def test_unknown_devices_have_none() -> None:
     assert model.predicted_ms("ep-1h", "NVIDIA GeForce RTX 2080") is None
 
