@@ -68,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
     train.add_argument("--preset", choices=PRESETS, metavar="NAME", help="settings, see below (default: digits)")
+    train.add_argument(
+        "--rule",
+        choices=("bptt",),
+        help="learn by the gradient of BPTT, as EP's yardstick (default: the preset's rule)",
+    )
     train.add_argument("--data", choices=DATASETS, help="data set (default: the preset's)")
     _add_data_options(train)
     train.add_argument("--epochs", type=_positive, metavar="N", help="epochs in all (default: the preset's)")
@@ -171,6 +176,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     data_dir = args.data_dir or Path("data")
     return {
         "preset": name,
+        "bptt": args.rule == "bptt",
         "data": args.data or preset.data,
         "data_dir": str(data_dir.absolute()),
         "seed": args.seed or 0,
@@ -193,6 +199,8 @@ def _settings_to_resume(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
         given = getattr(args, name)
         if given is not None and given != config[name]:
             raise ValueError(f"--{name} {given} contradicts the run in {args.out}, which has {config[name]}")
+    if args.rule == "bptt" and not config["bptt"]:
+        raise ValueError(f"--rule bptt contradicts the run in {args.out}, which learns by its preset's rule")
     return config, checkpoint["epochs"]
 
 
@@ -200,7 +208,7 @@ def _settings_of(checkpoint: Mapping[str, Any], out: Path) -> dict[str, Any]:
     config: dict[str, Any] = checkpoint["config"]
     if config.get("preset") not in PRESETS:
         raise ValueError(f"the run in {out} was not made by `ceprop train`: its config.json names no known preset")
-    missing = [name for name in SETTINGS if name not in config]
+    missing = [name for name in (*SETTINGS, "bptt") if name not in config]
     if missing:
         raise ValueError(f"the run in {out} was made by another version: its config.json has no {', '.join(missing)}")
     return config
@@ -223,6 +231,7 @@ def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Pres
         nudged_steps=nudged_steps,
         schedule=config["schedule"],
         tolerance=config["tolerance"],
+        bptt=config["bptt"],
     )
     shape = tuple(dataset.train_x.shape[1:])
     try:
@@ -237,7 +246,7 @@ def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Pres
 
 def _new_directory(config: Mapping[str, Any]) -> Path:
     """A directory under runs/ that did not exist before; made at once, so that no other process takes it."""
-    name = f"{config['preset']}-{config['data']}-{config['seed']}"
+    name = f"{config['preset']}{'-bptt' if config['bptt'] else ''}-{config['data']}-{config['seed']}"
     for number in count(1):
         out = Path("runs", name if number == 1 else f"{name}-{number}")
         try:
@@ -265,7 +274,7 @@ def _eval(args: argparse.Namespace) -> None:
     result = trainer.evaluate(dataset.test_batches(TEST_BATCH))
     print(
         f"test error {result['error']:.2f} %, loss {result['loss']:.4g} on {config['data']} after "
-        f"{len(checkpoint['history'])} epochs of {config['preset']}"
+        f"{len(checkpoint['history'])} epochs of {config['preset']}{' by BPTT' if config['bptt'] else ''}"
     )
 
 

@@ -15,6 +15,7 @@ from .models import convnet, mlp
 from .network import Network
 from .rules import CEP, EP
 
+GREY = ("digits", "mnist", "fashion-mnist", "kmnist")  # the data sets whose images the networks here take
 PIXELS = 28  # height and width of the papers' images, which smaller ones are enlarged to
 TOY_SIZES = (5, 50, 10)
 
@@ -75,7 +76,7 @@ class Case:
                 )
                 continue
             chosen = torch.randperm(len(dataset.train_x))[: self.batch]
-            yield enlarged(dataset.train_x[chosen]), dataset.train_y[chosen]
+            yield enlarged(dataset.train_x[chosen].double()), dataset.train_y[chosen]
 
 
 def enlarged(images: Tensor) -> Tensor:

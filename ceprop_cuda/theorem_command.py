@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .bench.report import environment, markdown, write_csv
-from .data import DATASETS, load
+from .data import load
 from .network import BACKENDS, log, whole_number
 from .theorem import Comparison, compare
-from .theorem_cases import CASES, Case
+from .theorem_cases import CASES, GREY, Case
 from .theorem_figures import courses, errors
 
 SETTLED = 1e-6  # largest change of a unit within a free step that the comparison does not warn of
@@ -44,9 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "cases:\n" + "".join(f"  {name:<11}{case.source}\n" for name, case in CASES.items())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--case", choices=CASES, required=True, metavar="NAME", help="network and settings, see below")
-    parser.add_argument(
-        "--data", choices=DATASETS, default="digits", help="images (default: digits, enlarged to 28x28)"
-    )
+    parser.add_argument("--data", choices=GREY, default="digits", help="images (default: digits, enlarged to 28x28)")
     parser.add_argument("--steps", type=int, nargs=2, metavar=("T", "K"), help="free and nudged (default: the case's)")
     parser.add_argument("--beta", type=float, metavar="X", help="strength of the nudge (default: the case's)")
     parser.add_argument("--batch", type=int, metavar="B", help="samples in a batch (default: the case's)")
@@ -64,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     """
     case = _case(args)
     count = whole_number("--batches", args.batches, 1)
-    dataset = None if case.is_toy else load(args.data, args.data_dir or "data", args.download, torch.float64)
+    dataset = None if case.is_toy else load(args.data, args.data_dir or "data", args.download)
     torch.manual_seed(args.seed)
     net = case.network(10 if dataset is None else dataset.classes)
     rule = case.rule(net, args.backend)
