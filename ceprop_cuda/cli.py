@@ -1,4 +1,4 @@
-"""The command line: ``ceprop train | eval | theorem | bench | info``."""
+"""The command line: ``ceprop train | eval | theorem | reproduce | bench | info``."""
 
 from __future__ import annotations
 
@@ -20,13 +20,25 @@ from .bench.cases import QUICK
 from .bench.command import bench
 from .data import DATASETS, Dataset, load
 from .dynamics import SCHEDULES
-from .network import BACKENDS, FusedUnavailable
+from .network import BACKENDS, FusedUnavailable, real_number
 from .presets import PRESETS, Preset
+from .reproduce import command as reproduce_command
 from .run_directory import read_checkpoint
 from .trainer import Diverged, Trainer
 
 TEST_BATCH = 500  # samples; only changes how long a test takes
-SETTINGS = ("preset", "data", "seed", "backend", "batch", "lr", "steps", "schedule", "tolerance")  # options of a run
+SETTINGS = (
+    "preset",
+    "data",
+    "seed",
+    "backend",
+    "batch",
+    "lr",
+    "steps",
+    "angle",
+    "schedule",
+    "tolerance",
+)  # options of a run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING if _has_bar() else logging.INFO, format="%(message)s")
     try:
         args.run(args)
-    except (Diverged, Disagreement) as error:
+    except (Diverged, Disagreement, reproduce_command.Incomplete) as error:
         return _fail(1, str(error))
     except (ValueError, OSError, ModuleNotFoundError, FusedUnavailable) as error:
         return _fail(2, str(error))
@@ -84,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=int, nargs=2, metavar=("T", "K"), help="free and nudged steps (default: the preset's)"
     )
     train.add_argument(
+        "--angle", type=float, metavar="DEG", help="between free feedback and forward weights at first (default: 0)"
+    )
+    train.add_argument(
         "--schedule", choices=SCHEDULES, help="order of moves; asynchronous needs half the steps (default: synchronous)"
     )
     train.add_argument(
@@ -104,6 +119,11 @@ def _parser() -> argparse.ArgumentParser:
     theorem.set_defaults(run=theorem_command.run)
     theorem_command.add_options(theorem)
     _add_data_options(theorem)
+
+    reproduce = commands.add_parser("reproduce", help="run rows of the papers' tables again, several seeds each")
+    reproduce.set_defaults(run=reproduce_command.run)
+    reproduce_command.add_options(reproduce)
+    _add_data_options(reproduce)
 
     benchmark = commands.add_parser("bench", help="time the fused kernels against plain PyTorch")
     benchmark.set_defaults(run=_bench)
@@ -173,6 +193,10 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of a new run: everything that its result depends on, but the number of epochs."""
     name = args.preset or "digits"
     preset = PRESETS[name]
+    if args.angle is not None:
+        real_number("--angle", args.angle, lambda value: 0 <= value <= 180, "a number of degrees in [0, 180]")
+        if preset.feedback == "tied":
+            raise ValueError(f"--angle needs a preset with free feedback, {name} has tied feedback")
     data_dir = args.data_dir or Path("data")
     return {
         "preset": name,
@@ -184,6 +208,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "batch": args.batch or preset.batch_size,
         "lr": args.lr or list(preset.lr),
         "steps": args.steps or [preset.free_steps, preset.nudged_steps],
+        "angle": preset.feedback_angle if args.angle is None else args.angle,
         "schedule": args.schedule or preset.schedule,
         "tolerance": preset.tolerance if args.tolerance is None else args.tolerance,
     }
@@ -229,6 +254,7 @@ def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Pres
         lr=tuple(config["lr"]),
         free_steps=free_steps,
         nudged_steps=nudged_steps,
+        feedback_angle=config["angle"],
         schedule=config["schedule"],
         tolerance=config["tolerance"],
         bptt=config["bptt"],

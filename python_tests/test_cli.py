@@ -137,6 +137,7 @@ def test_settings_of_a_run(tmp_path: Path) -> None:
         "batch": 25,
         "lr": [0.2, 0.1],
         "steps": [12, 6],
+        "angle": 0.0,
         "schedule": "asynchronous",
         "tolerance": 1e-3,
         "epochs": 1,
@@ -232,6 +233,19 @@ def test_training_by_bptt(capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused(capsys, [*QUICK, *options, "--tolerance", "1e-3", "--out", "c"], "BPTT has no tolerance")
     assert_refused(capsys, [*QUICK, "--rule", "bptt", "--steps", "5", "6", "--out", "c"], "at most free_steps=5, got 6")
     assert not Path("c").exists()
+
+
+def test_the_angle_of_free_feedback(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*QUICK, "--preset", "c-vf-1h", "--data", "digits", "--epochs", "1"]
+    assert cli.main([*options, "--angle", "90", "--lr", "0", "0", "--out", "a"]) == 0
+    assert config_of("a")["angle"] == 90
+    net = PRESETS["c-vf-1h"].network(64, 10)
+    net.load_state_dict(read_checkpoint("a")["network"])
+    assert net.angles()[0] == pytest.approx(90, abs=5)
+    assert cli.main(["train", "--resume", "--out", "a", "--angle", "90"]) == 0
+    assert_refused(capsys, ["train", "--resume", "--out", "a", "--angle", "0"], "--angle 0.0 contradicts the run in a")
+    assert_refused(capsys, [*options, "--angle", "181"], "--angle must be a number of degrees in [0, 180], got 181.0")
+    assert_refused(capsys, ["train", "--angle", "9"], "--angle needs a preset with free feedback, digits has tied")
 
 
 def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
