@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import connections
-from .dynamics import Circuit, Nudge, emitted, logits, output_error, resting_states, step
+from .dynamics import Circuit, Nudge, emitted, from_below, logits, output_error, resting_states, step
 
 # A phase with a tolerance asks only after every so many steps whether it may stop: each time costs a pass over all
 # states and, in the kernels, a barrier.
@@ -311,7 +311,9 @@ def bptt(
     """The exact gradient of the loss ``unrolled_steps`` steps after ``states``, back to them and no further."""
     with torch.enable_grad():
         circuit = circuit.leaves()
-        states = relax(circuit, x, unrolled_steps, states).states
+        from_input = from_below(circuit, emitted(circuit, x, states), 0)  # once, and once back, for all steps
+        for _ in range(unrolled_steps):
+            states = step(circuit, x, states, from_input=from_input)
         output = logits(circuit, states)
         found = iter(torch.autograd.grad(loss(output, target, loss_kind), circuit.parameters(), materialize_grads=True))
     gradients = PerParameter(
