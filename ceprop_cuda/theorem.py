@@ -176,7 +176,8 @@ def _step_back(
         states = [s.detach().requires_grad_() for s in before]
         inputs = [*states, *_in_the_dynamics(circuit).values()]
         after = reference.step(circuit, x, states)
-        found = torch.autograd.grad(after, inputs, pull, materialize_grads=True)
+        pulled = torch.stack([(s * p).sum() for s, p in zip(after, pull, strict=True)]).sum()
+        found = torch.autograd.grad(pulled, inputs, materialize_grads=True)
     return list(found[: len(states)]), list(found[len(states) :])
 
 
