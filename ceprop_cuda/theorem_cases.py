@@ -15,7 +15,6 @@ from .models import convnet, mlp
 from .network import Network
 from .rules import CEP, EP
 
-GREY = ("digits", "mnist", "fashion-mnist", "kmnist")  # the data sets whose images the networks here take
 PIXELS = 28  # height and width of the papers' images, which smaller ones are enlarged to
 TOY_SIZES = (5, 50, 10)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .bench.report import environment, markdown, write_csv
-from .data import load
+from .data import DATASETS, Dataset, load
 from .network import BACKENDS, log, whole_number
+from .presets import PRESETS
+from .rules import BPTT, CEP, EP
 from .theorem import Comparison, compare
-from .theorem_cases import CASES, GREY, Case
+from .theorem_cases import CASES
 from .theorem_figures import courses, errors
 
 SETTLED = 1e-6  # largest change of a unit within a free step that the comparison does not warn of
@@ -43,8 +46,10 @@ class Row:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "cases:\n" + "".join(f"  {name:<11}{case.source}\n" for name, case in CASES.items())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--case", choices=CASES, required=True, metavar="NAME", help="network and settings, see below")
-    parser.add_argument("--data", choices=GREY, default="digits", help="images (default: digits, enlarged to 28x28)")
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--case", choices=CASES, metavar="NAME", help="network and settings, see below")
+    chosen.add_argument("--preset", choices=PRESETS, metavar="NAME", help="those of `ceprop train`, before training")
+    parser.add_argument("--data", choices=DATASETS, help="images (default: digits, enlarged to 28x28; the preset's)")
     parser.add_argument("--steps", type=int, nargs=2, metavar=("T", "K"), help="free and nudged (default: the case's)")
     parser.add_argument("--beta", type=float, metavar="X", help="strength of the nudge (default: the case's)")
     parser.add_argument("--batch", type=int, metavar="B", help="samples in a batch (default: the case's)")
@@ -60,35 +65,34 @@ def run(args: argparse.Namespace) -> None:
 
     Raises ValueError, OSError or FusedUnavailable if something that the user gave is wrong, before anything is written.
     """
-    case = _case(args)
     count = whole_number("--batches", args.batches, 1)
-    dataset = None if case.is_toy else load(args.data, args.data_dir or "data", args.download)
+    name = args.case or args.preset
     torch.manual_seed(args.seed)
-    net = case.network(10 if dataset is None else dataset.classes)
-    rule = case.rule(net, args.backend)
-    out = args.out or Path("theorem", args.case)
+    problem = _of_case(args, count) if args.case else _of_preset(args, count)
+    rule = problem.rule
+    out = args.out or Path("theorem", name)
     facts = {
-        "case": args.case,
-        "source": case.source,
-        "data": "random" if dataset is None else args.data,
+        "case" if args.case else "preset": name,
+        "source": problem.source,
+        "data": problem.data,
         "free_steps": str(rule.free_steps),
         "nudged_steps": str(rule.nudged_steps),
         "beta": str(rule.beta),
-        "lr": str(case.lr),
-        "batch": str(case.batch),
+        "lr": " ".join(map(str, rule.lr)) if isinstance(rule, CEP) else "",
+        "batch": str(problem.batch),
         "seed": str(args.seed),
     }
     rows: list[Row] = []
     moved = 0.0
-    for number, (x, y) in enumerate(tqdm(case.batches(dataset, count), total=count, unit="batch", disable=None), 1):
+    for number, (x, y) in enumerate(tqdm(problem.batches, total=count, unit="batch", disable=None), 1):
         found = compare(rule, x, y)
         moved = max(moved, found.moved)
         rows += _rows(number, found)
         if number == 1:
             out.mkdir(parents=True, exist_ok=True)
             np.savez(out / "updates.npz", **_arrays(found))
-            (out / "courses.png").write_bytes(courses(found, args.case))
-            (out / "errors.png").write_bytes(errors(found, args.case))
+            (out / "courses.png").write_bytes(courses(found, name))
+            (out / "errors.png").write_bytes(errors(found, name))
     facts["moved"] = f"{moved:.2g}"
     write_csv(out / "theorem.csv", rows, facts | environment())
     if moved > SETTLED:
@@ -101,14 +105,49 @@ def run(args: argparse.Namespace) -> None:
     print(f"\nresults in {out}")
 
 
-def _case(args: argparse.Namespace) -> Case:
-    """The case with what the options change of it."""
-    changes = {"beta": args.beta, "batch": args.batch}
+class Problem(NamedTuple):
+    """What is compared, and on what."""
+
+    rule: EP | CEP
+    batches: Iterable[tuple[Tensor, Tensor]]
+    batch: int
+    data: str
+    source: str
+
+
+def _of_case(args: argparse.Namespace, count: int) -> Problem:
+    case = replace(CASES[args.case], **_changes(args, "batch"))
+    data = "random" if case.is_toy else args.data or "digits"
+    dataset = None if case.is_toy else _load(args, data)
+    if dataset is not None and dataset.train_x.shape[1] != 1:
+        raise ValueError(f"the cases take grey images, those of {data} have colours")
+    net = case.network(10 if dataset is None else dataset.classes)
+    return Problem(case.rule(net, args.backend), case.batches(dataset, count), case.batch, data, case.source)
+
+
+def _of_preset(args: argparse.Namespace, count: int) -> Problem:
+    preset = replace(PRESETS[args.preset], **_changes(args, "batch_size"))
+    data = args.data or preset.data
+    dataset = _load(args, data)
+    net = preset.network(tuple(dataset.train_x.shape[1:]), dataset.classes).double()
+    rule = preset.rule(net, args.backend)
+    assert not isinstance(rule, BPTT)  # which no preset learns by unless told so
+    batches = islice(dataset.train_batches(preset.batch_size, args.seed), count)
+    return Problem(rule, ((x.double(), y) for x, y in batches), preset.batch_size, data, preset.source)
+
+
+def _load(args: argparse.Namespace, data: str) -> Dataset:
+    return load(data, args.data_dir or "data", args.download)
+
+
+def _changes(args: argparse.Namespace, batch: str) -> dict[str, Any]:
+    """What the options change of a case or a preset, by the names of its fields; ``batch`` is one of them."""
+    changes = {} if args.beta is None else {"beta": args.beta}
+    if args.batch is not None:
+        changes[batch] = whole_number("--batch", args.batch, 1)
     if args.steps is not None:
         changes["free_steps"], changes["nudged_steps"] = args.steps
-    case = replace(CASES[args.case], **{name: value for name, value in changes.items() if value is not None})
-    whole_number("--batch", case.batch, 1)
-    return case
+    return changes
 
 
 def _rows(batch: int, comparison: Comparison) -> list[Row]:

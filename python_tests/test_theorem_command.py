@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from colour_sets import write_cifar
 from test_data import write_mnist
 
 from ceprop_cuda import CEP, EP, cli
 from ceprop_cuda.bench import report
 from ceprop_cuda.data import load
+from ceprop_cuda.presets import PRESETS
 from ceprop_cuda.theorem_cases import CASES, enlarged
 
 # Sizes, T, K, beta, samples in a batch, activation, dynamics.
@@ -90,7 +92,7 @@ def test_table_figures_and_arrays(capsys: pytest.CaptureFixture[str]) -> None:
         assert figure.read_bytes().startswith(b"\x89PNG")
     facts, rows = rows_of("theorem/p-1h")
     assert (facts["case"], facts["data"], facts["free_steps"], facts["nudged_steps"]) == ("p-1h", "digits", "150", "10")
-    assert (facts["beta"], facts["lr"], facts["batch"], facts["seed"]) == ("0.01", "None", "20", "0")
+    assert (facts["beta"], facts["lr"], facts["batch"], facts["seed"]) == ("0.01", "", "20", "0")
     assert (facts["commit"], facts["torch"]) == ("abc", torch.__version__)
     assert float(facts["moved"]) < 1e-12
     assert [row["quantity"] for row in rows] == ["s[0]", "s[1]", "W[0]", "W[1]", "b[0]", "b[1]", "all parameters"]
@@ -126,7 +128,7 @@ def test_continual_vector_fields(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("c-ep", "c-vf-0", "c-vf-45"):
         assert cli.main(["theorem", "--case", name, "--out", name]) == 0
         facts, rows = rows_of(name)
-        assert facts["lr"] == "2e-05"
+        assert facts["lr"] == "2e-05 2e-05"
         assert [row["quantity"] for row in rows if row["quantity"][0] == "V"] == (["V[1]"] if "vf" in name else [])
         angles[name] = float(rows[-1]["angle"])
     # The weights that move meanwhile add lr |x|^2 / beta, about a fifth, to what a step does to a hidden unit.
@@ -144,6 +146,33 @@ def test_images_of_another_data_set(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(rows) == 3 + 3 + 3 + 1
 
 
+def test_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", "digits", "--batches", "2", "--batch", "10", "--steps", "60", "8", "--beta", "0.01"]
+    angles = {}
+    for name in ("ep-1h", "c-vf-1h"):
+        assert cli.main(["theorem", "--preset", name, *options]) == 0
+        facts, rows = rows_of(f"theorem/{name}")
+        assert (facts["preset"], facts["data"], facts["source"]) == (name, "digits", PRESETS[name].source)
+        assert (facts["free_steps"], facts["nudged_steps"], facts["beta"], facts["batch"]) == ("60", "8", "0.01", "10")
+        assert facts["lr"] == ("" if name == "ep-1h" else "0.0076 0.0038")
+        assert len({row["angle"] for row in rows if row["quantity"] == "all parameters"}) == 2
+        angles[name] = float(rows[-1]["angle"])
+    assert angles["ep-1h"] < 30
+    assert cli.main(["theorem", "--preset", "digits"]) == 2
+    assert "rule must not have nudging='symmetric'" in capsys.readouterr().err
+
+
+def test_colour_images_fit_presets_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cifar(tmp_path / "data", monkeypatch, "cifar10")
+    assert cli.main(["theorem", "--case", "p-1h", "--data", "cifar10"]) == 2
+    assert "the cases take grey images, those of cifar10 have colours" in capsys.readouterr().err
+    options = ["--data", "cifar10", "--steps", "9", "2", "--batch", "2"]
+    assert cli.main(["theorem", "--preset", "ep-1h", *options]) == 0
+    assert rows_of("theorem/ep-1h")[0]["data"] == "cifar10"
+
+
 def test_a_free_phase_that_has_not_settled_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert cli.main(["theorem", "--case", "toy", "--steps", "12", "4"]) == 0
     assert "the free phase has not settled: a unit still moves by" in caplog.text
@@ -159,6 +188,7 @@ def test_a_free_phase_that_has_not_settled_is_told(caplog: pytest.LogCaptureFixt
         (["--steps", "5", "0"], "nudged_steps must be an int >= 1, got 0"),
         (["--beta", "0"], "beta must be a finite number other than 0, got 0.0"),
         (["--batches", "0"], "--batches must be an int >= 1, got 0"),
+        (["--data", "cifar10", "--data-dir", "nowhere"], "cifar10 is not in nowhere"),
         (["--batch", "-1"], "--batch must be an int >= 1, got -1"),
         (["--data", "mnist", "--data-dir", "nowhere"], "mnist is not in nowhere/MNIST/raw"),
     ],

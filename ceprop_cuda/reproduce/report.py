@@ -124,7 +124,7 @@ def curves(runs: Sequence[Run]) -> bytes:
     """A PNG image: training and test error of each row over the epochs, mean over its complete runs and, shaded, their
     range; published test errors as crosses at the end."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(10, 4.5), dpi=130, layout="constrained")
     panels = figure.subplots(1, 2)
@@ -144,6 +144,7 @@ def curves(runs: Sequence[Run]) -> bytes:
             if published.train is not None:
                 panels[1].plot(epochs[-1], published.train, color=f"C{index}", marker="x")
     for axes, title in zip(panels, ("test error", "training error"), strict=True):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel="%", title=f"{title}; crosses: published", yscale="log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
