@@ -90,7 +90,7 @@ def compare(rule: EP | CEP, x: Tensor, y: Tensor, samples: int = 100) -> Compari
     The updates are those of the rule: they add up to minus what :meth:`EP.backward` adds to the gradients, and, times
     the learning rates, to what :meth:`CEP.step` adds to the parameters, weight decay and readout aside. Phases make
     all their steps, whatever the rule's ``tolerance``. One pass over the K steps, in which BPTT goes a step back while
-    the nudged phase goes one forward: memory does not grow with K.
+    the nudged phase goes one forward: the gradients of no more than one step are held at a time.
 
     Args:
         rule: its ``nudging`` must not be "symmetric"; "random_sign" is taken with the sign that ``beta`` has. In
@@ -102,24 +102,12 @@ def compare(rule: EP | CEP, x: Tensor, y: Tensor, samples: int = 100) -> Compari
     Raises:
         ValueError, TypeError: the rule cannot be compared, or a shape, dtype or device does not fit.
     """
-    if not isinstance(rule, (EP, CEP)):
-        raise TypeError(f"rule must be an EP or CEP, which has a nudged phase, got {type(rule).__name__}")
-    if rule.nudging == "symmetric":
-        raise ValueError("the theorem speaks of one nudged phase: rule must not have nudging='symmetric'")
-    steps = rule.nudged_steps
-    if steps > rule.free_steps:
-        raise ValueError(
-            f"the theorem needs as many free steps as nudged ones, got free_steps={rule.free_steps} and "
-            f"nudged_steps={steps}"
-        )
+    _refuse_unfit(rule)
     samples = whole_number("samples", samples, 1)
     circuit = rule.net.circuit().leaves()
     x = rule.net.check_input(circuit, x)
     nudge = Nudge(rule.net.check_target(circuit, x, y), rule.beta, rule.nudge_at, rule.loss)
-    module, of_kernels = backend_module(rule.backend, circuit, x, precision="exact")
-    path = [module.relax(circuit, x, rule.free_steps - steps, **of_kernels).states]
-    for _ in range(steps):
-        path.append(reference.step(circuit, x, path[-1]))
+    path = _end_of_free_phase(rule, circuit, x)
     moved = max(_largest_change(before, after) for before, after in pairwise(path))
     free = path.pop()
     loss = reference.loss(reference.logits(circuit, free), nudge.target, nudge.loss).item()
@@ -130,7 +118,7 @@ def compare(rule: EP | CEP, x: Tensor, y: Tensor, samples: int = 100) -> Compari
     # Energy dynamics move by dt times their forces, the nudge among them.
     kick = nudge.beta * (circuit.dynamics.dt if circuit.dynamics.kind == "energy" else 1)
     states, moving, pull = free, circuit, _loss_gradient(circuit, free, nudge)
-    for _ in range(steps):
+    for _ in range(rule.nudged_steps):
         before, states = states, reference.step(moving, x, states, nudge)
         fixed = free if isinstance(rule, EP) and not rule.accumulate else before
         change = reference.contrast(moving, x, before, states, fixed, nudge.beta, rule.shared_update)
@@ -142,6 +130,28 @@ def compare(rule: EP | CEP, x: Tensor, y: Tensor, samples: int = 100) -> Compari
         for tally, dp, gradient in zip(parameters, change.parameters(), gradients, strict=True):
             tally.add(dp, -gradient)
     return Comparison([t.match() for t in neurons], [t.match() for t in parameters], loss, moved)
+
+
+def _refuse_unfit(rule: EP | CEP) -> None:
+    if not isinstance(rule, (EP, CEP)):
+        raise TypeError(f"rule must be an EP or CEP, which has a nudged phase, got {type(rule).__name__}")
+    if rule.nudging == "symmetric":
+        raise ValueError("the theorem speaks of one nudged phase: rule must not have nudging='symmetric'")
+    if rule.nudged_steps > rule.free_steps:
+        raise ValueError(
+            f"the theorem needs as many free steps as nudged ones, got free_steps={rule.free_steps} and "
+            f"nudged_steps={rule.nudged_steps}"
+        )
+
+
+def _end_of_free_phase(rule: EP | CEP, circuit: Circuit, x: Tensor) -> list[list[Tensor]]:
+    """The states before and after each of as many last steps of the free phase as there are nudged ones."""
+    steps = rule.nudged_steps
+    module, of_kernels = backend_module(rule.backend, circuit, x, precision="exact")
+    path = [module.relax(circuit, x, rule.free_steps - steps, **of_kernels).states]
+    for _ in range(steps):
+        path.append(reference.step(circuit, x, path[-1]))
+    return path
 
 
 def _in_the_dynamics(circuit: Circuit) -> dict[str, Tensor]:
