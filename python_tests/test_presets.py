@@ -112,7 +112,7 @@ def test_c_ep_conv_is_p_conv_with_continual_ep_and_small_rates() -> None:
     assert replace(preset, source=parent.source, continual=False, lr=parent.lr) == parent
     rule = preset.rule(preset.network((1, 28, 28), 10))
     assert isinstance(rule, CEP)
-    assert rule.lr == pytest.approx([rate / 20 for rate in parent.lr])
+    assert rule.lr == pytest.approx([rate / 50 for rate in parent.lr])
 
 
 @pytest.mark.parametrize(
