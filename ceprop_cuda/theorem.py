@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -93,8 +93,9 @@ def compare(rule: EP | CEP, x: Tensor, y: Tensor, samples: int = 100) -> Compari
     the nudged phase goes one forward: the gradients of no more than one step are held at a time.
 
     Args:
-        rule: its ``nudging`` must not be "symmetric"; "random_sign" is taken with the sign that ``beta`` has. In
-            float32 the differences of states lose digits, float64 shows the theorem.
+        rule: EP with ``nudging="symmetric"`` has the mean of the updates with +beta and with -beta, continual EP must
+            not have it; "random_sign" is taken with the sign that ``beta`` has. In float32 the differences of states
+            lose digits, float64 shows the theorem.
         x, y: as for a training step.
         samples: number m of entries of each layer and parameter whose course is recorded, drawn at random; all of
             them, in order, where there are no more.
@@ -112,20 +113,22 @@ def compare(rule: EP | CEP, x: Tensor, y: Tensor, samples: int = 100) -> Compari
     free = path.pop()
     loss = reference.loss(reference.logits(circuit, free), nudge.target, nudge.loss).item()
 
+    # Energy dynamics move by dt times their forces, the nudge among them.
+    pace = circuit.dynamics.dt if circuit.dynamics.kind == "energy" else 1.0
     draw = torch.Generator().manual_seed(0)
     neurons = [_Tally(f"s[{layer}]", s[0], samples, draw) for layer, s in enumerate(free)]
     parameters = [_Tally(name, p, samples, draw) for name, p in _in_the_dynamics(circuit).items()]
-    # Energy dynamics move by dt times their forces, the nudge among them.
-    kick = nudge.beta * (circuit.dynamics.dt if circuit.dynamics.kind == "energy" else 1)
-    states, moving, pull = free, circuit, _loss_gradient(circuit, free, nudge)
+    nudges = [nudge, replace(nudge, beta=-nudge.beta)] if rule.nudging == "symmetric" else [nudge]
+    ends, moving, pull = [free] * len(nudges), circuit, _loss_gradient(circuit, free, nudge)
     for _ in range(rule.nudged_steps):
-        before, states = states, reference.step(moving, x, states, nudge)
-        fixed = free if isinstance(rule, EP) and not rule.accumulate else before
-        change = reference.contrast(moving, x, before, states, fixed, nudge.beta, rule.shared_update)
+        befores, ends = ends, [reference.step(moving, x, s, n) for s, n in zip(ends, nudges, strict=True)]
+        made = list(zip(befores, ends, nudges, strict=True))
+        change = _mean_contrast(rule, moving, x, free, made)
         if isinstance(rule, CEP):
             moving = reference.moved(moving, change, rule.lr, rule.weight_decay)
-        for tally, a, b, gradient in zip(neurons, before, states, pull, strict=True):
-            tally.add((b - a).mean(0) / kick, -gradient.sum(0))
+        for layer, (tally, gradient) in enumerate(zip(neurons, pull, strict=True)):
+            updates = torch.stack([(after[layer] - before[layer]) / (pace * n.beta) for before, after, n in made])
+            tally.add(updates.mean((0, 1)), -gradient.sum(0))
         pull, gradients = _step_back(circuit, x, path.pop(), pull)
         for tally, dp, gradient in zip(parameters, change.parameters(), gradients, strict=True):
             tally.add(dp, -gradient)
@@ -135,8 +138,10 @@ def compare(rule: EP | CEP, x: Tensor, y: Tensor, samples: int = 100) -> Compari
 def _refuse_unfit(rule: EP | CEP) -> None:
     if not isinstance(rule, (EP, CEP)):
         raise TypeError(f"rule must be an EP or CEP, which has a nudged phase, got {type(rule).__name__}")
-    if rule.nudging == "symmetric":
-        raise ValueError("the theorem speaks of one nudged phase: rule must not have nudging='symmetric'")
+    if rule.nudging == "symmetric" and isinstance(rule, CEP):
+        raise ValueError(
+            "continual EP's second phase begins with other weights: rule must not have nudging='symmetric'"
+        )
     if rule.nudged_steps > rule.free_steps:
         raise ValueError(
             f"the theorem needs as many free steps as nudged ones, got free_steps={rule.free_steps} and "
@@ -152,6 +157,22 @@ def _end_of_free_phase(rule: EP | CEP, circuit: Circuit, x: Tensor) -> list[list
     for _ in range(steps):
         path.append(reference.step(circuit, x, path[-1]))
     return path
+
+
+def _mean_contrast(
+    rule: EP | CEP,
+    circuit: Circuit,
+    x: Tensor,
+    free: Sequence[Tensor],
+    made: Sequence[tuple[Sequence[Tensor], Sequence[Tensor], Nudge]],
+) -> reference.PerParameter:
+    """Of the steps ``made``, one in each nudged phase: states before and after, and the nudge."""
+    is_fixed = isinstance(rule, EP) and not rule.accumulate
+    contrasts = [
+        reference.contrast(circuit, x, before, after, free if is_fixed else before, n.beta, rule.shared_update)
+        for before, after, n in made
+    ]
+    return contrasts[0] if len(made) == 1 else reference.combine(contrasts, 1 / len(made))
 
 
 def _in_the_dynamics(circuit: Circuit) -> dict[str, Tensor]:

@@ -137,11 +137,19 @@ def test_each_steps_gradient_is_that_of_the_copy_it_used(make: Any, loss: str) -
             assert (found - numeric).norm() <= 1e-6 * numeric.norm() + 1e-10, (name, step)
 
 
-@pytest.mark.parametrize("settings", [{}, {"accumulate": True}, {"shared_update": True}], ids=str)
-@pytest.mark.parametrize("feedback", ["tied", "free"])
+@pytest.mark.parametrize(
+    ("feedback", "settings"),
+    [
+        ("tied", {}),
+        ("tied", {"nudging": "symmetric"}),
+        ("free", {}),
+        ("free", {"accumulate": True}),
+        ("free", {"accumulate": True, "nudging": "symmetric"}),
+        ("free", {"shared_update": True, "nudging": "symmetric"}),
+    ],
+    ids=str,
+)
 def test_updates_and_gradients_add_up_to_what_ep_and_bptt_find(feedback: str, settings: dict[str, Any]) -> None:
-    if feedback == "tied" and "shared_update" in settings:
-        return
     net, (x, y) = network(feedback=feedback), batch()
     rule = cep.EP(net, 20, 5, 0.2, backend="reference", **settings)
     found = compare(rule, x, y)
@@ -150,8 +158,9 @@ def test_updates_and_gradients_add_up_to_what_ep_and_bptt_find(feedback: str, se
     assert found.loss == pytest.approx(out.loss.item(), rel=1e-12)
     for match, p in zip(found.parameters, net.circuit().parameters(), strict=True):
         assert relative_error(match.summed_updates, -p.grad) < 1e-10
-    for match, free, end in zip(found.neurons, out.free_states, out.nudged_states, strict=True):
-        assert relative_error(match.summed_updates, (end - free).mean(0) / 0.2) < 1e-10
+    starts, beta = (out.nudged_minus_states, 0.4) if "nudging" in settings else (out.free_states, 0.2)
+    for match, start, end in zip(found.neurons, starts, out.nudged_states, strict=True):
+        assert relative_error(match.summed_updates, (end - start).mean(0) / beta) < 1e-10
     net.zero_grad()
     cep.BPTT(net, 20, 5, backend="reference").backward(x, y)
     for match, p in zip(found.parameters, net.circuit().parameters(), strict=True):
@@ -201,11 +210,13 @@ def test_updates_are_the_gradients_in_a_convnet() -> None:
         assert relative_error(match.updates, match.descents) < 1e-5, match.agreement
 
 
-def test_the_error_falls_with_beta() -> None:
+@pytest.mark.parametrize(("nudging", "order"), [("positive", 1), ("symmetric", 2)])
+def test_the_error_falls_with_beta(nudging: str, order: int) -> None:
     net, (x, y) = settling(**GRADIENT_DYNAMICS["energy"]), batch()
-    errors = [by_name(compare(ep(net, beta), x, y))["W[0]"].agreement.rmse for beta in (0.01, 0.005, 0.0025)]
-    assert errors[0] / errors[1] == pytest.approx(2, rel=0.05)
-    assert errors[1] / errors[2] == pytest.approx(2, rel=0.05)
+    rules = [ep(net, beta, nudging=nudging) for beta in (0.01, 0.005, 0.0025)]
+    errors = [by_name(compare(rule, x, y))["W[0]"].agreement.rmse for rule in rules]
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.05)
+    assert errors[1] / errors[2] == pytest.approx(2**order, rel=0.05)
 
 
 def test_another_index_sign_or_scale_would_be_seen() -> None:
@@ -343,11 +354,21 @@ def test_the_fused_free_phase_gives_the_same() -> None:
         assert relative_error(a.descents, b.descents) < 1e-9
 
 
+@pytest.mark.cuda
+def test_on_a_gpu_it_is_the_same() -> None:
+    net, (x, y) = settling(), batch()
+    expected = compare(ep(net, 0.1), x, y)
+    found = compare(cep.EP(net.to("cuda"), T, K, 0.1, accumulate=True), x.to("cuda"), y.to("cuda"))
+    for a, b in zip(found.matches, expected.matches, strict=True):
+        assert relative_error(a.updates.cpu(), b.updates) < 1e-9
+        assert relative_error(a.descents.cpu(), b.descents) < 1e-9
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda net: compare(cep.BPTT(net, 5, 5), X, Y), TypeError, "rule must be an EP or CEP.*got BPTT"),
-        (lambda net: compare(ep(net, nudging="symmetric"), X, Y), ValueError, "must not have nudging='symmetric'"),
+        (lambda net: compare(continual(net, 0.1, nudging="symmetric"), X, Y), ValueError, "must not have nudging="),
         (lambda net: compare(ep(net, free_steps=5), X, Y), ValueError, "got free_steps=5 and nudged_steps=6"),
         (lambda net: compare(ep(net), X, Y, samples=0), ValueError, "samples must be an int >= 1"),
         (lambda net: compare(ep(net), X[:, :5], Y), ValueError, "x must be"),
