@@ -56,6 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=int, default=1, metavar="N", help="to average over; the papers' recipe: 20")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of weights and samples (default: 0)")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the free phase (default: auto)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="of figures and tables (default: theorem/NAME)")
 
 
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
     Raises ValueError, OSError or FusedUnavailable if something that the user gave is wrong, before anything is written.
     """
     count = whole_number("--batches", args.batches, 1)
+    if args.threads is not None:
+        torch.set_num_threads(whole_number("--threads", args.threads, 1))
     name = args.case or args.preset
     torch.manual_seed(args.seed)
     problem = _of_case(args, count) if args.case else _of_preset(args, count)

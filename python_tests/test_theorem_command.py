@@ -189,6 +189,7 @@ def test_a_free_phase_that_has_not_settled_is_told(caplog: pytest.LogCaptureFixt
         (["--beta", "0"], "beta must be a finite number other than 0, got 0.0"),
         (["--batches", "0"], "--batches must be an int >= 1, got 0"),
         (["--data", "cifar10", "--data-dir", "nowhere"], "cifar10 is not in nowhere"),
+        (["--threads", "0"], "--threads must be an int >= 1, got 0"),
         (["--batch", "-1"], "--batch must be an int >= 1, got -1"),
         (["--data", "mnist", "--data-dir", "nowhere"], "mnist is not in nowhere/MNIST/raw"),
     ],
