@@ -592,6 +592,8 @@ def plan_of(setting: Setting, device: Device, precision: str, exchange: str | No
 def setting_of(case: Case) -> Setting:
     """Of a benchmark's case, with C-EP's updates in the form that the kernels choose."""
     preset = case.preset
+    if preset.convolutions is not None:
+        raise ValueError("the model knows no convolutions")
     shape: dict[str, Any] = {
         "free_feedback": preset.feedback == "free",
         "asynchronous": preset.schedule == "asynchronous",

@@ -18,7 +18,7 @@ from . import __version__, ops
 from .bench.agreement import Disagreement
 from .bench.cases import QUICK
 from .bench.command import bench
-from .data import DATASETS, Batches, Dataset, load
+from .data import DATASETS, Dataset, load
 from .dynamics import SCHEDULES
 from .network import BACKENDS, FusedUnavailable
 from .presets import PRESETS, Preset
@@ -26,6 +26,7 @@ from .run_directory import read_checkpoint
 from .trainer import Diverged, Trainer
 
 TEST_BATCH = 500  # samples; only changes how long a test takes
+SETTINGS = ("preset", "data", "seed", "backend", "batch", "lr", "steps", "schedule", "tolerance")  # options of a run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
     except (Diverged, Disagreement) as error:
         return _fail(1, str(error))
-    except (ValueError, OSError, FusedUnavailable) as error:
+    except (ValueError, OSError, ModuleNotFoundError, FusedUnavailable) as error:
         return _fail(2, str(error))
     except KeyboardInterrupt as error:
         return _fail(130, str(error) or "interrupted")
@@ -62,14 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train a network; without options continual EP on the bundled digits",
-        epilog="presets:\n" + "".join(f"  {name:<10}{preset.source}\n" for name, preset in PRESETS.items()),
+        epilog="presets:\n" + "".join(f"  {name:<16}{preset.source}\n" for name, preset in PRESETS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.set_defaults(run=_train)
     train.add_argument("--preset", choices=PRESETS, metavar="NAME", help="settings, see below (default: digits)")
-    train.add_argument("--data", choices=DATASETS, help="data set (default: digits for the preset digits, else mnist)")
+    train.add_argument("--data", choices=DATASETS, help="data set (default: the preset's)")
     _add_data_options(train)
     train.add_argument("--epochs", type=_positive, metavar="N", help="epochs in all (default: the preset's)")
+    train.add_argument("--batch", type=_positive, metavar="N", help="samples in a batch (default: the preset's)")
     train.add_argument(
         "--lr", type=float, nargs="+", metavar="X", help="learning rate per connection, input side first"
     )
@@ -144,9 +146,9 @@ def _train(args: argparse.Namespace) -> None:
     out = args.out or _new_directory(config)
     try:
         history = trainer.fit(
-            Batches(dataset.train_x, dataset.train_y, preset.batch_size, shuffle=True, seed=config["seed"]),
+            dataset.train_batches(preset.batch_size, config["seed"], preset.augmented),
             args.epochs or epochs,
-            test=Batches(dataset.test_x, dataset.test_y, TEST_BATCH),
+            test=dataset.test_batches(TEST_BATCH),
             out=out,
             resume=args.resume,
             config=config,
@@ -164,10 +166,11 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     data_dir = args.data_dir or Path("data")
     return {
         "preset": name,
-        "data": args.data or ("digits" if name == "digits" else "mnist"),
+        "data": args.data or preset.data,
         "data_dir": str(data_dir.absolute()),
         "seed": args.seed or 0,
         "backend": args.backend or "auto",
+        "batch": args.batch or preset.batch_size,
         "lr": args.lr or list(preset.lr),
         "steps": args.steps or [preset.free_steps, preset.nudged_steps],
         "schedule": args.schedule or preset.schedule,
@@ -181,7 +184,7 @@ def _settings_to_resume(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
         raise ValueError("--resume needs --out DIR, the run directory to go on with")
     checkpoint = read_checkpoint(args.out)
     config = _settings_of(checkpoint, args.out)
-    for name in ("preset", "data", "seed", "backend", "lr", "steps", "schedule", "tolerance"):
+    for name in SETTINGS:
         given = getattr(args, name)
         if given is not None and given != config[name]:
             raise ValueError(f"--{name} {given} contradicts the run in {args.out}, which has {config[name]}")
@@ -192,6 +195,9 @@ def _settings_of(checkpoint: Mapping[str, Any], out: Path) -> dict[str, Any]:
     config: dict[str, Any] = checkpoint["config"]
     if config.get("preset") not in PRESETS:
         raise ValueError(f"the run in {out} was not made by `ceprop train`: its config.json names no known preset")
+    missing = [name for name in SETTINGS if name not in config]
+    if missing:
+        raise ValueError(f"the run in {out} was made by another version: its config.json has no {', '.join(missing)}")
     return config
 
 
@@ -206,14 +212,22 @@ def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Pres
     free_steps, nudged_steps = config["steps"]
     preset = replace(
         preset,
+        batch_size=config["batch"],
         lr=tuple(config["lr"]),
         free_steps=free_steps,
         nudged_steps=nudged_steps,
         schedule=config["schedule"],
         tolerance=config["tolerance"],
     )
-    net = preset.network(dataset.train_x[0].numel(), dataset.classes)
-    return Trainer(preset.rule(net, config["backend"]), preset.optimizer(net)), preset
+    shape = tuple(dataset.train_x.shape[1:])
+    try:
+        net = preset.network(shape, dataset.classes)
+    except ValueError as error:
+        raise ValueError(
+            f"--preset {config['preset']} does not fit {config['data']}, whose images are {shape}: {error}"
+        ) from error
+    optimizer = preset.optimizer(net)
+    return Trainer(preset.rule(net, config["backend"]), optimizer, preset.scheduler(optimizer)), preset
 
 
 def _new_directory(config: Mapping[str, Any]) -> Path:
@@ -243,7 +257,7 @@ def _eval(args: argparse.Namespace) -> None:
     dataset = _dataset(config, args)
     trainer, _ = _trainer(config, dataset)
     trainer.rule.net.load_state_dict(checkpoint["network"])
-    result = trainer.evaluate(Batches(dataset.test_x, dataset.test_y, TEST_BATCH))
+    result = trainer.evaluate(dataset.test_batches(TEST_BATCH))
     print(
         f"test error {result['error']:.2f} %, loss {result['loss']:.4g} on {config['data']} after "
         f"{len(checkpoint['history'])} epochs of {config['preset']}"

@@ -10,7 +10,7 @@ import pytest
 from test_cuda import PLACES
 
 from ceprop_cuda import _C
-from ceprop_cuda.presets import PRESETS
+from ceprop_cuda.presets import DENSE
 
 KIB = 1024
 DEVICES: dict[str, dict[str, int]] = {
@@ -20,7 +20,7 @@ DEVICES: dict[str, dict[str, int]] = {
     "T4": {"compute_capability": 75, "multiprocessors": 40, "shared_bytes": 64 * KIB, "cluster_blocks": 0},
     "RTX 5090": {"compute_capability": 120, "multiprocessors": 170, "shared_bytes": 99 * KIB, "cluster_blocks": 8},
 }
-OF_PRESETS = {(784, *preset.hidden, 10) for preset in PRESETS.values()}
+OF_PRESETS = {(784, *preset.hidden, 10) for preset in DENSE.values()}
 NETWORKS = [*sorted(OF_PRESETS), (5, 3), (3, 1, 1, 2), (9, 100, 33, 31, 7)]
 TILE = 16  # units
 
