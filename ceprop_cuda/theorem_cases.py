@@ -91,7 +91,7 @@ _P_1H = Case("arXiv 1905.13633, P-1h", 150, 10, 0.01)
 CASES = {
     "toy": Case(
         "arXiv 1905.13633, toy model: 5-50-10, random data; here without the joints within layers",
-        *(5000, 80, 0.01),
+        *(800, 80, 0.001),
         batch=1,
         dynamics="energy",
         is_toy=True,
