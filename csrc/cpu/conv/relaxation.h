@@ -204,11 +204,11 @@ class Relaxation {
             {border[0], border[1]}};
   }
 
-  // As many as keep about half a megabyte of states and sums in the second-level cache.
+  // As many as keep about a megabyte of states and sums in the second-level cache.
   int64_t samples_together() const {
     int64_t numbers = 1;
     for (const Link<Tile>& link : links_) numbers = std::max(numbers, link.below.size() + link.positions * Tile::width);
-    const int64_t fit = (512 << 10) / (numbers * static_cast<int64_t>(sizeof(T)));
+    const int64_t fit = (1 << 20) / (numbers * static_cast<int64_t>(sizeof(T)));
     return std::clamp<int64_t>(fit, 1, 16);
   }
 
