@@ -139,6 +139,10 @@ class Relaxation {
     for_some_rows(some, together_, [&](const Range& rows) { lift(worker, c, weights, below, rows, nullptr, places); });
   }
 
+  // What connection c picked of the input, or last in a step: of the states before it, or after it.
+  const uint16_t* picked(int c) const { return places_[c].get(); }
+  bool picked_after_step(int c) const { return halves_ == 2 && c % 2 == 1; }
+
   // From the matrices, after a barrier; another one must follow.
   void pack(const Worker& worker) {
     for (size_t c = 0; c < links_.size(); ++c) {
@@ -147,10 +151,10 @@ class Relaxation {
     }
   }
 
-  // F_0(x) of these samples.
+  // F_0(x) of these samples, and what it picks.
   void load_input_drive(const Worker& worker, const Range& some) {
     for_some_rows(some, together_, [&](const Range& rows) {
-      lift(worker, 0, weights_[0], x_.get(), rows, input_drive_.get() + rows.begin * drive_size(0), nullptr);
+      lift(worker, 0, weights_[0], x_.get(), rows, input_drive_.get() + rows.begin * drive_size(0), places_[0].get());
     });
   }
 
@@ -372,7 +376,7 @@ class Relaxation {
   std::vector<Weights<Tile>> weights_, feedback_;
   std::vector<Buffer<T>> biases_, memory_;
   std::vector<Field<T>> fields_[fields];
-  PlacesOf places_;                       // on the way down
+  PlacesOf places_;                       // of the input, and of a step on the way down
   Buffer<T> x_, target_, error_, zeros_;  // maps; the last: as a bias
   Buffer<T> input_drive_;                 // [batch][places][stride]
   std::vector<Scratch> scratch_;
