@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What builds, tests and checks; the package's own dependencies come with its installation.
-TOOLS := "torch>=2.10" torchvision "setuptools>=77" wheel ninja pybind11 numpy pytest build \
+TOOLS := "torch>=2.10" torchvision "setuptools>=77" wheel ninja pybind11 numpy scipy pytest build \
          ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')

@@ -113,21 +113,18 @@ WARPS, SCHEDULERS = THREADS // 32, 4  # of a block, of a multiprocessor
 
 @dataclass(frozen=True)
 class Loops:
-    """How many loads of one thread are under way when it waits for the first: read off the compiled loops."""
+    """How many loads of one thread are under way when it waits for the first, as far as the source asks for them."""
 
-    weights: int = 4  # stage_weights, to shared memory
-    rows: int = 4  # numbers, one 16-byte load: stage_rows where it cannot copy asynchronously
-    dots: int = 1  # units of add_dots
-    contrast: int = 1  # numbers of Contrast::stage
-    low_rank: int = 4  # samples of low_rank_drive
-    slices: int = 8  # of the sums after a product
+    packs: int = 2  # of 16 bytes that come through registers: bring() of csrc/cuda/pack.cuh
+    slices: int = 4  # packs of the sums after a product
     copy_instructions: int = 24  # of one asynchronous copy, addresses included
     add_instructions: int = 4  # of one pass of FmaTile::add beside its 16 multiply-adds
     move_clocks: int = 60  # of one unit's next state, arithmetic alone
 
 
 LOOPS = Loops()
-IN_FLIGHT = Loops(weights=4, rows=16, dots=4, contrast=4)  # what if all kept four loads under way
+PACK = 16 // NUMBER
+IN_FLIGHT = Loops(packs=4)  # what if four were under way
 
 
 @dataclass(frozen=True)
@@ -215,17 +212,22 @@ class Block:
         self.resident, self.columns = self.plan["resident"], self.plan["columns"]
         self.width = self.plan["samples_at_once"]  # of a pass
         self.passes = math.ceil(self.setting.batch / self.width)
-        self.dot_slices = THREADS // self.width
 
     # --- A step
 
-    def step(self, corrected: bool = False, half: int = -1) -> Work:
+    def step(self, updated: bool = False, corrected: bool = False, half: int = -1) -> Work:
         """The block's tiles of one half of the layers, or all, move."""
         tiles = [layer for layer in self.tiles if half < 0 or layer % 2 == half]
-        return total(
-            self.products((self.below(layer), self.above(layer)), packed=self.resident) + self.move(layer, corrected)
-            for layer in tiles
-        )
+        work = NOTHING
+        for layer in tiles:
+            work += self.products((self.below(layer), self.above(layer)), packed=self.resident)
+            batch = self.setting.batch
+            # x^T x with what C-EP's W[0] has learned; the B x B matrices with the tile's states.
+            more = (batch,) * (updated and layer == 0) + (batch,) * (2 * corrected)
+            if more:
+                work += self.products(more, packed=False, sums=False)
+            work += self.move(layer)
+        return work
 
     def drive(self) -> Work:
         """The input reaches layer 0."""
@@ -240,7 +242,7 @@ class Block:
         return self.setting.widths[layer + 2] if layer + 1 < self.setting.layers else 0
 
     @alike
-    def products(self, depths: Sequence[int], packed: bool) -> Work:
+    def products(self, depths: Sequence[int], packed: bool, sums: bool = True) -> Work:
         """multiply(): a tile's products with the rows of its sides, in parts of the depth, and the slices' sums."""
         work = NOTHING
         for depth in depths:
@@ -252,7 +254,7 @@ class Block:
                 hidden = min(multiplying.clocks, copying.clocks) if part else 0
                 work += replace(done, clocks=done.clocks - hidden, waited=done.waited - min(hidden, copying.waited))
                 work += self.barrier() * (2 if part else 0)
-        return (work + self.sums()) * self.passes
+        return (work + self.sums() * sums) * self.passes
 
     @property
     def rows_are_copied(self) -> bool:
@@ -276,7 +278,7 @@ class Block:
             return work
         if not packed or self.precision == "bf16":
             size = rows * TILE * NUMBER
-            waits = math.ceil(rows * TILE / THREADS / self.loops.weights)
+            waits = math.ceil(rows * TILE / PACK / THREADS / self.loops.packs)
             waited = waits * (self.device.shared_wait if packed else self.device.l2_wait)
             work += self.done(l2_bytes=0 if packed else size, shared_bytes=size * (1 + packed), waited=waited)
         if self.rows_are_copied:
@@ -286,13 +288,14 @@ class Block:
             items, size = math.ceil(rows * self.width / 4 / THREADS), rows * self.width
             remote = self.in_cluster and packed  # what is not packed is the input's, in a cluster
             one = self.load_wait if remote else self.device.l2_wait
-            wait = 4 / self.loops.rows * one + self.owner_search * remote
+            wait = one / self.loops.packs + self.owner_search * remote
             kind = "remote_bytes" if remote else "l2_bytes"
             work += self.done(**{kind: size * NUMBER}, shared_bytes=size * self.staged_bytes, waited=items * wait)
         return work
 
     def added(self, rows: int) -> Work:
-        """Tile::add: every pass of a thread's loop waits for its operands, and two warps share a scheduler."""
+        """Tile::add: a thread's loop multiplies while its next operands come, or, tensor cores, waits for them; two
+        warps share a scheduler."""
         if not rows:
             return NOTHING
         device = self.device
@@ -300,7 +303,7 @@ class Block:
             groups = self.width  # 4 x 4 outputs a thread
             passes = math.ceil(rows / (THREADS // groups))
             issue = 16 * 32 / (device.lanes / SCHEDULERS) + self.loops.add_instructions
-            clocks = passes * max(device.shared_wait + issue, WARPS / SCHEDULERS * issue)
+            clocks = device.shared_wait + passes * max(device.shared_wait, WARPS / SCHEDULERS * issue)
             fma = rows * TILE * self.width
             return self.done(shared_bytes=rows * groups * 8 * NUMBER, fma=fma, clocks=clocks)
         depth, groups = (8 if self.precision == "tf32" else 16), self.width // 16
@@ -320,53 +323,34 @@ class Block:
         return self.done(shared_bytes=size, waited=waits * self.device.shared_wait) + self.barrier() * 2
 
     @alike
-    def move(self, layer: int, corrected: bool) -> Work:
-        """Units' next states: drive or bias, then the state; low_rank_drive() too."""
-        setting, rows = self.setting, TILE * self.columns * NUMBER
-        wait = self.device.l2_wait + self.row_wait(1) + self.owner_search
+    def move(self, layer: int) -> Work:
+        """Units' next states: state and drive or bias."""
+        rows = TILE * self.columns * NUMBER
+        wait = self.device.l2_wait + self.owner_search
         l2_bytes = rows * (layer == 0) + (0 if self.in_cluster else 2 * rows)
-        if corrected:
-            wait += 2 * self.owner_search + math.ceil(setting.batch / self.loops.low_rank) * self.load_wait
-            l2_bytes += 2 * setting.batch * self.columns * NUMBER + (0 if self.in_cluster else 2 * rows)
-        outputs = self.outputs() * self.passes
-        fma = 2 * TILE * setting.batch**2 * corrected
-        waited = outputs * (wait + self.loops.move_clocks)
-        return self.done(l2_bytes=l2_bytes, shared_bytes=self.read_by_warps(2 * fma), fma=fma, waited=waited)
+        waited = self.outputs() * self.passes * (wait + PACK * self.loops.move_clocks)
+        return self.done(l2_bytes=l2_bytes, waited=waited)
 
     def outputs(self) -> int:
-        """Of a tile, by one thread in one pass."""
-        return math.ceil(TILE * self.width / THREADS)
+        """Packs of a tile, by one thread in one pass."""
+        return math.ceil(TILE * self.width / PACK / THREADS)
 
     # --- Learning
 
     def prepare_low_rank(self) -> Work:
+        """Tiles of two matrices of every layer, each the sum of its neighbours' products."""
         setting, work = self.setting, NOTHING
-        for index in range(self.index, setting.layers * setting.batch, self.blocks):
-            layer = index // setting.batch
-            for neighbour in (layer - 1, layer + 1):
-                if 0 <= neighbour < setting.layers:
-                    units = setting.widths[neighbour + 1]
-                    work += self.dots(units, 2, self.row_wait(2)) + self.dots(units, 3, self.row_wait(3))
+        row_tiles = math.ceil(setting.batch / TILE)
+        for index in range(self.index, 2 * setting.layers * row_tiles, self.blocks):
+            layer = index // row_tiles // 2
+            neighbours = [layer + side for side in (-1, 1) if 0 <= layer + side < setting.layers]
+            work += self.products(tuple(setting.widths[n + 1] for n in neighbours), packed=False)
         return work
 
     def gram(self) -> Work:
-        """C-EP's x x^T."""
-        rows = len(range(self.index, self.setting.batch, self.blocks))
-        return self.dots(self.setting.widths[0], 2, self.device.l2_wait) * rows
-
-    @alike
-    def dots(self, units: int, loads: int, wait: float) -> Work:
-        """add_dots(): one row of a B x B matrix."""
-        rounds = math.ceil(math.ceil(units / self.dot_slices) / self.loops.dots)
-        after = math.ceil(self.dot_slices / self.loops.slices) * self.device.shared_wait + self.device.l2_wait
-        size = units * self.width * NUMBER * (loads - 1)
-        one = self.done(
-            **{"remote_bytes" if self.in_cluster else "l2_bytes": size},
-            shared_bytes=2 * THREADS * NUMBER,
-            fma=units * self.width,
-            waited=rounds * wait + after,
-        )
-        return (one + self.barrier() * 2) * self.passes
+        """C-EP's x^T x."""
+        tiles = len(range(self.index, math.ceil(self.setting.batch / TILE), self.blocks))
+        return self.products((self.setting.widths[0],), packed=False) * tiles
 
     def move_own(self) -> Work:
         """What the block owns moves after a nudged step: biases, the drive, weights that stay in shared memory."""
@@ -377,16 +361,11 @@ class Block:
         setting, device = self.setting, self.device
         rows = TILE * self.columns * NUMBER
         # Sums over the batch by 16 lanes, four exchanges between them, and the bias.
-        waited = math.ceil(setting.batch / 16) * self.row_wait(2) + 4 * device.shared_wait + device.l2_wait
+        waited = math.ceil(setting.batch / 16 / PACK) * self.row_wait(2) + 4 * device.shared_wait + device.l2_wait
         work = self.done(l2_bytes=0 if self.in_cluster else 2 * rows, waited=waited)
-        if layer == 0:  # move_drive(): a sample's row of x x^T with all that the unit moved by
-            items = math.ceil(TILE * setting.batch / THREADS)
-            if self.in_cluster:
-                waited = setting.batch * (self.row_wait(1) + self.row_wait(1)) + 3 * device.l2_wait
-            else:  # the rows are in L1 after the first time
-                waited = math.ceil(setting.batch / 4) * 5 * device.shared_wait + 5 * device.l2_wait
-            size, fma = 4 * rows + setting.batch * self.columns * NUMBER, TILE * setting.batch**2
-            work += self.done(l2_bytes=size, shared_bytes=self.read_by_warps(3 * fma), fma=fma, waited=items * waited)
+        if layer == 0:  # sum_up()
+            packs = math.ceil(TILE * self.columns / PACK / THREADS)
+            work += self.done(l2_bytes=3 * rows, waited=packs * self.row_wait(1))
         if setting.moves_inner and self.resident:
             for connection in (layer, layer + 1):
                 if 0 < connection < setting.layers:
@@ -406,8 +385,8 @@ class Block:
         in global memory, as the input's."""
         device, width = self.device, self.width
         both = self.row_wait(2 if terms == 1 else 1.5)  # a side that moved by two fields, one that shows one
-        own = math.ceil(TILE * width / THREADS / self.loops.contrast)
-        other = math.ceil(others * width / THREADS / self.loops.contrast)
+        own = math.ceil(TILE * width / PACK / THREADS / self.loops.packs)
+        other = math.ceil(others * width / PACK / THREADS / self.loops.packs)
         of_own = device.shared_wait if again and not self.in_cluster else both
         waited = terms * (own * of_own + other * (device.l2_wait if known else both))
         waited += terms * math.ceil(width / 16) * device.shared_wait
@@ -441,14 +420,14 @@ class Block:
     def load(self) -> Work:
         """x turned round, states at rest, weights to shared memory."""
         setting, device = self.setting, self.device
-        waits = math.ceil(setting.widths[0] * self.columns / self.blocks / THREADS)
+        waits = math.ceil(setting.widths[0] * self.columns / PACK / self.blocks / THREADS)
         work = self.done(
             l2_bytes=2 * setting.widths[0] * self.columns * NUMBER / self.blocks, waited=waits * device.l2_wait
         )
         if self.resident:
             for layer in self.tiles:
                 size = (self.below(layer) + self.above(layer)) * TILE
-                waits = math.ceil(size / THREADS / self.loops.weights)
+                waits = math.ceil(size / PACK / THREADS / self.loops.packs)
                 work += self.done(l2_bytes=size * NUMBER, shared_bytes=size * NUMBER, waited=waits * device.l2_wait)
         return work
 
@@ -484,10 +463,6 @@ class Block:
             clocks,
         )
         return replace(work, clocks=waited + busy)
-
-    def read_by_warps(self, loads: float) -> float:
-        """Bytes of shared memory or L1 that could be read while so many loads by threads are: a clock for a warp's."""
-        return loads / 32 * self.device.shared_rate
 
     def barrier(self) -> Work:
         return Work(clocks=self.device.block_barrier)
@@ -558,11 +533,12 @@ class Model:
         if setting.low_rank and setting.layers > 1:
             # The last step's move and the next one's matrices have no barrier between them.
             before = self.part(lambda block: block.move_own() + block.prepare_low_rank(), 1)
-            return [before, self.part(partial(Block.step, corrected=True), 1)]
+            return [before, self.part(partial(Block.step, updated=True, corrected=True), 1)]
         if not setting.asynchronous:
-            parts = [self.part(lambda block: block.step() + block.move_own(), 1)]
+            parts = [self.part(lambda block: block.step(updated=True) + block.move_own(), 1)]
         else:
-            parts = [*self.free_step(), self.part(Block.move_own, 0)]
+            parts = [*(self.part(partial(Block.step, updated=True, half=half), 1) for half in (0, 1))]
+            parts.append(self.part(Block.move_own, 0))
         if setting.moves_inner and not self.plan["resident"]:
             parts.append(self.part(lambda block: block.learn(range(1, setting.layers)), 1))
         return parts
@@ -616,6 +592,8 @@ def plan_of(setting: Setting, device: Device, precision: str, exchange: str | No
 def setting_of(case: Case) -> Setting:
     """Of a benchmark's case, with C-EP's updates in the form that the kernels choose."""
     preset = case.preset
+    if preset.convolutions is not None:
+        raise ValueError("the model knows no convolutions")
     shape: dict[str, Any] = {
         "free_feedback": preset.feedback == "free",
         "asynchronous": preset.schedule == "asynchronous",
@@ -850,7 +828,7 @@ def shares_table() -> str:
 
 def sensitivity_table() -> str:
     """By how much single changes change the prediction for H100, in float32, in a grid."""
-    loads = "four loads under way in every loop"
+    loads = "four packs under way"
     changes: dict[str, tuple[Device, Loops]] = {
         loads: (H100, IN_FLIGHT),
         "grid_barrier_us halved": (replace(H100, grid_barrier_us=H100.grid_barrier_us / 2), LOOPS),

@@ -145,7 +145,7 @@ def restore(checkpoint: Mapping[str, Any], plan: Mapping[str, Any], parts: Mappi
     if len(history) > plan["epochs"]:
         raise ValueError(f"epochs={plan['epochs']}, but the run to resume has finished {len(history)} already")
     for name, part in parts.items():
-        if (part is None) != (checkpoint[name] is None):
+        if (part is None) != (checkpoint.get(name) is None):  # no such key: of a version without such parts
             had = "none" if part is not None else "one"
             raise ValueError(f"the {name} state is missing on one side: the run to resume has {had}")
     shapes, saved = (

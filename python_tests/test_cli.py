@@ -9,17 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from colour_sets import write_cifar
 from test_data import write_mnist
 
 import ceprop_cuda
-from ceprop_cuda import CEP, Trainer, cli, mlp, ops
-from ceprop_cuda.presets import PRESETS
+from ceprop_cuda import CEP, Trainer, cli, data, mlp, ops
+from ceprop_cuda.presets import PRESETS, Convolutions
 from ceprop_cuda.run_directory import read_checkpoint
 
 PACKAGE = str(Path(ceprop_cuda.__file__).parents[1])
@@ -117,7 +119,7 @@ def test_the_process_ends_with_the_status() -> None:
 def test_settings_of_a_run(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     options = ["--preset", "c-vf-1h", "--data-dir", str(tmp_path), "--epochs", "1", "--seed", "3", "--lr", "0.2", "0.1"]
-    options += ["--steps", "12", "6", "--schedule", "asynchronous", "--tolerance", "1e-3"]
+    options += ["--batch", "25", "--steps", "12", "6", "--schedule", "asynchronous", "--tolerance", "1e-3"]
     assert cli.main([*QUICK, *options, "--threads", "3"]) == 0
     config = config_of("runs/c-vf-1h-mnist-3")
     del config["versions"]
@@ -127,12 +129,15 @@ def test_settings_of_a_run(tmp_path: Path) -> None:
     assert "schedule='asynchronous'" in rule["network"]
     assert config == {
         "preset": "c-vf-1h",
+        "bptt": False,
         "data": "mnist",
         "data_dir": str(tmp_path),
         "seed": 3,
         "backend": "reference",
+        "batch": 25,
         "lr": [0.2, 0.1],
         "steps": [12, 6],
+        "angle": 0.0,
         "schedule": "asynchronous",
         "tolerance": 1e-3,
         "epochs": 1,
@@ -173,6 +178,7 @@ def test_resume_takes_the_settings_of_the_run_and_refuses_others(capsys: pytest.
     assert_refused(capsys, [*resume, "--preset", "p-1h"], "--preset p-1h contradicts the run in a, which has digits")
     assert_refused(capsys, [*resume, "--data", "mnist"], "--data mnist contradicts the run in a, which has digits")
     assert_refused(capsys, [*resume, "--backend", "auto"], "--backend auto contradicts")
+    assert_refused(capsys, [*resume, "--batch", "9"], "--batch 9 contradicts the run in a, which has 10")
     assert_refused(capsys, [*resume, "--lr", "1", "2"], "--lr [1.0, 2.0] contradicts")
     assert_refused(capsys, [*resume, "--steps", "20", "9"], "--steps [20, 9] contradicts the run in a, which has [20, ")
     assert_refused(
@@ -199,6 +205,47 @@ def test_a_run_resumes_with_its_schedule_steps_and_tolerance(capsys: pytest.Capt
     capsys.readouterr()
     assert cli.main(["eval", "--run", "a"]) == 0
     assert f"test error {metrics_of('a')[-1]['test_error']:.2f} %" in capsys.readouterr().out
+
+
+def test_training_by_bptt(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--rule", "bptt", "--steps", "12", "5", "--lr", "0.04", "0.02"]
+    assert cli.main([*QUICK, *options, "--epochs", "1"]) == 0
+    run = "runs/digits-bptt-digits-0"
+    config = config_of(run)
+    assert config["bptt"] is True
+    rule = config["rule"]
+    assert (rule["name"], rule["free_steps"], rule["unrolled_steps"], rule["loss"]) == ("BPTT", 12, 5, "mse")
+    assert metrics_of(run)[0]["steps"] == [12]
+    assert cli.main(["train", "--resume", "--out", run, "--epochs", "2", "--threads", "1"]) == 0
+    assert cli.main(["train", "--resume", "--out", run, "--rule", "bptt"]) == 0
+    assert cli.main([*QUICK, *options, "--epochs", "2", "--out", "b"]) == 0
+    assert metrics_of(run) == metrics_of("b")
+    assert metrics_of(run)[1]["test_error"] < 30
+    capsys.readouterr()
+    assert cli.main(["eval", "--run", run]) == 0
+    shown = capsys.readouterr().out
+    assert f"test error {metrics_of(run)[1]['test_error']:.2f} %" in shown
+    assert "after 2 epochs of digits by BPTT" in shown
+
+    assert cli.main([*QUICK, "--epochs", "1", "--out", "a"]) == 0
+    resumed = ["train", "--resume", "--out", "a", "--rule", "bptt"]
+    assert_refused(capsys, resumed, "--rule bptt contradicts the run in a, which learns by its preset's rule")
+    assert_refused(capsys, [*QUICK, *options, "--tolerance", "1e-3", "--out", "c"], "BPTT has no tolerance")
+    assert_refused(capsys, [*QUICK, "--rule", "bptt", "--steps", "5", "6", "--out", "c"], "at most free_steps=5, got 6")
+    assert not Path("c").exists()
+
+
+def test_the_angle_of_free_feedback(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*QUICK, "--preset", "c-vf-1h", "--data", "digits", "--epochs", "1"]
+    assert cli.main([*options, "--angle", "90", "--lr", "0", "0", "--out", "a"]) == 0
+    assert config_of("a")["angle"] == 90
+    net = PRESETS["c-vf-1h"].network(64, 10)
+    net.load_state_dict(read_checkpoint("a")["network"])
+    assert net.angles()[0] == pytest.approx(90, abs=5)
+    assert cli.main(["train", "--resume", "--out", "a", "--angle", "90"]) == 0
+    assert_refused(capsys, ["train", "--resume", "--out", "a", "--angle", "0"], "--angle 0.0 contradicts the run in a")
+    assert_refused(capsys, [*options, "--angle", "181"], "--angle must be a number of degrees in [0, 180], got 181.0")
+    assert_refused(capsys, ["train", "--angle", "9"], "--angle needs a preset with free feedback, digits has tied")
 
 
 def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -235,7 +282,7 @@ def test_unknown_choices_and_commands_show_usage(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("value", ["0", "-1", "x"])
 def test_counts_are_positive(value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("--epochs", "--threads"):
+    for option in ("--epochs", "--batch", "--threads"):
         with pytest.raises(SystemExit) as ended:
             cli.main(["train", option, value])
         assert ended.value.code == 2
@@ -273,6 +320,15 @@ def test_runs_of_others_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
         assert_refused(capsys, command, "the run in a was not made by `ceprop train`")
 
 
+def test_a_run_of_a_version_with_other_settings_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*QUICK, "--epochs", "1", "--out", "a"]) == 0
+    checkpoint = read_checkpoint("a")
+    del checkpoint["config"]["batch"], checkpoint["config"]["schedule"]
+    torch.save(checkpoint, "a/checkpoint.pt")
+    for command in (["eval", "--run", "a"], ["train", "--resume", "--out", "a"]):
+        assert_refused(capsys, command, "made by another version: its config.json has no batch, schedule")
+
+
 def test_eval_finds_moved_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_mnist(tmp_path / "old")
     assert cli.main([*QUICK, "--preset", "c-ep-1h", "--epochs", "1", "--data-dir", "old", "--out", "a"]) == 0
@@ -302,4 +358,76 @@ def test_help_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     for name, preset in PRESETS.items():
-        assert f"  {name:<10}{preset.source}" in shown
+        assert f"  {name:<16}{preset.source}" in shown
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Convolutional networks
+
+
+@pytest.mark.parametrize("preset", ["p-conv", "c-ep-conv"])
+def test_convnets_on_mnist(preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mnist(tmp_path / "data", train=8, test=4)
+    options = [*QUICK, "--preset", preset, "--steps", "3", "2", "--batch", "4"]
+    assert cli.main([*options, "--epochs", "2", "--out", "a"]) == 0
+    config = config_of("a")
+    assert (config["data"], config["batch"], config["lr"]) == ("mnist", 4, list(PRESETS[preset].lr))
+    assert [metrics["steps"] for metrics in metrics_of("a")] == [[3, 2], [3, 2]]
+    capsys.readouterr()
+    assert cli.main(["eval", "--run", "a"]) == 0
+    assert f"test error {metrics_of('a')[-1]['test_error']:.2f} %" in capsys.readouterr().out
+
+
+SMALL = {"convolutions": Convolutions((4, 3, 3, 2), 3, (1, 1, 1, 0), "mmmm"), "free_steps": 3, "nudged_steps": 2}
+
+
+@pytest.mark.parametrize("name", ["cifar10-ep-mse", "cifar10-ep-ce", "cifar10-kp-vf"])
+def test_convnets_on_cifar_resume_bitwise_after_their_rates_have_fallen(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cifar(tmp_path / "data", monkeypatch, "cifar10")
+    monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], **SMALL, batch_size=16, epochs=4, cosine_epochs=2))
+    options = [*QUICK, "--preset", name]
+    assert cli.main([*options, "--out", "whole"]) == 0
+    for epochs in ("1", "3", "4"):
+        resume = ["--resume"] if epochs != "1" else []
+        assert cli.main([*options, "--out", "parts", "--epochs", epochs, *resume]) == 0
+    assert metrics_of("parts") == metrics_of("whole")
+    whole, parts = read_checkpoint("whole"), read_checkpoint("parts")
+    assert [group["lr"] for group in parts["optimizer"]["param_groups"]] == [1e-5] * 5
+    assert whole["optimizer"]["param_groups"] == parts["optimizer"]["param_groups"]
+    assert whole["scheduler"] == parts["scheduler"]
+    for key, p in whole["network"].items():
+        assert torch.equal(parts["network"][key], p), key
+    momenta = [state["optimizer"]["state"] for state in (whole, parts)]
+    for index, state in momenta[0].items():
+        assert torch.equal(momenta[1][index]["momentum_buffer"], state["momentum_buffer"])
+
+
+def test_cifar_presets_run_on_other_colour_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar(tmp_path / "data", monkeypatch, "cifar100")
+    monkeypatch.setitem(PRESETS, "cifar10-ep-ce", replace(PRESETS["cifar10-ep-ce"], **SMALL, batch_size=8))
+    assert cli.main([*QUICK, "--preset", "cifar10-ep-ce", "--data", "cifar100", "--epochs", "1", "--out", "a"]) == 0
+    assert read_checkpoint("a")["network"]["model.9.weight"].shape == (100, 2)
+
+
+def test_a_preset_that_does_not_fit_the_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mnist(tmp_path / "data")
+    train = ["train", "--preset", "cifar10-ep-ce", "--data", "mnist"]
+    message = "--preset cifar10-ep-ce does not fit mnist, whose images are (1, 28, 28): nothing is left of the image"
+    assert_refused(capsys, train, message)
+    assert_refused(
+        capsys, ["train", "--preset", "p-conv", "--data", "digits"], "does not fit digits, whose images are (1, 8, 8)"
+    )
+    assert not Path("runs").exists()
+
+
+def test_what_is_missing_for_colour_sets_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path("data").absolute()
+    assert_refused(capsys, ["train", "--preset", "cifar10-ep-ce"], f"cifar10 is not in {folder}/cifar-10-batches-py")
+    monkeypatch.setattr(data, "find_spec", lambda _: None)
+    assert_refused(
+        capsys, ["train", "--preset", "p-1h", "--data", "svhn"], "scipy, which is not installed: pip install"
+    )

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from ceprop_cuda.bench.cases import all_cases
-from ceprop_cuda.presets import PRESETS
+from ceprop_cuda.presets import DENSE
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPT = BENCHMARKS / "cuda_resources.py"
@@ -274,16 +274,21 @@ def test_results_stay_while_nothing_changes(tmp_path: Path) -> None:
 # --- The cost model
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", DENSE)
 @pytest.mark.parametrize("precision", ["exact", "tf32", "bf16"])
-def test_every_preset_has_a_prediction(name: str, precision: str) -> None:
+def test_every_dense_preset_has_a_prediction(name: str, precision: str) -> None:
     for device in ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3"):
         ms = model.predicted_ms(name, device, precision)
         assert model.known_device(device).launch_us / 1e3 < ms < 100
-        preset = PRESETS[name]
+        preset = DENSE[name]
         assert model.predicted_ms(preset, device, precision) == ms
         longer = replace(preset, free_steps=2 * preset.free_steps)
         assert ms < model.predicted_ms(longer, device, precision) < 2 * ms
+
+
+def test_convolutions_have_none() -> None:
+    with pytest.raises(ValueError, match="no convolutions"):
+        model.predicted_ms("p-conv", "H100")
 
 
 def test_unknown_devices_have_none() -> None:

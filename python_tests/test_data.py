@@ -192,5 +192,6 @@ def test_a_damaged_file_is_told(damage: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be one of 'digits', 'mnist', 'fashion-mnist', 'kmnist', got 'cifar'"):
+    names = "'digits', 'mnist', 'fashion-mnist', 'kmnist', 'cifar10', 'cifar100', 'svhn'"
+    with pytest.raises(ValueError, match=f"must be one of {names}, got 'cifar'"):
         load("cifar")

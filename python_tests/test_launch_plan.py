@@ -10,7 +10,7 @@ import pytest
 from test_cuda import PLACES
 
 from ceprop_cuda import _C
-from ceprop_cuda.presets import PRESETS
+from ceprop_cuda.presets import DENSE
 
 KIB = 1024
 DEVICES: dict[str, dict[str, int]] = {
@@ -20,7 +20,7 @@ DEVICES: dict[str, dict[str, int]] = {
     "T4": {"compute_capability": 75, "multiprocessors": 40, "shared_bytes": 64 * KIB, "cluster_blocks": 0},
     "RTX 5090": {"compute_capability": 120, "multiprocessors": 170, "shared_bytes": 99 * KIB, "cluster_blocks": 8},
 }
-OF_PRESETS = {(784, *preset.hidden, 10) for preset in PRESETS.values()}
+OF_PRESETS = {(784, *preset.hidden, 10) for preset in DENSE.values()}
 NETWORKS = [*sorted(OF_PRESETS), (5, 3), (3, 1, 1, 2), (9, 100, 33, 31, 7)]
 TILE = 16  # units
 
@@ -41,21 +41,24 @@ def padded(width: int) -> int:
 
 
 def shared_bytes(
-    found: dict[str, Any], widths: tuple[int, ...], readout: bool, number_bytes: int, resident: bool, depth: int
+    found: dict[str, Any], widths: tuple[int, ...], settings: dict[str, Any], resident: bool, depth: int
 ) -> int:
     """What a block of the plan needs if its weights are in shared memory or not, and its operands come by ``depth``."""
     columns, at_once = found["columns"], found["samples_at_once"]
+    number_bytes, precision = settings.get("number_bytes", 4), settings.get("precision", "exact")
+    padding, of_weights = (0 if precision == "exact" else 8), (8 if precision == "tf32" else 0)
+    pack = 16 // number_bytes
 
     def of_tile(layer: int) -> int:
         below = padded(widths[layer]) if layer > 0 else 0
         above = padded(widths[layer + 2]) if layer + 2 < len(widths) else 0  # of the layers, or the readout
         fields = 2 * 5 * columns if found["exchange"] == "cluster" else 0
-        return TILE * (fields + (below + above) * resident)
+        return TILE * fields + (TILE + of_weights) * (below + above) * resident
 
-    operands, sums = 2 * depth * (TILE + at_once), 256 // at_once * TILE * (at_once + 4)
-    contrast = 2 * (TILE + 64) * (at_once + 4)
+    operands, contrast = 2 * depth * (TILE + at_once + 2 * padding), 2 * (TILE + 64) * (at_once + pack)
+    slices = 256 // (TILE // 4 * at_once // pack) if precision == "exact" else 8 // (at_once // 16)
     of_tiles = max(sum(map(of_tile, block)) for block in found["layers_of_tiles"])
-    return number_bytes * (of_tiles + max(operands, sums, contrast, 256))
+    return number_bytes * (of_tiles + max(operands, slices * TILE * (at_once + padding), contrast))
 
 
 def check(properties: dict[str, int], widths: tuple[int, ...], batch: int, settings: dict[str, Any]) -> None:
@@ -71,7 +74,7 @@ def check(properties: dict[str, int], widths: tuple[int, ...], batch: int, setti
     assert found["samples_at_once"] == min(found["columns"], 64 if number_bytes == 4 else 32)
 
     def needed(resident: bool, depth: int) -> int:
-        return shared_bytes(found, widths, readout, number_bytes, resident, depth)
+        return shared_bytes(found, widths, settings, resident, depth)
 
     resident, depth, most = found["resident"], found["depth_at_once"], properties["shared_bytes"]
     assert depth in (128, 64, 32, 16)
@@ -140,7 +143,7 @@ def test_weights_stay_in_shared_memory_up_to_the_width_that_fits(device: str) ->
     for n, resident in ((fits[-1], True), (fits[-1] + 16, False)):
         assert of(n)["resident"] == resident
         check(properties, (784, n, n, 10), 20, {})
-    work = max(2 * 16 * (TILE + 24), 256 // 24 * TILE * (24 + 4), 2 * (TILE + 64) * (24 + 4))
+    work = max(2 * 16 * (TILE + 24), 256 // 24 * TILE * 24, 2 * (TILE + 64) * (24 + 4))
     bytes_of_widest = [4 * ((n + padded(10)) * TILE + work) for n in (fits[-1], fits[-1] + 16)]
     assert bytes_of_widest[0] <= properties["shared_bytes"] < bytes_of_widest[1]
 
@@ -170,11 +173,12 @@ def test_networks_lie_where_the_tests_on_a_gpu_expect_them() -> None:
         }[place]
 
 
-def test_clusters_are_for_networks_with_a_block_for_every_tile() -> None:
-    assert plan("H100", (784, 15 * TILE, 10))["exchange"] == "cluster"
-    assert plan("H100", (784, 16 * TILE, 10))["exchange"] == "grid"
-    assert plan("RTX 5090", (784, 7 * TILE, 10))["exchange"] == "cluster"
-    assert plan("RTX 5090", (784, 8 * TILE, 10))["exchange"] == "grid"
+def test_clusters_are_for_networks_of_few_tiles() -> None:
+    """A block's tiles come one after the other: of many, that costs more than a shorter barrier saves."""
+    for device in ("H100", "RTX 5090"):
+        blocks = DEVICES[device]["cluster_blocks"]
+        assert all(plan(device, (784, n * TILE, 10))["exchange"] == "cluster" for n in range(1, 2 * blocks))
+        assert plan(device, (784, 14 * blocks * TILE, 10))["exchange"] == "grid"
     assert plan("A100", (784, TILE, 10))["exchange"] == "grid"
 
 

@@ -1,15 +1,16 @@
-"""The presets' numbers, compared with the papers' tables one by one."""
+"""The presets' numbers, compared with the papers' one by one."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from ceprop_cuda import CEP, EP, Trainer
+from ceprop_cuda import BPTT, CEP, EP, Trainer
 from ceprop_cuda.data import Batches, load
-from ceprop_cuda.presets import PRESETS
+from ceprop_cuda.presets import CONVOLUTIONAL, DENSE, PRESETS, CosineThenConstant
 
 # T, K, beta, learning rates from the output side (the order of the papers' tables), epochs.
 PUBLISHED = {
@@ -28,11 +29,13 @@ PUBLISHED = {
 
 
 def test_the_presets_are_the_published_ones_and_the_default() -> None:
-    assert set(PRESETS) == {*PUBLISHED, "digits"}
+    assert set(DENSE) == {*PUBLISHED, "digits"}
+    assert set(CONVOLUTIONAL) == {"p-conv", "c-ep-conv", "cifar10-ep-mse", "cifar10-ep-ce", "cifar10-kp-vf"}
+    assert {**DENSE, **CONVOLUTIONAL} == PRESETS
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_settings(name: str) -> None:
+def test_published_dense_settings(name: str) -> None:
     free_steps, nudged_steps, beta, rates_from_output, epochs = PUBLISHED[name]
     rates = list(reversed(rates_from_output))
     hidden = len(rates) - 1
@@ -62,6 +65,9 @@ def test_published_settings(name: str) -> None:
     assert net.dynamics.schedule == "synchronous"
 
     optimizer = preset.optimizer(net)
+    assert preset.scheduler(optimizer) is None
+    assert preset.data == "mnist"
+    assert not preset.augmented
     if name.startswith("c-"):
         assert isinstance(rule, CEP)
         assert rule.lr == rates
@@ -77,6 +83,109 @@ def test_published_settings(name: str) -> None:
             assert len(group["params"]) == 2
             assert group["momentum"] == group["weight_decay"] == group["dampening"] == 0
     Trainer(rule, optimizer)
+
+
+def test_p_conv() -> None:
+    preset = PRESETS["p-conv"]
+    assert (preset.data, preset.batch_size, preset.epochs, preset.augmented) == ("mnist", 20, 40, False)
+    net = preset.network((1, 28, 28), 10)
+    assert [tuple(w.shape) for w in net.weights] == [(32, 1, 5, 5), (64, 32, 5, 5), (10, 64 * 4 * 4)]
+    assert [(c.stride, c.padding, c.pool, c.window) for c in net.circuit().convolutions] == [
+        ((1, 1), (0, 0), "max", (2, 2))
+    ] * 2
+    assert net.dynamics.activation == net.dynamics.output_activation == "hard_sigmoid"
+    assert (net.dynamics.kind, net.readout, net.free_feedback) == ("prototypical", None, None)
+    rule = preset.rule(net)
+    assert isinstance(rule, EP)
+    assert (rule.free_steps, rule.nudged_steps, rule.beta) == (200, 10, 0.4)
+    assert (rule.nudging, rule.nudge_at, rule.loss) == ("positive", "state", "mse")  # as the dense ones of 1905.13633
+    optimizer = preset.optimizer(net)
+    assert isinstance(optimizer, torch.optim.SGD)
+    from_output = [0.015, 0.035, 0.15]
+    assert [group["lr"] for group in optimizer.param_groups] == from_output[::-1]
+    assert all(group["momentum"] == group["weight_decay"] == 0 for group in optimizer.param_groups)
+    assert preset.scheduler(optimizer) is None
+
+
+def test_c_ep_conv_is_p_conv_with_continual_ep_and_small_rates() -> None:
+    preset, parent = PRESETS["c-ep-conv"], PRESETS["p-conv"]
+    assert replace(preset, source=parent.source, continual=False, lr=parent.lr) == parent
+    rule = preset.rule(preset.network((1, 28, 28), 10))
+    assert isinstance(rule, CEP)
+    assert rule.lr == pytest.approx([rate / 50 for rate in parent.lr])
+
+
+@pytest.mark.parametrize(
+    ("name", "nudged_steps", "beta"), [("cifar10-ep-mse", 30, 0.5), ("cifar10-ep-ce", 25, 1), ("cifar10-kp-vf", 30, 1)]
+)
+def test_deep_convnets(name: str, nudged_steps: int, beta: float) -> None:
+    preset = PRESETS[name]
+    assert (preset.data, preset.batch_size, preset.epochs, preset.augmented) == ("cifar10", 128, 120, True)
+    net = preset.network((3, 32, 32), 10)
+    assert [tuple(w.shape) for w in net.weights] == [
+        (128, 3, 3, 3),
+        (256, 128, 3, 3),
+        (512, 256, 3, 3),
+        (512, 512, 3, 3),
+        (10, 512),
+    ]
+    convolutions = net.circuit().convolutions
+    assert [c.padding for c in convolutions] == [(1, 1), (1, 1), (1, 1), (0, 0)]
+    assert {(c.stride, c.pool, c.window) for c in convolutions} == {((1, 1), "max", (2, 2))}
+    assert net.dynamics.activation == net.dynamics.output_activation == "half_hard_sigmoid"
+    squared, free = name == "cifar10-ep-mse", name == "cifar10-kp-vf"
+    assert (net.readout, net.layers) == ((None, 5) if squared else ("softmax", 4))
+    assert (net.free_feedback is not None) == free
+    if free:
+        assert all(60 < angle < 120 for angle in net.angles())  # drawn apart
+
+    rule = preset.rule(net)
+    assert isinstance(rule, EP)
+    assert (rule.free_steps, rule.nudged_steps, rule.beta) == (250, nudged_steps, beta)
+    assert (rule.nudging, rule.nudge_at, rule.loss) == ("symmetric", "drive", "mse" if squared else "cross_entropy")
+    assert rule.shared_update == free
+
+    optimizer = preset.optimizer(net)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.15, 0.1, 0.08, 0.05]
+    for group in optimizer.param_groups:
+        assert (group["momentum"], group["weight_decay"], group["dampening"], group["nesterov"]) == (
+            0.9,
+            3e-4,
+            0,
+            False,
+        )
+    scheduler = preset.scheduler(optimizer)
+    assert isinstance(scheduler, CosineThenConstant)
+    assert (scheduler.T_max, scheduler.eta_min) == (100, 1e-5)
+    Trainer(rule, optimizer, scheduler)  # which refuses an optimizer that leaves out parameters
+
+
+def test_rates_fall_along_a_cosine_and_stay() -> None:
+    """lr(t) = 1e-5 + (lr(0) - 1e-5) (1 + cos(pi t / 100)) / 2 for t <= 100 epochs, then 1e-5."""
+    preset = PRESETS["cifar10-ep-mse"]
+    optimizer = preset.optimizer(preset.network((3, 32, 32), 10))
+    assert optimizer is not None
+    scheduler = preset.scheduler(optimizer)
+    assert scheduler is not None
+    for epoch in range(130):
+        fall = (1 + math.cos(math.pi * min(epoch, 100) / 100)) / 2
+        expected = [1e-5 + (lr - 1e-5) * fall for lr in preset.lr]
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_dense_preset_takes_a_shape_or_a_number_of_values() -> None:
+    for inputs in (12, (12,), (3, 2, 2)):
+        net = PRESETS["ep-1h"].network(inputs, 5)
+        assert net(torch.rand(4, 3, 2, 2)).shape == net(torch.rand(4, 12)).shape == (4, 5)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 8), (784,)])
+def test_images_that_do_not_fit_the_convolutions_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"nothing is left of the image|input_shape must be"):
+        PRESETS["cifar10-ep-mse"].network(shape, 10)
 
 
 def test_vector_fields_start_aligned() -> None:
@@ -108,6 +217,30 @@ def test_every_parameter_of_a_network_with_feedback_reaches_the_optimizer() -> N
         for w, b, v in zip(net.weights, net.biases, net.feedback, strict=True)
     ]
     assert set.union(*groups) == {id(p) for p in net.parameters()}
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "cifar10-kp-vf"])
+def test_bptt_learns_with_the_steps_and_rates_of_the_preset(name: str) -> None:
+    preset = replace(PRESETS[name], bptt=True)
+    net = preset.network({"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "digits": (1, 8, 8)}[preset.data], 10)
+    rule = preset.rule(net, "reference")
+    assert isinstance(rule, BPTT)
+    assert (rule.free_steps, rule.unrolled_steps) == (preset.free_steps, preset.nudged_steps)
+    assert rule.loss == ("mse" if net.readout is None else "cross_entropy")
+    assert rule.backend == "reference"
+    optimizer = preset.optimizer(net)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert [group["lr"] for group in optimizer.param_groups] == list(preset.lr)
+    Trainer(rule, optimizer, preset.scheduler(optimizer))
+
+
+def test_bptt_refuses_what_it_has_not() -> None:
+    for preset, lacking in (
+        (PRESETS["cifar10-kp-vf"], "shared update"),
+        (replace(PRESETS["ep-1h"], tolerance=0.0), "tolerance"),
+    ):
+        with pytest.raises(ValueError, match=f"BPTT has no {lacking}"):
+            replace(preset, bptt=True).rule(preset.network((3, 32, 32), 10))
 
 
 def test_the_backend_reaches_the_rule() -> None:

@@ -178,6 +178,22 @@ def test_resume_refuses_what_does_not_fit_and_changes_nothing(tmp_path: Path) ->
     refused(Trainer(EP(wide, 12, 5, 0.2), optimizer, scheduler), r"\(9, 12\).*\(8, 12\)")
 
 
+def test_a_checkpoint_that_knows_no_schedulers_is_resumed_without_one_only(tmp_path: Path) -> None:
+    def trainer() -> Trainer:
+        torch.manual_seed(11)
+        net = mlp(12, 8, 3)
+        return Trainer(EP(net, 12, 5, 0.2), torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9))
+
+    whole = fit(trainer())
+    fit(trainer(), tmp_path, epochs=1)
+    checkpoint = read_checkpoint(tmp_path)
+    del checkpoint["scheduler"]
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="the scheduler state is missing on one side: the run to resume has none"):
+        fit(ep_trainer(), tmp_path, resume=True)
+    assert without_seconds(fit(trainer(), tmp_path, resume=True)) == without_seconds(whole)
+
+
 def with_optimizer(rule: EP | BPTT) -> Trainer:
     optimizer = torch.optim.SGD(rule.net.parameters(), lr=0.1, momentum=0.9)
     return Trainer(rule, optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 3], 0.5))

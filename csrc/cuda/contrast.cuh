@@ -64,9 +64,9 @@ class Contrast {
   // call this.
   __device__ void tile(const Terms& terms, bool upper_is_own, int first, int units, int other_first, int others,
                        const Blend<T>& blend, T* out, int64_t next_own, int64_t next_other) const {
-    const int pass = p_.layout.pass, stride = pass + 4;
-    T* own = network_.work();                  // [2][tile_units][stride]
-    T* other = own + 2 * tile_units * stride;  // [2][tile_others][stride]
+    const int pass = p_.layout.pass, stride = pass + pack;  // neighbouring rows begin in different banks
+    T* own = network_.work();                               // [2][tile_units][stride]
+    T* other = own + 2 * tile_units * stride;               // [2][tile_others][stride]
     const int k = static_cast<int>(threadIdx.x) % tile_others,
               group = 4 * (static_cast<int>(threadIdx.x) / tile_others);
     T sum[4] = {};
@@ -81,13 +81,13 @@ class Contrast {
         }
       __syncthreads();
       for (int term = terms.first; term <= terms.last; ++term)
-        for (int b = 0; b < pass; b += 4) {
-          const Four<T> y = load_four(other + (term * tile_others + k) * stride + b);
+        for (int b = 0; b < pass; b += pack) {
+          const Pack<T> y = load_pack(other + (term * tile_others + k) * stride + b);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const Four<T> x = load_four(own + (term * tile_units + group + i) * stride + b);
+            const Pack<T> x = load_pack(own + (term * tile_units + group + i) * stride + b);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) sum[i] += x.v[j] * y.v[j];
+            for (int j = 0; j < pack; ++j) sum[i] += x.v[j] * y.v[j];
           }
         }
     }
@@ -112,7 +112,11 @@ class Contrast {
     const int u = first + static_cast<int>(threadIdx.x) / 16, lane = static_cast<int>(threadIdx.x) % 16;
     T sum = 0;
     if (u < units)
-      for (int sample = lane; sample < p_.batch; sample += 16) sum += at(shown, u, sample);
+      for (int column = pack * lane; column < p_.batch; column += 16 * pack) {
+        const Pack<T> seen = load(shown, u, column);
+#pragma unroll
+        for (int j = 0; j < pack; ++j) sum += seen.v[j];
+      }
     for (int bits = 8; bits > 0; bits /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bits, 16);
     if (u < units && lane == 0) out[u] = blend(out[u], sum);
   }
@@ -122,13 +126,19 @@ class Contrast {
       add_batch_sum(shown, first, units, blend, out);
   }
 
-  __device__ T at(const Shown<T>& shown, int unit, int sample) const {
-    if (shown.rows) return shown.rows[int64_t(unit) * p_.layout.columns + sample];
-    const T later = row(shown, shown.later, unit)[sample];
-    return shown.earlier < 0 ? later : later - row(shown, shown.earlier, unit)[sample];
+  // What a unit shows of a pack of samples, zeros past the last.
+  __device__ Pack<T> load(const Shown<T>& shown, int unit, int column) const {
+    const T* later = shown.rows ? shown.rows + int64_t(unit) * p_.layout.columns : row(shown, shown.later, unit);
+    Pack<T> got = load_pack(later + column);
+    if (shown.earlier >= 0) got -= load_pack(row(shown, shown.earlier, unit) + column);
+#pragma unroll
+    for (int j = 0; j < pack; ++j) got.v[j] = column + j < p_.batch ? got.v[j] : T(0);
+    return got;
   }
 
  private:
+  static constexpr int pack = Pack<T>::size;
+
   // Whether each copy of the weights learns from the one side that it acts on.
   __device__ bool is_field() const { return p_.free_feedback && !p_.shared_update; }
 
@@ -151,12 +161,20 @@ class Contrast {
 
   // to[row][stride] <- what is shown of `rows` units from `first` on, for one pass of the samples; zeros past the end.
   __device__ void stage(const Shown<T>& shown, int first, int units, int column, int rows, T* to) const {
-    const int pass = p_.layout.pass, stride = pass + 4;
-    for (int i = static_cast<int>(threadIdx.x); i < rows * pass; i += block_threads) {
-      const int row = i / pass, sample = i % pass;
-      const bool there = first + row < units && column + sample < p_.batch;
-      to[row * stride + sample] = there ? at(shown, first + row, column + sample) : T(0);
-    }
+    // A warp brings 4 packs of 8 rows: whole sectors of memory, and 8 banks' worth of rows.
+    const int pass = p_.layout.pass, stride = pass + pack, fours = (pass / pack + 3) / 4;
+    const auto row_of = [&](int i) { return i / 32 / fours * 8 + i % 8; };
+    const auto column_of = [&](int i) { return (i / 32 % fours * 4 + i % 32 / 8) * pack; };
+    bring(
+        rows * fours * 4,
+        [&](int i) {
+          const bool there =
+              first + row_of(i) < units && column_of(i) < pass && column + column_of(i) < p_.layout.columns;
+          return there ? load(shown, first + row_of(i), column + column_of(i)) : Pack<T>{};
+        },
+        [&](int i, const Pack<T>& got) {
+          if (column_of(i) < pass) store_pack(to + row_of(i) * stride + column_of(i), got);
+        });
   }
 
   const Network& network_;

@@ -61,8 +61,12 @@ inline int64_t depth_above(const Shape& shape, int layer) {
   return layer + 1 < layers_of(shape) || shape.readout ? shape.widths[layer + 2] : 0;
 }
 
-inline int64_t weights_of_tile(const Shape& shape, int layer) {
-  return (rounded_up(depth_below(shape, layer), 16) + rounded_up(depth_above(shape, layer), 16)) * tile_units;
+inline int padding_of(Precision precision) { return precision == Precision::exact ? 0 : tensor_padding; }
+
+// Weights that stay in shared memory are padded as tiles read them, but those that become bfloat16 on the way.
+inline int64_t weights_of_tile(const Shape& shape, int layer, Precision precision) {
+  return (rounded_up(depth_below(shape, layer), 16) + rounded_up(depth_above(shape, layer), 16)) *
+         (tile_units + (precision == Precision::tf32 ? tensor_padding : 0));
 }
 
 // Gives every block its share of the tiles of each half, by what they read, or one each if there are blocks enough;
@@ -95,26 +99,29 @@ void for_each_tile(const Shape& shape, const Layout& layout, int block, const Bo
   }
 }
 
-// Room to work in: parts of the operands, or partial sums, or both sides of a contrast.
-inline int64_t work_numbers(const Layout& layout) {
-  const int64_t operands = 2 * layout.depth * (tile_units + layout.pass);
-  const int64_t groups = tile_units / 4 * (layout.pass / 4), slices = block_threads / groups;
-  const int64_t partial = slices * tile_units * (layout.pass + partial_padding);
-  const int64_t contrast = 2 * (tile_units + tile_others) * (layout.pass + 4);
-  return std::max({operands, partial, contrast, int64_t(block_threads)});
+// Room to work in: parts of the operands, or the sums of slices, or both sides of a contrast.
+inline int64_t work_numbers(const Shape& shape, const Layout& layout, Precision precision) {
+  const int64_t padding = padding_of(precision), pack = 16 / shape.number_bytes;
+  const int64_t operands = 2 * layout.depth * (tile_units + layout.pass + 2 * padding);
+  // The threads of a slice have 4 units and a pack of samples each, or its warps 16 by 16.
+  const int64_t threads_of_slice =
+      precision == Precision::exact ? tile_units / 4 * (layout.pass / pack) : 32 * (layout.pass / 16);
+  const int64_t sums = block_threads / threads_of_slice * tile_units * (layout.pass + padding);
+  const int64_t contrast = 2 * (tile_units + tile_others) * (layout.pass + pack);
+  return std::max({operands, sums, contrast});
 }
 
-inline int64_t shared_bytes(const Shape& shape, const Layout& layout, Exchange exchange) {
+inline int64_t shared_bytes(const Shape& shape, const Layout& layout, Exchange exchange, Precision precision) {
   int64_t most = 0;
   for (int block = 0; block < layout.blocks; ++block) {
     int64_t numbers = 0;
     for_each_tile(shape, layout, block, [&](int l) {
       if (exchange == Exchange::cluster) numbers += int64_t(tile_units) * fields * 2 * layout.columns;
-      if (layout.resident) numbers += weights_of_tile(shape, l);
+      if (layout.resident) numbers += weights_of_tile(shape, l, precision);
     });
     most = std::max(most, numbers);
   }
-  return (most + work_numbers(layout)) * shape.number_bytes;
+  return (most + work_numbers(shape, layout, precision)) * shape.number_bytes;
 }
 
 // Numbers of the workspace, a row of `columns` each; problem_of() lays them out.
@@ -184,7 +191,7 @@ inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Pr
   plan.workspace_bytes = workspace_rows(shape) * plan.layout.columns * shape.number_bytes + 2 * most_blocks * 4;
   for (int depth : {128, 64, 32, 16}) {
     plan.layout.depth = depth;
-    plan.shared_bytes = shared_bytes(shape, plan.layout, exchange);
+    plan.shared_bytes = shared_bytes(shape, plan.layout, exchange, precision);
     if (plan.shared_bytes <= device.shared_bytes) return plan;
   }
   return {};
@@ -216,8 +223,8 @@ inline Planned plan_launch(const Device& device, const Shape& shape, Precision p
     return plan.has_value();
   };
   if (!consider(Exchange::grid, true)) consider(Exchange::grid, false);
-  // With more tiles than blocks, a cluster does one after the other what a grid does side by side.
-  if (most_tiles(shape) <= device.cluster_blocks) consider(Exchange::cluster, true);
+  // With more tiles than blocks, a cluster does one after the other what a grid does side by side: that counts too.
+  if (device.cluster_blocks > 0) consider(Exchange::cluster, true);
   if (best) return *best;
   return "the CUDA kernels need more shared memory for a tile than the " + std::to_string(device.shared_bytes) +
          " bytes that a block of this device may have";

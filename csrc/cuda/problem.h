@@ -15,9 +15,8 @@ inline constexpr int tile_units = 16;
 inline constexpr int tile_others = 64;  // of the other layer, in a tile of a contrast
 inline constexpr int block_threads = 256;
 
-// Rows of partial sums stay aligned to 16 bytes, and those of neighbouring threads fall into different banks; two
-// threads share one where a pass has not 16, 32, 48 or 64 samples.
-inline constexpr int partial_padding = 4;
+// Numbers after every row of a tile that tensor cores read: they read 8 rows at once, which so lie in different banks.
+inline constexpr int tensor_padding = 8;
 
 enum class Op { relax, ep_step, cep_step };
 

@@ -4,43 +4,31 @@
 // its states. A step reads the neighbours' states, writes the block's own and ends with a barrier of all blocks.
 #pragma once
 
-#include "device.h"
-#include "problem.h"
-#include "states.cuh"
-#include "tiles.cuh"
+#include "own_tiles.cuh"
+#include "products.cuh"
 #include "units.cuh"
 
 namespace ceprop::cuda {
 
-// A tile of a layer, and where the block keeps the weights into it, [below, then above][tile_units], if it does.
-template <class T>
-struct Item {
-  int layer, first;  // unit
-  T* weights;
+// What all blocks multiply before the next barrier.
+enum class Kind {
+  drive,     // by the input's weights: what reaches layer 0
+  gram,      // C-EP: x^T x, and 1 for the bias
+  logits,    // of a readout, into `error`
+  low_rank,  // C-EP: the B x B matrices by which the weights' move since the free phase acts on the states
+  move,      // the states, from field `from` to field `to`, nudged by beta if it is not 0
 };
 
-// Operands of a tile's product: weight (u, k) at weights[k * next_k + u * next_u], neighbour k's row of states in
-// `rows`, or, null, what is seen of layer `layer` in `field`.
-template <class T>
-struct Operands {
-  const T* weights;
-  int64_t next_k, next_u;
-  bool packed;  // already as a tile reads them, in shared memory
-  const T* rows;
-  int field, layer, depth;
-};
-
-// What is done once for all tiles: the drive by the input is computed; or the states move from field `from` to field
-// `to`, nudged by beta if it is not 0, with the drive that C-EP's weights in low rank lack if `corrected`.
 template <class T>
 struct Step {
-  bool loads;
+  Kind kind;
   int from, to;
   T beta;
-  bool corrected;
+  T keep;          // of the drive by the input's weights as they were loaded, after C-EP's updates; see learning.cuh
+  bool moved;      // C-EP has moved the input's weights
+  bool corrected;  // and those between layers, in low rank
+  T* error;
 };
-
-__device__ __forceinline__ int padded_depth(int depth) { return (depth + 15) / 16 * 16; }
 
 template <class T, class Tile, class States>
 class Relaxation {
@@ -48,57 +36,48 @@ class Relaxation {
   // Shared memory: the cluster's states if they lie there, the weights if they stay, and room to work in.
   __device__ explicit Relaxation(const Problem<T>& problem)
       : p(problem), states(problem, dynamic_shared_memory<T>()), resident_(dynamic_shared_memory<T>()) {
-    if (States::in_shared_memory) resident_ += own_tiles() * tile_units * fields * 2 * p.layout.columns;
-    T* end = resident_;
-    if (p.layout.resident) for_each_item(-1, [&](const Item<T>& item) { end = item.weights + weights_of(item.layer); });
-    work_ = end;
+    if (States::in_shared_memory)
+      for (OwnTiles<T> all = tiles(); all.next();) resident_ += tile_units * fields * 2 * p.layout.columns;
+    OwnTiles<T> all = tiles();
+    while (all.next()) continue;
+    work_ = all.end_of_weights;
   }
 
   const Problem<T>& p;
   const States states;
+  using Operand = Products<T, Tile, States>;
+  static constexpr int packed_stride = Operand::packed_stride;
 
-  // body(item) for this block's tiles of one half of the layers; -1: of all.
-  template <class Body>
-  __device__ void for_each_item(int half, const Body& body) const {
-    T* weights = resident_;
-    for (int h = 0; h < halves_of(p); ++h) {
-      int layer = h, tile = p.layout.first[h][blockIdx.x];
-      const int end = p.layout.first[h][blockIdx.x + 1];
-      int before = 0;
-      for (int index = tile; index < end; ++index) {
-        while (index - before >= tiles_of(p, layer)) {
-          before += tiles_of(p, layer);
-          layer += halves_of(p);
-        }
-        if (half < 0 || half == h) body(Item<T>{layer, (index - before) * tile_units, weights});
-        if (p.layout.resident) weights += weights_of(layer);
-      }
-    }
-  }
-  __device__ int depth_below(int layer) const { return layer > 0 ? p.widths[layer] : 0; }
-  __device__ int depth_above(int layer) const { return layer + 1 < p.layers || p.readout ? p.widths[layer + 2] : 0; }
+  __device__ OwnTiles<T> tiles(int half = -1) const { return OwnTiles<T>(p, half, resident_, packed_stride); }
   __device__ T* work() const { return work_; }
   // Where the weights of a tile stay, side 0: from below, 1: from above.
   __device__ T* packed(const Item<T>& item, int side) const {
-    return item.weights + side * padded_depth(depth_below(item.layer)) * tile_units;
+    return item.weights + side * padded_depth(depth_below(p, item.layer)) * packed_stride;
   }
+  // How connection c takes a contrast that is summed over the batch.
+  __device__ T scale(int c, double divisor) const { return T(p.rate[c] / (divisor * double(p.batch))); }
 
   // Brings x, the target, the starting states and the weights to where the steps read them. Ends with a barrier.
   __device__ void load() {
     transpose(p.x, p.widths[0], p.workspace.x, p.rules[0].dynamics == Dynamics::energy);
     if (p.target) transpose(p.target, classes(), p.workspace.target, false);
-    for_each_item(-1, [&](const Item<T>& item) { load_item(item); });
+    for (OwnTiles<T> own = tiles(); own.next();) load_item(own.item);
     states.sync();
   }
 
-  // Ends with a barrier if states moved; remembers whether one did by more than the tolerance.
+  // Remembers, if states moved, whether one did by more than the tolerance. Ends with a barrier.
   __device__ void take(const Step<T>& step) {
-    stays_ = true;
-    for (int half = 0; half < halves_of(p); ++half) {
-      for_each_item(half, [&](const Item<T>& item) {
-        if (!step.loads || item.layer == 0) multiply(item, step, half == 0 ? step.from : step.to);
-      });
-      if (!step.loads) states.sync();
+    if (step.kind == Kind::move) stays_ = true;
+    const bool of_tiles = step.kind == Kind::drive || step.kind == Kind::move;
+    const int halves = step.kind == Kind::move ? halves_of(p) : 1;
+    for (int half = 0; half < halves; ++half) {
+      OwnTiles<T> own = tiles(step.kind == Kind::move ? half : -1);
+      for (int index = static_cast<int>(blockIdx.x);; index += p.layout.blocks) {
+        if (of_tiles ? !own.next() : index >= matrix_tiles(step.kind)) break;
+        const Item<T> item = of_tiles ? own.item : matrix_tile(step.kind, index);
+        if (step.kind != Kind::drive || item.layer == 0) multiply(item, step, half == 0 ? step.from : step.to);
+      }
+      states.sync();
     }
   }
 
@@ -122,28 +101,25 @@ class Relaxation {
 
   // The block's own states; each thread those that it will read itself in store().
   __device__ void copy_field(int from, int to) const {
-    for_each_state([&](int layer, int unit, int sample) {
-      states.state(to, layer, unit)[sample] = states.state(from, layer, unit)[sample];
-      states.seen(to, layer, unit)[sample] = states.seen(from, layer, unit)[sample];
+    for_each_pack([&](int layer, int unit, int column) {
+      store_pack(states.state(to, layer, unit) + column, load_pack(states.state(from, layer, unit) + column));
+      store_pack(states.seen(to, layer, unit) + column, load_pack(states.seen(from, layer, unit) + column));
     });
   }
 
   // out[l] [B, n_l] <- the block's states.
   __device__ void store(int field, T* const* out) const {
-    for_each_state([&](int layer, int unit, int sample) {
-      if (sample < p.batch)
-        out[layer][static_cast<int64_t>(sample) * p.widths[layer + 1] + unit] =
-            states.state(field, layer, unit)[sample];
+    for_each_pack([&](int layer, int unit, int column) {
+      const Pack<T> state = load_pack(states.state(field, layer, unit) + column);
+#pragma unroll
+      for (int j = 0; j < Pack<T>::size; ++j)
+        if (column + j < p.batch) out[layer][int64_t(column + j) * p.widths[layer + 1] + unit] = state.v[j];
     });
   }
 
-  // error = scale (y - softmax(logits)) of the states in `field`. Ends with a barrier.
-  __device__ void compute_error(int field, T scale, T* error) {
-    if (p.readout) {
-      for (int c = static_cast<int>(blockIdx.x); c < classes(); c += p.layout.blocks)
-        compute_logits(field, c, error + int64_t(c) * p.layout.columns);
-      states.sync();
-    }
+  // error = scale (y - softmax(logits)), of the states in `field`, or of a readout's logits, which are in `error`. Ends
+  // with a barrier.
+  __device__ void softmax_error(int field, T scale, T* error) const {
     const int first = static_cast<int>(blockIdx.x) * block_threads + static_cast<int>(threadIdx.x);
     for (int sample = first; sample < p.batch; sample += p.layout.blocks * block_threads) {
       const auto at = [&](int c) { return error + int64_t(c) * p.layout.columns + sample; };
@@ -164,51 +140,36 @@ class Relaxation {
   __device__ int classes() const { return p.widths[p.layers + p.readout]; }
 
  private:
-  __device__ int weights_of(int layer) const {
-    return (padded_depth(depth_below(layer)) + padded_depth(depth_above(layer))) * tile_units;
-  }
-  __device__ int own_tiles() const {
-    int all = 0;
-    for (int half = 0; half < halves_of(p); ++half)
-      all += p.layout.first[half][blockIdx.x + 1] - p.layout.first[half][blockIdx.x];
-    return all;
-  }
-
-  // body(layer, unit, sample) for the block's units and all columns, the padding too.
+  // body(layer, unit, column) for the block's units and all packs of samples, the padding too.
   template <class Body>
-  __device__ void for_each_state(const Body& body) const {
-    for_each_item(-1, [&](const Item<T>& item) {
-      const int columns = p.layout.columns, units = p.widths[item.layer + 1];
-      for (int i = static_cast<int>(threadIdx.x); i < tile_units * columns; i += block_threads)
-        if (item.first + i / columns < units) body(item.layer, item.first + i / columns, i % columns);
-    });
+  __device__ void for_each_pack(const Body& body) const {
+    const int packs = p.layout.columns / Pack<T>::size;
+    for (OwnTiles<T> own = tiles(); own.next();) {
+      const int units = p.widths[own.item.layer + 1];
+      for (int i = static_cast<int>(threadIdx.x); i < tile_units * packs; i += block_threads)
+        if (own.item.first + i / packs < units)
+          body(own.item.layer, own.item.first + i / packs, i % packs * Pack<T>::size);
+    }
   }
 
   // to[k] [columns] <- from [B][width], by all blocks.
   __device__ void transpose(const T* from, int width, T* to, bool emits) const {
-    const int columns = p.layout.columns;
-    for (int64_t i = int64_t(blockIdx.x) * block_threads + threadIdx.x; i < int64_t(width) * columns;
+    constexpr int pack = Pack<T>::size;
+    const int columns = p.layout.columns, packs = (width + pack - 1) / pack;
+    for (int64_t i = int64_t(blockIdx.x) * block_threads + threadIdx.x; i < int64_t(packs) * columns;
          i += int64_t(p.layout.blocks) * block_threads) {
-      const int k = static_cast<int>(i / columns), sample = static_cast<int>(i % columns);
-      T value = 0;
+      const int k = static_cast<int>(i / columns) * pack, sample = static_cast<int>(i % columns);
+      Pack<T> values{};
       if (sample < p.batch) {
-        value = from[int64_t(sample) * width + k];
-        if (emits) value = rho_of(p.input_activation, value);
+        values = load_some(from + int64_t(sample) * width + k, width - k);
+        if (emits) values = rho_of(p.input_activation, values);
       }
-      to[i] = value;
+#pragma unroll
+      for (int j = 0; j < pack; ++j)
+        if (k + j < width) to[int64_t(k + j) * columns + sample] = values.v[j];
     }
   }
 
-  // What a tile multiplies on one side, 0: from below, 1: from above, with the weights where the network has them.
-  // Depth 0: nothing.
-  __device__ Operands<T> given(const Item<T>& item, int side, int field) const {
-    const int l = item.layer, units = p.widths[l + 1], depth = side ? depth_above(l) : depth_below(l);
-    if (depth == 0) return {};
-    if (side == 0) return {p.weights[l] + int64_t(item.first) * depth, 1, depth, false, nullptr, field, l - 1, depth};
-    const bool is_top = l + 1 == p.layers;
-    const T* matrix = p.free_feedback && !is_top ? p.feedback[l] : p.weights[l + 1];
-    return {matrix + item.first, units, 1, false, is_top ? p.workspace.error : nullptr, field, l + 1, depth};
-  }
   __device__ void load_item(const Item<T>& item) const {
     const int l = item.layer, units = p.widths[l + 1], columns = p.layout.columns;
     const bool has_seen = p.rules[l].dynamics == Dynamics::energy;
@@ -217,194 +178,185 @@ class Relaxation {
       if (unit >= units) break;
       const bool given = p.initial[l] && sample < p.batch;
       const T start = given ? p.initial[l][int64_t(sample) * units + unit] : T(0);
+      const T shown = has_seen && sample < p.batch ? rho_of(p.rules[l].activation, Pack<T>{start}).v[0] : T(0);
+#pragma unroll 1
       for (int field = 0; field < fields; ++field) {
         states.state(field, l, unit)[sample] = field == 0 ? start : T(0);
-        if (has_seen)
-          states.seen(field, l, unit)[sample] =
-              field == 0 && sample < p.batch ? rho_of(p.rules[l].activation, start) : T(0);
+        if (has_seen) states.seen(field, l, unit)[sample] = field == 0 ? shown : T(0);
       }
+      if (l == 0) p.workspace.sum[int64_t(unit) * columns + sample] = 0;
     }
     if (!p.layout.resident) return;
     for (int side = 0; side < 2; ++side) {
-      const Operands<T> of = given(item, side, 0);
-      stage_weights(of.weights, of.next_k, of.next_u, of.depth, units - item.first, padded_depth(of.depth),
-                    packed(item, side));
+      const Operands<T> of = neighbours(item, side, 0);
+      Operand(p, states).template stage_left<packed_stride>(of, 0, padded_depth(of.depth), units - item.first,
+                                                            packed(item, side));
     }
   }
 
-  // What a tile multiplies on one side in a step.
+  // Of matrices that all blocks share: tiles of 16 rows.
+  __device__ int row_tiles(Kind kind) const {
+    return ((kind == Kind::logits ? classes() : p.batch) + tile_units - 1) / tile_units;
+  }
+  __device__ int matrix_tiles(Kind kind) const { return row_tiles(kind) * (kind == Kind::low_rank ? 2 * p.layers : 1); }
+  // `layer`: which matrix; of the low rank of_away and of_free of every layer.
+  __device__ Item<T> matrix_tile(Kind kind, int index) const {
+    return {index / row_tiles(kind), index % row_tiles(kind) * tile_units, nullptr};
+  }
+
+  __device__ static Rows<T> rows_of(T* base, int64_t stride) { return {base, stride, 0, 0, 0, false}; }
+  __device__ static Rows<T> rows_of(int field, int layer, int first = 0) {
+    return {nullptr, 0, field, layer, first, false};
+  }
+
+  // What a tile of units multiplies on one side, 0: from below, 1: from above, with the weights where the network has
+  // them.
+  __device__ Operands<T> neighbours(const Item<T>& item, int side, int field) const {
+    const int l = item.layer, units = p.widths[l + 1], depth = side ? depth_above(p, l) : depth_below(p, l);
+    Operands<T> of{};
+    of.depth = depth;
+    of.scale = 1;
+    if (depth == 0) return of;
+    of.across = side == 0;
+    const bool is_top = l + 1 == p.layers;
+    if (side == 0)
+      of.left = rows_of(p.weights[l] + int64_t(item.first) * depth, depth);
+    else
+      of.left = rows_of((p.free_feedback && !is_top ? p.feedback[l] : p.weights[l + 1]) + item.first, units);
+    of.rows = side && is_top ? rows_of(p.workspace.error, p.layout.columns) : rows_of(field, side ? l + 1 : l - 1);
+    return of;
+  }
+
+  static constexpr int sides = 5;
+  // The products that add up to a tile, of which there are `sides` at most.
   __device__ Operands<T> operands(const Item<T>& item, const Step<T>& step, int side, int seen) const {
-    const int l = item.layer, n_in = p.widths[0];
-    if (step.loads)
-      return {p.weights[0] + int64_t(item.first) * n_in, 1, n_in, false, p.workspace.x, 0, 0, side ? 0 : n_in};
-    Operands<T> of = given(item, side, seen);
-    if (side == 1 && l + 1 == p.layers && step.beta == 0) of.depth = 0;  // a readout pulls only while nudged
-    if (p.layout.resident) {
-      of.weights = packed(item, side);
-      of.next_k = tile_units;
-      of.next_u = 1;
-      of.packed = true;
+    const int l = item.layer, columns = p.layout.columns;
+    const Workspace<T>& w = p.workspace;
+    Operands<T> of{};
+    of.scale = 1;
+    if (step.kind == Kind::drive && side == 0) {
+      of.across = true;
+      of.depth = p.widths[0];
+      of.left = rows_of(p.weights[0] + int64_t(item.first) * of.depth, of.depth);
+      of.rows = rows_of(w.x, columns);
+    } else if (step.kind == Kind::gram && side == 0) {
+      of.depth = p.widths[0];
+      of.left = rows_of(w.x + item.first, columns);
+      of.rows = rows_of(w.x, columns);
+    } else if (step.kind == Kind::logits && side == 0) {
+      of.across = true;
+      of.depth = p.widths[p.layers];
+      of.left = rows_of(p.weights[p.layers] + int64_t(item.first) * of.depth, of.depth);
+      of.rows = rows_of(step.from, p.layers - 1);
+      of.rows.state = true;
+    } else if (step.kind == Kind::low_rank && side < 2) {
+      const int neighbour = l / 2 + 2 * side - 1;
+      if (neighbour < 0 || neighbour >= p.layers) return of;
+      of.depth = p.widths[neighbour + 1];
+      of.left = of.rows = rows_of(step.from, neighbour);
+      of.less = rows_of(kept_free, neighbour);
+      of.left_column = item.first;
+      of.subtracts = l % 2;
+      of.scale = scale(side ? neighbour : l / 2, p.nudge.beta);
+    } else if (step.kind == Kind::move && side < 2) {
+      of = neighbours(item, side, seen);
+      if (side == 1 && l + 1 == p.layers && step.beta == 0) of.depth = 0;  // a readout pulls only while nudged
+      if (p.layout.resident) {
+        of.left = rows_of(packed(item, side), packed_stride);
+        of.across = false;
+        of.packed = true;
+      }
+    } else if (step.kind == Kind::move && (side == 2 ? step.moved && l == 0 : step.corrected)) {
+      of.across = true;
+      of.depth = p.batch;
+      if (side == 2) {
+        of.left = rows_of(w.sum + int64_t(item.first) * columns, columns);
+        of.rows = rows_of(w.gram, columns);
+      } else {
+        of.left = rows_of(side == 3 ? step.from : kept_free, l, item.first);
+        of.less = rows_of(kept_free, l, item.first);
+        of.subtracts = side == 3;
+        of.rows = rows_of(side == 3 ? w.of_away[l] : w.of_free[l], columns);
+      }
     }
     return of;
   }
 
-  // All operands of a tile, added up, then its units' drive or their next states.
+  // All products of a tile, added up, and what becomes of them.
   __device__ void multiply(const Item<T>& item, const Step<T>& step, int seen) {
-    const int pass = p.layout.pass, stride = pass + partial_padding, units = p.widths[item.layer + 1];
+    const int pass = p.layout.pass;
+    const int units = step.kind == Kind::logits                                ? classes()
+                      : step.kind == Kind::gram || step.kind == Kind::low_rank ? p.batch
+                                                                               : p.widths[item.layer + 1];
     for (int first = 0; first < p.batch; first += pass) {
       __syncthreads();  // nobody reads what the last product left any more
       Tile tile(pass);
-      for (int side = 0; side < 2; ++side)
-        add_products(tile, operands(item, step, side, seen), units - item.first, first);
-      T* partial = work_;
-      tile.spill(partial);
+      for (int side = 0; side < sides; ++side)
+        Operand(p, states).add(tile, operands(item, step, side, seen), units - item.first, first, work_);
+      tile.spill(work_);
       __syncthreads();
-      for (int i = static_cast<int>(threadIdx.x); i < tile_units * pass; i += block_threads) {
-        const int u = i / pass, column = i % pass;
-        if (item.first + u >= units || first + column >= p.batch) continue;
-        T sum = 0;
-        for (int slice = 0; slice < tile.slices(); ++slice) sum += partial[(slice * tile_units + u) * stride + column];
-        if (step.loads)
-          p.workspace.drive[int64_t(item.first + u) * p.layout.columns + first + column] =
-              sum + (p.biases[0] ? p.biases[0][item.first + u] : T(0));
-        else
-          move(item.layer, item.first + u, first + column, sum, step);
+      for (int i = static_cast<int>(threadIdx.x); i < tile.outputs(); i += block_threads) {
+        const Output<T> out = tile.output(work_, i);
+        const int unit = item.first + out.unit, column = first + out.column;
+        if (unit < units && out.column < pass && column < p.batch) take_in(item.layer, unit, column, out.sum, step);
       }
     }
   }
 
-  // One unit of one sample, to which its neighbours bring `drive`.
-  __device__ void move(int l, int unit, int sample, T drive, const Step<T>& step) {
-    const int64_t at = int64_t(unit) * p.layout.columns + sample;
+  // The products' sums of one unit, or row of a matrix, and a pack of samples.
+  __device__ void take_in(int layer, int unit, int column, Pack<T> sum, const Step<T>& step) {
+    if (step.kind == Kind::move) {
+      move(layer, unit, column, sum, step);
+      return;
+    }
+    const Workspace<T>& w = p.workspace;
+    T offset = 0;
+    if (const T* bias = p.biases[step.kind == Kind::logits ? p.layers : 0]; bias && step.kind != Kind::low_rank)
+      offset = step.kind == Kind::gram ? T(1) : bias[unit];
+    T* matrix = step.kind == Kind::drive    ? w.drive
+                : step.kind == Kind::gram   ? w.gram
+                : step.kind == Kind::logits ? step.error
+                : layer % 2                 ? w.of_free[layer / 2]
+                                            : w.of_away[layer / 2];
+#pragma unroll
+    for (int j = 0; j < Pack<T>::size; ++j) sum.v[j] += offset;
+    store_pack(matrix + int64_t(unit) * p.layout.columns + column, sum);
+  }
+
+  // One unit of a pack of samples, to which its neighbours bring `drive`.
+  __device__ void move(int l, int unit, int column, Pack<T> drive, const Step<T>& step) {
+    constexpr int pack = Pack<T>::size;
+    const int64_t at = int64_t(unit) * p.layout.columns + column;
     const UnitRule rule = p.rules[l];
-    if (step.corrected) drive += low_rank_drive(l, unit, sample, step.from);
-    drive += l == 0 ? p.workspace.drive[at] : p.biases[l] ? p.biases[l][unit] : T(0);
-    const T state = states.state(step.from, l, unit)[sample];
-    T inside = 0, outside = 0;
+    const Pack<T> state = load_pack(states.state(step.from, l, unit) + column);
+    if (l == 0) {
+      Pack<T> loaded = load_pack(p.workspace.drive + at);
+#pragma unroll
+      for (int j = 0; j < pack; ++j) drive.v[j] += step.keep * loaded.v[j];
+    } else if (p.biases[l]) {
+      const T bias = p.biases[l][unit];
+#pragma unroll
+      for (int j = 0; j < pack; ++j) drive.v[j] += bias;
+    }
+    Pack<T> inside{}, outside{};
     if (step.beta != 0 && l + 1 == p.layers && !p.readout) {
       const bool squares = p.nudge.loss == Loss::mse;
-      const T pull = squares ? step.beta * (p.workspace.target[at] - state) : __ldcg(p.workspace.error + at);
-      (p.nudge.at == NudgeAt::drive ? inside : outside) = pull;
-    }
-    const T next = next_of(rule, drive, state, inside, outside);
-    states.state(step.to, l, unit)[sample] = next;
-    if (rule.dynamics == Dynamics::energy) states.seen(step.to, l, unit)[sample] = rho_of(rule.activation, next);
-    const double moved = static_cast<double>(next) - static_cast<double>(state);
-    stays_ = stays_ && moved <= p.tolerance && -moved <= p.tolerance;
-  }
-
-  // What C-EP's weights in low rank lack: products with B x B matrices, see continual_update.cuh.
-  __device__ T low_rank_drive(int layer, int unit, int sample, int field) const {
-    const T* now = states.seen(field, layer, unit);
-    const T* free = states.seen(kept_free, layer, unit);
-    const T* of_away = p.workspace.of_away[layer] + sample;
-    const T* of_free = p.workspace.of_free[layer] + sample;
-    T sum = 0;
-    for (int other = 0; other < p.batch; ++other) {
-      const int64_t at = int64_t(other) * p.layout.columns;
-      sum += of_away[at] * (now[other] - free[other]) + of_free[at] * free[other];
-    }
-    return sum;
-  }
-
-  // While one part of the depth is multiplied, the next comes to shared memory. Ends with a barrier of the block.
-  __device__ void add_products(Tile& tile, const Operands<T>& of, int units, int first) {
-    using Staged = typename Tile::Staged;
-    const int depth = p.layout.depth, pass = p.layout.pass;
-    Staged* weights = reinterpret_cast<Staged*>(work_);  // [2][depth][tile_units]
-    Staged* rows = weights + 2 * depth * tile_units;     // [2][depth][pass]
-    const auto fetch = [&](int k) {
-      const int buffer = k / depth % 2;
-      if (k < of.depth) {
-        if (!of.packed || Tile::converts)
-          stage_weights(of.weights + k * of.next_k, of.next_k, of.next_u, of.depth - k, units, depth,
-                        weights + buffer * depth * tile_units);
-        stage_rows(of, first, k, rows + buffer * depth * pass);
-      }
-      __pipeline_commit();
-    };
-    fetch(0);
-    for (int k = 0; k < of.depth; k += depth) {
-      fetch(k + depth);
-      __pipeline_wait_prior(1);
-      __syncthreads();
-      const int left = of.depth - k < depth ? of.depth - k : depth, buffer = k / depth % 2;
-      const int count = (left + Tile::depth_step - 1) / Tile::depth_step * Tile::depth_step;
-      const Staged* w = weights + buffer * depth * tile_units;
-      if constexpr (!Tile::converts)
-        if (of.packed) w = of.weights + int64_t(k) * tile_units;
-      tile.add(w, rows + buffer * depth * pass, count);
-      __syncthreads();
-    }
-  }
-
-  // to[row][u] <- from[row * next_k + u * next_u], of which one step is 1; zeros past the depth and the last unit.
-  template <class Number>
-  __device__ static void stage_weights(const T* from, int64_t next_k, int64_t next_u, int depth, int units, int rows,
-                                       Number* to) {
-    // Four numbers that lie side by side at a time: whole sectors of memory, and few threads in the same bank.
-    const bool along_depth = next_k == 1;
-    const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0 && (along_depth ? next_u : next_k) % 4 == 0;
-    for (int i = static_cast<int>(threadIdx.x); i < rows * tile_units / 4; i += block_threads) {
-      const int row = along_depth ? i / tile_units * 4 : i / (tile_units / 4);
-      const int u = along_depth ? i % tile_units : i % (tile_units / 4) * 4;
-      const int there = along_depth ? (u < units ? depth - row : 0) : row < depth ? units - u : 0;
-      const T* at = from + row * next_k + u * next_u;
-      Four<T> four{};
-      if (aligned && there >= 4)
-        four = load_four(at);
-      else
-        for (int j = 0; j < 4; ++j)
-          if (j < there) four.v[j] = at[j];
-      for (int j = 0; j < 4; ++j) {
-        Number& out = to[along_depth ? (row + j) * tile_units + u : row * tile_units + u + j];
-        if constexpr (std::is_same_v<Number, T>)
-          out = four.v[j];
-        else
-          out = Tile::staged(four.v[j]);
+      Pack<T> pull = load_pack((squares ? p.workspace.target : p.workspace.error) + at);
+#pragma unroll
+      for (int j = 0; j < pack; ++j) {
+        if (squares) pull.v[j] = step.beta * (pull.v[j] - state.v[j]);
+        inside.v[j] = p.nudge.at == NudgeAt::drive ? pull.v[j] : T(0);
+        outside.v[j] = p.nudge.at == NudgeAt::drive ? T(0) : pull.v[j];
       }
     }
-  }
-
-  __device__ void stage_rows(const Operands<T>& of, int first, int k, typename Tile::Staged* to) const {
-    const int pass = p.layout.pass, fours = pass / 4;
-    for (int i = static_cast<int>(threadIdx.x); i < p.layout.depth * fours; i += block_threads) {
-      const int row = i / fours, column = 4 * (i % fours);
-      typename Tile::Staged* at = to + row * pass + column;
-      if (k + row >= of.depth || first + column >= p.layout.columns) {
-        for (int j = 0; j < 4; ++j) at[j] = Tile::staged(T(0));
-        continue;
-      }
-      const T* from =
-          (of.rows ? of.rows + int64_t(k + row) * p.layout.columns : states.seen(of.field, of.layer, k + row)) + first +
-          column;
-      if constexpr (Tile::converts || States::in_shared_memory) {
-        const Four<T> four = load_four(from);
-        for (int j = 0; j < 4; ++j) at[j] = Tile::staged(four.v[j]);
-      } else {
-        for (int byte = 0; byte < int(4 * sizeof(T)); byte += 16)
-          __pipeline_memcpy_async(reinterpret_cast<char*>(at) + byte, reinterpret_cast<const char*>(from) + byte, 16);
-      }
-    }
-  }
-
-  // logits [columns] of one class.
-  __device__ void compute_logits(int field, int c, T* logits) const {
-    const int top = p.layers - 1, units = p.widths[top + 1], pass = p.layout.pass;
-    const int slices = block_threads / pass, slice = static_cast<int>(threadIdx.x) / pass;
-    const int column = static_cast<int>(threadIdx.x) % pass;
-    const T* weights = p.weights[p.layers] + int64_t(c) * units;
-    for (int first = 0; first < p.batch; first += pass) {
-      __syncthreads();
-      T sum = 0;
-      if (slice < slices && first + column < p.batch)
-        for (int k = slice; k < units; k += slices) sum += weights[k] * states.state(field, top, k)[first + column];
-      work_[threadIdx.x] = sum;
-      __syncthreads();
-      if (slice > 0 || first + column >= p.batch) continue;
-      T logit = p.biases[p.layers] ? p.biases[p.layers][c] : T(0);
-      for (int s = 0; s < slices; ++s) logit += work_[s * pass + column];
-      logits[first + column] = logit;
+    const Pack<T> next = next_of(rule, drive, state, inside, outside);
+    store_pack(states.state(step.to, l, unit) + column, next);
+    if (rule.dynamics == Dynamics::energy)
+      store_pack(states.seen(step.to, l, unit) + column, rho_of(rule.activation, next));
+#pragma unroll
+    for (int j = 0; j < pack; ++j) {
+      const double moved = static_cast<double>(next.v[j]) - static_cast<double>(state.v[j]);
+      stays_ = stays_ && ((moved <= p.tolerance && -moved <= p.tolerance) || column + j >= p.batch);
     }
   }
 

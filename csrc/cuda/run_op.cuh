@@ -5,8 +5,9 @@
 
 namespace ceprop::cuda {
 
-// One loop runs all phases of all ops, so that the code of a step exists once: the input's drive, the free phase, then
-// the nudged phase with +beta and, if symmetric, that with -beta, to which C-EP goes back by un-nudged steps.
+// One loop runs all phases of all ops, and one call in it all products, so that their code exists once: the input's
+// drive, the free phase, then the nudged phase with +beta and, if symmetric, that with -beta, to which C-EP goes back
+// by un-nudged steps.
 template <class T, class Tile, class States>
 __device__ void run(const Problem<T>& p) {
   Relaxation<T, Tile, States> network(p);
@@ -14,32 +15,46 @@ __device__ void run(const Problem<T>& p) {
   const bool cep = p.op == Op::cep_step, learns = p.op != Op::relax;
   const int stages = 2 + (!learns ? 0 : !p.symmetric ? 1 : cep ? 3 : 2);
   int field = 0, moves = 0;
+  double keep = 1;
   network.load();
   for (int stage = 0; stage < stages; ++stage) {
     const bool loads = stage == 0, free = stage == 1, returns = cep && stage == 3, nudged = stage > 1 && !returns;
-    const int phase = stage > 2 ? 1 : 0, steps = loads ? 1 : free ? p.free_steps : p.nudged_steps;
+    const int phase = stage > 2 ? 1 : 0, steps = free ? p.free_steps : p.nudged_steps;
     const double beta = nudged                        ? (phase ? -p.nudge.beta : p.nudge.beta)
                         : free && p.target && !learns ? p.nudge.beta
                                                       : 0;
     const double divisor = beta * learning.phases();
-    if (stage == 2 && cep) learning.load();
     if (stage == 3 && !cep) {
       field = (field + 1) % ring;  // the one that no slow block still reads
       network.copy_field(kept_free, field);
       network.states.sync();
     }
     int count = 0;
-    for (bool stays = false; count < steps && !stays;) {
+    for (bool stays = false, ends = false; !ends;) {
+      ends = loads || stays || count == steps;
       const int to = (field + 1) % ring;
       const bool corrected = nudged && p.low_rank && p.layers > 1;
-      if (beta != 0 && p.nudge.loss == Loss::cross_entropy) network.compute_error(field, T(beta), p.workspace.error);
-      if (corrected) learning.prepare_low_rank(field);
-      network.take({loads, field, to, T(beta), corrected});
-      if (loads) break;
+      // Of the nudge, or, at the end of a nudged phase, that by which a readout learns.
+      const bool has_error = ends ? nudged && p.readout : beta != 0 && p.nudge.loss == Loss::cross_entropy;
+      T* error = ends ? p.workspace.end_error[phase] : p.workspace.error;
+      for (int part = 0; part < 3; ++part) {
+        const Kind kind = part == 0   ? (loads ? Kind::drive : Kind::logits)
+                          : part == 1 ? (loads ? Kind::gram : Kind::low_rank)
+                                      : Kind::move;
+        const bool wanted = part == 0   ? loads || (has_error && p.readout)
+                            : part == 1 ? (loads ? cep : corrected && !ends)
+                                        : !ends;
+        if (wanted) network.take({kind, field, to, T(beta), T(keep), cep && !free, corrected, error});
+        if (part == 0 && has_error) network.softmax_error(field, ends ? T(1) : T(beta), error);
+      }
+      if (ends) break;
       const Between between{field, to, field};
-      if (nudged && cep) learning.move_own(between, divisor);
+      if (nudged && cep) {
+        learning.move_own(between, divisor);
+        keep *= 1 - p.rate[0] * p.weight_decay;
+      }
       if (nudged && (cep ? !p.low_rank && !p.layout.resident : learning.accumulates())) {
-        learning.learn(between, divisor, phase + count == 0, false, to, 0);
+        learning.learn(between, divisor, phase + count == 0, false, to, keep);
         if (cep) network.states.sync();  // weights moved that other blocks read
       }
       stays = network.may_stop(++count);
@@ -49,15 +64,17 @@ __device__ void run(const Problem<T>& p) {
     if (nudged) moves += count;
     network.note_steps(stage - 1, count);
     if (!returns) network.store(field, free ? p.free_states : p.nudged_states[phase]);
-    if (free && learns) network.copy_field(field, kept_free);
+    if (free && learns) {
+      network.copy_field(field, kept_free);
+      if (p.low_rank) network.states.sync();  // all blocks read it in the next phase
+    }
     if (stage == 2 && p.symmetric) network.copy_field(field, kept_plus);
-    if (nudged && p.readout) network.compute_error(field, T(1), p.workspace.end_error[phase]);
   }
   if (learns) {
     network.states.sync();  // what the phases kept is there for all blocks
     const Between ends =
         p.symmetric && !cep ? Between{field, kept_plus, kept_free} : Between{kept_free, field, kept_free};
-    learning.learn(ends, p.nudge.beta * learning.phases(), true, true, field, moves);
+    learning.learn(ends, p.nudge.beta * learning.phases(), true, true, field, keep);
     if (cep && !p.low_rank && p.layout.resident) learning.store_resident();
   }
   if (States::in_shared_memory) network.states.sync();  // no block may end while others read its memory

@@ -1,52 +1,58 @@
-// The formulas of one unit by rules that are known at run time only.
+// The formulas of one unit by rules that are known at run time only, on packs of its samples.
 #pragma once
 
 #include "../unit_math.h"
-#include "device.h"
+#include "pack.cuh"
 
 namespace ceprop::cuda {
 
-template <class T>
-__device__ __forceinline__ T rho_of(Activation activation, T x) {
+// body.template operator()<A>() with the activation as a constant.
+template <class Body>
+__device__ __forceinline__ void with_activation(Activation activation, const Body& body) {
   switch (activation) {
     case Activation::sigmoid:
-      return rho<Activation::sigmoid>(x);
+      return body.template operator()<Activation::sigmoid>();
     case Activation::hard_sigmoid:
-      return rho<Activation::hard_sigmoid>(x);
+      return body.template operator()<Activation::hard_sigmoid>();
     case Activation::half_hard_sigmoid:
-      return rho<Activation::half_hard_sigmoid>(x);
+      return body.template operator()<Activation::half_hard_sigmoid>();
     case Activation::centered_hard_sigmoid:
-      return rho<Activation::centered_hard_sigmoid>(x);
+      return body.template operator()<Activation::centered_hard_sigmoid>();
     case Activation::tanh:
-      return rho<Activation::tanh>(x);
+      return body.template operator()<Activation::tanh>();
     default:
-      return x;
+      return body.template operator()<Activation::linear>();
   }
 }
 
-template <Activation A, class T>
-__device__ __forceinline__ T next_of(const UnitRule& rule, T drive, T state, T inside, T outside) {
-  const T dt = static_cast<T>(rule.dt);
-  if (rule.dynamics == Dynamics::prototypical)
-    return next_state<A, Dynamics::prototypical>(drive, state, inside, outside, rule.gain, rule.clip, dt);
-  return next_state<A, Dynamics::energy>(drive, state, inside, outside, rule.gain, rule.clip, dt);
-}
+// What units show to their neighbours in energy dynamics.
 template <class T>
-__device__ __forceinline__ T next_of(const UnitRule& rule, T drive, T state, T inside, T outside) {
-  switch (rule.activation) {
-    case Activation::sigmoid:
-      return next_of<Activation::sigmoid>(rule, drive, state, inside, outside);
-    case Activation::hard_sigmoid:
-      return next_of<Activation::hard_sigmoid>(rule, drive, state, inside, outside);
-    case Activation::half_hard_sigmoid:
-      return next_of<Activation::half_hard_sigmoid>(rule, drive, state, inside, outside);
-    case Activation::centered_hard_sigmoid:
-      return next_of<Activation::centered_hard_sigmoid>(rule, drive, state, inside, outside);
-    case Activation::tanh:
-      return next_of<Activation::tanh>(rule, drive, state, inside, outside);
-    default:
-      return next_of<Activation::linear>(rule, drive, state, inside, outside);
-  }
+__device__ __forceinline__ Pack<T> rho_of(Activation activation, const Pack<T>& x) {
+  Pack<T> result;
+  with_activation(activation, [&]<Activation A>() {
+#pragma unroll
+    for (int j = 0; j < Pack<T>::size; ++j) result.v[j] = rho<A>(x.v[j]);
+  });
+  return result;
+}
+
+template <class T>
+__device__ __forceinline__ Pack<T> next_of(const UnitRule& rule, const Pack<T>& drive, const Pack<T>& state,
+                                           const Pack<T>& inside, const Pack<T>& outside) {
+  const T dt = static_cast<T>(rule.dt);
+  Pack<T> next;
+  with_activation(rule.activation, [&]<Activation A>() {
+    const auto step = [&]<Dynamics D>() {
+#pragma unroll
+      for (int j = 0; j < Pack<T>::size; ++j)
+        next.v[j] = next_state<A, D>(drive.v[j], state.v[j], inside.v[j], outside.v[j], rule.gain, rule.clip, dt);
+    };
+    if (rule.dynamics == Dynamics::prototypical)
+      step.template operator()<Dynamics::prototypical>();
+    else
+      step.template operator()<Dynamics::energy>();
+  });
+  return next;
 }
 
 }  // namespace ceprop::cuda

@@ -1,0 +1,171 @@
+// A tile's products: their operands come to shared memory in parts of the depth, the next while one is multiplied.
+#pragma once
+
+#include "states.cuh"
+#include "tiles.cuh"
+
+namespace ceprop::cuda {
+
+// Rows of numbers in memory: row k at base + k * stride, or, base null, of layer `layer` in `field` what unit first + k
+// shows to its neighbours, or its state.
+template <class T>
+struct Rows {
+  const T* base;
+  int64_t stride;
+  int field, layer, first;
+  bool state;
+};
+
+// One product: sum over k < depth of scale * (left - less) of unit u and neighbour k with row k of `rows`.
+// `across`: `left` has a row for every unit, else one for every neighbour, from `left_column` on; `packed`: it is what
+// a tile reads, in shared memory. `less` counts if subtracts. Depth 0: nothing.
+template <class T>
+struct Operands {
+  Rows<T> left, less, rows;
+  int depth, left_column;
+  T scale;
+  bool across, packed, subtracts;
+};
+
+template <class T, class Tile, class States>
+class Products {
+ public:
+  // Of weights that stay in shared memory; where a tile converts them, that is on their way to it.
+  static constexpr int packed_stride = Tile::converts ? tile_units : Tile::left_stride;
+
+  __device__ Products(const Problem<T>& problem, const States& states) : p_(problem), states_(states) {}
+
+  __device__ const T* row(const Rows<T>& rows, int k) const {
+    if (rows.base) return rows.base + k * rows.stride;
+    return rows.state ? states_.state(rows.field, rows.layer, rows.first + k)
+                      : states_.seen(rows.field, rows.layer, rows.first + k);
+  }
+
+  // Adds a product for the samples from `column` on to the tile's. `units`: how many there are, of which the tile takes
+  // the first. Ends with a barrier of the block.
+  __device__ void add(Tile& tile, const Operands<T>& of, int units, int column, void* work) const {
+    using Staged = typename Tile::Staged;
+    const int depth = p_.layout.depth, pass = p_.layout.pass, stride = Tile::rows_stride(pass);
+    Staged* left = static_cast<Staged*>(work);            // [2][depth][left_stride]
+    Staged* rows = left + 2 * depth * Tile::left_stride;  // [2][depth][stride]
+    const auto fetch = [&](int k) {
+      const int buffer = k / depth % 2;
+      if (k < of.depth) {
+        if (!of.packed || Tile::converts)
+          stage_left<Tile::left_stride>(of, k, depth, units, left + buffer * depth * Tile::left_stride);
+        stage_rows(of, column, k, rows + buffer * depth * stride);
+      }
+      __pipeline_commit();
+    };
+    fetch(0);
+    for (int k = 0; k < of.depth; k += depth) {
+      fetch(k + depth);
+      __pipeline_wait_prior(1);
+      __syncthreads();
+      const int rest = of.depth - k < depth ? of.depth - k : depth, buffer = k / depth % 2;
+      const int count = (rest + Tile::depth_step - 1) / Tile::depth_step * Tile::depth_step;
+      const Staged* from = left + buffer * depth * Tile::left_stride;
+      if constexpr (!Tile::converts)
+        if (of.packed) from = of.left.base + int64_t(k) * packed_stride;
+      tile.add(from, rows + buffer * depth * stride, count);
+      __syncthreads();
+    }
+  }
+
+  // to[row][u] <- scaled left factors of neighbour k + row and unit u, for `rows` rows; zeros past the depth and the
+  // last unit.
+  template <int stride, class Number>
+  __device__ void stage_left(const Operands<T>& of, int k, int rows, int units, Number* to) const {
+    const int depth = of.depth - k;
+    const auto load = [&](int row, int u, int there) {
+      if (there <= 0) return Pack<T>{};
+      const int line = of.across ? u : k + row, first = of.left_column + (of.across ? k + row : u);
+      Pack<T> got = load_some(this->row(of.left, line) + first, there);
+      if (of.subtracts) got -= load_some(this->row(of.less, line) + first, there);
+#pragma unroll
+      for (int j = 0; j < pack; ++j) got.v[j] *= of.scale;
+      return got;
+    };
+    if (of.across) {
+      // A pack becomes a column of `to`: 16 units side by side, and the next packs' numbers in another order, so that
+      // they fall into other banks.
+      constexpr int flip = sizeof(Number) != 4 ? 0 : stride % 32 == 16 ? 1 : 2;
+      const auto row_of = [](int i) { return i / tile_units * pack; };
+      bring(
+          rows * tile_units / pack,
+          [&](int i) { return load(row_of(i), i % tile_units, i % tile_units < units ? depth - row_of(i) : 0); },
+          [&](int i, const Pack<T>& got) {
+            Number* at = to + row_of(i) * stride + i % tile_units;
+            const bool flips = i / tile_units % 2;
+#pragma unroll
+            for (int j = 0; j < pack; ++j)
+              at[(flips ? j ^ flip : j) * stride] = staged<Number>(flips ? got.v[j ^ flip] : got.v[j]);
+          });
+    } else {
+      constexpr int packs = tile_units / pack;
+      const auto row_of = [](int i) {
+        const int row = i / packs;
+        return stride == tile_units ? row : row / 8 * 8 + row % 4 * 2 + row / 4 % 2;  // where rows are padded
+      };
+      bring(
+          rows * packs,
+          [&](int i) { return load(row_of(i), i % packs * pack, row_of(i) < depth ? units - i % packs * pack : 0); },
+          [&](int i, const Pack<T>& got) { store_staged(to + row_of(i) * stride + i % packs * pack, got); });
+    }
+  }
+
+ private:
+  static constexpr int pack = Pack<T>::size;
+
+  template <class Number>
+  __device__ static Number staged(T number) {
+    if constexpr (std::is_same_v<Number, T>)
+      return number;
+    else
+      return Tile::staged(number);
+  }
+  template <class Number>
+  __device__ static void store_staged(Number* to, const Pack<T>& got) {
+    struct alignas(pack * sizeof(Number)) All {
+      Number v[pack];
+    } all;
+#pragma unroll
+    for (int j = 0; j < pack; ++j) all.v[j] = staged<Number>(got.v[j]);
+    *reinterpret_cast<All*>(to) = all;
+  }
+
+  // to[row][columns of the pass] <- rows k, k + 1, ..., for a part of the depth; zeros past the depth and the samples.
+  __device__ void stage_rows(const Operands<T>& of, int column, int k, typename Tile::Staged* to) const {
+    const int pass = p_.layout.pass, packs = Tile::packs_of_row(pass), stride = Tile::rows_stride(pass);
+    const int count = p_.layout.depth * packs;
+    const auto is_in_pass = [&](int i) { return pack * (i % packs) < pass; };
+    const auto target = [&](int i) { return to + i / packs * stride + pack * (i % packs); };
+    const auto source = [&](int i) -> const T* {
+      const int line = k + i / packs, first = column + pack * (i % packs);
+      return line < of.depth && first < p_.layout.columns && is_in_pass(i) ? row(of.rows, line) + first : nullptr;
+    };
+    if constexpr (Tile::converts || States::in_shared_memory) {
+      bring(
+          count,
+          [&](int i) {
+            const T* from = source(i);
+            return from ? load_pack(from) : Pack<T>{};
+          },
+          [&](int i, const Pack<T>& got) {
+            if (is_in_pass(i)) store_staged(target(i), got);
+          });
+    } else {
+      for (int i = static_cast<int>(threadIdx.x); i < count; i += block_threads) {
+        if (const T* from = source(i))
+          __pipeline_memcpy_async(target(i), from, 16);
+        else if (is_in_pass(i))
+          store_pack(target(i), Pack<T>{});
+      }
+    }
+  }
+
+  const Problem<T>& p_;
+  const States& states_;
+};
+
+}  // namespace ceprop::cuda
