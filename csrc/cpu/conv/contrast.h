@@ -176,6 +176,7 @@ class Contrast {
     const T* upper[2] = {is_field() ? fixed : shown(between.earlier, c), is_field() ? fixed : shown(between.later, c)};
     const Term moved_above{upper[1], after, upper[0], before, shown(between.later, c - 1)};
     const Term moved_below{upper[0], before, nullptr, nullptr, moved_[c - 1].get()};
+    if (is_field() && !relaxation_.link(c).picks_maxima()) return {{moved_below}, 1};  // `moved_above` vanishes
     return {{moved_above, moved_below}, 2};
   }
 
