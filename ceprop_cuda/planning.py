@@ -117,16 +117,17 @@ def costs_of_convolutions(net: Network, rule: EP | CEP, batch: int) -> dict[str,
 
     Of a connection with w weights at p positions of the kernel, which a pooling leaves q places of, for each sample:
     2 w p on the way up; 2 w q back from a maximum, else 2 w p; again 2 w p where a step must pick maxima anew, by free
-    feedback or from states that have moved within the step; 2 w p a term of the contrast, and 2 w p to pick the maxima
+    feedback or above a layer that has moved within the step; 2 w p a term of the contrast, and 2 w p to pick the maxima
     of each state that no step has picked. The input's drive is taken once, in continual EP after every move as well.
     """
     circuit, continual = net.circuit(), isinstance(rule, CEP)
     free = circuit.free_feedback is not None
     up, step, contrast, weights = [], [], [], [float(w.numel() * w.element_size()) for w in circuit.weights]
-    for w, positions, places, picks in _uses(net):
+    for connection, (w, positions, places, picks) in enumerate(_uses(net)):
         through = 2.0 * batch * w * positions
         back = 2.0 * batch * w * places if picks else through
-        again = through if picks and (free or net.dynamics.schedule == "asynchronous") else 0.0
+        moved_below = net.dynamics.schedule == "asynchronous" and connection % 2 == 1
+        again = through if picks and (free or moved_below) else 0.0
         terms = 2 if not (free and picks) else 4 if rule.shared_update else 3
         states = 0 if not picks else terms if free else 1 if continual else 2
         up.append(through)

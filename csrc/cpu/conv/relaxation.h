@@ -75,7 +75,8 @@ class Relaxation {
         for (int c = 1; c < network_.layers; ++c) {
           const bool picks = links_[c].picks_maxima(), picks_for_below = picks && moves(c - 1);
           const int below = moves(c - 1) ? from : neighbours;
-          if (moves(c) || (picks_for_below && !network_.free_feedback))
+          // Layers that move in the second half of a step find their maxima picked in the first.
+          if (moves(c) || (half == 0 && picks_for_below && !network_.free_feedback))
             lift(worker, c, weights_[c], fields_[below][c - 1].seen, rows, drive_of(worker, c), places_[c].get());
           if (picks_for_below && network_.free_feedback)
             lift(worker, c, feedback_[c], fields_[below][c - 1].seen, rows, nullptr, places_[c].get());
