@@ -43,3 +43,9 @@ def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads: Callable[[int], None]) -> None:
+    """For many small convolutions through torch: on two threads they take as long, with other load twenty times."""
+    threads(1)

@@ -20,6 +20,8 @@ import ceprop_cuda as cep
 from ceprop_cuda import ops, reference
 from ceprop_cuda.dynamics import Circuit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VARIANTS = chain_variants()
 
 

@@ -23,6 +23,8 @@ from ceprop_cuda.data import Batches
 from ceprop_cuda.data import load as load_digits
 from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge, drive, emitted, state_shapes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {"lab_cnn_mnist": "hard_sigmoid", "lab_vfcnn_sym_softmax_same": "half_hard_sigmoid"}
 

@@ -20,7 +20,7 @@ from ceprop_cuda.theorem_cases import CASES, enlarged
 
 # Sizes, T, K, beta, samples in a batch, activation, dynamics.
 PUBLISHED = {
-    "toy": ((5, 50, 10), 5000, 80, 0.01, 1, "tanh", "energy"),
+    "toy": ((5, 50, 10), 800, 80, 0.001, 1, "tanh", "energy"),
     "eb-1h": ((784, 512, 10), 800, 80, 0.001, 20, "tanh", "energy"),
     "eb-2h": ((784, 512, 512, 10), 5000, 150, 0.01, 20, "tanh", "energy"),
     "p-1h": ((784, 512, 10), 150, 10, 0.01, 20, "tanh", "prototypical"),
