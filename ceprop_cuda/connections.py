@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-POOLS = ("none", "max", "avg")
+POOLS_BY_LETTER = {"m": "max", "a": "avg", "i": "none"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Convolution:
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
-    pool: str = "none"  # of POOLS
+    pool: str = "none"  # | "max" | "avg"
     window: tuple[int, int] = (2, 2)
 
     def output_size(self, weight: Tensor, size: Sequence[int]) -> tuple[int, int]:

@@ -9,10 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from .connections import Convolution
+from .connections import POOLS_BY_LETTER, Convolution
 from .network import Network, one_of, whole_number
-
-POOLS_BY_LETTER = {"m": "max", "a": "avg", "i": "none"}
 
 
 def mlp(*sizes: int, bias: bool = True, **settings: Any) -> Network:

@@ -21,7 +21,8 @@ except ImportError as error:
         f"({torch.__version__}) with `pip install --no-build-isolation .` in the source folder"
     ) from error
 
-from .dynamics import Circuit, Nudge, logits
+from .connections import POOLS_BY_LETTER, Convolution
+from .dynamics import Circuit, Dynamics, Nudge, logits, state_shapes
 from .reference import CEPResult, EPResult, PerParameter, Relaxed
 
 
@@ -32,8 +33,8 @@ def build_info() -> dict[str, str]:
 
 def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact") -> str | None:
     """Why the fused kernels cannot take this input in this precision, or None if they can."""
-    if circuit.convolutions:
-        return "there are no fused kernels for convolutions yet"
+    if circuit.convolutions and x.device.type != "cpu":
+        return f"there are no fused kernels for convolutions on device type {x.device.type!r} yet"
     if x.dtype not in (torch.float32, torch.float64):
         return f"the fused kernels take float32 and float64, got {x.dtype}"
     if x.device.type == "cuda" and hasattr(_C, "cuda_device"):
@@ -158,8 +159,8 @@ def cep_step(
     ``update`` and ``precision`` as for :class:`ceprop_cuda.CEP`.
     """
     before = _with_own_readout(circuit)
-    free = _new_states(x, circuit.weights, circuit.readout)
-    nudged = _new_states(x, circuit.weights, circuit.readout, 1 + symmetric)
+    shapes = state_shapes(circuit, x.shape[2:])
+    free, nudged = _new_states(x, shapes), _new_states(x, shapes, 1 + symmetric)
     steps_used = torch.ops.ceprop_cuda.cep_step(
         *_tensors(circuit, x),
         nudge.target,
@@ -191,6 +192,7 @@ def _with_own_readout(circuit: Circuit) -> Circuit:
         circuit.free_feedback,
         circuit.dynamics,
         True,
+        circuit.convolutions,
     )
 
 
@@ -210,6 +212,21 @@ def _dynamics(circuit: Circuit) -> dict[str, Any]:
         "schedule": d.schedule,
         "feedback": "tied" if circuit.free_feedback is None else "free",
         "readout": circuit.readout,
+        **_convolutions(circuit),
+    }
+
+
+def _convolutions(circuit: Circuit) -> dict[str, Any]:
+    """How the convolutions are made, as the ops take it; nothing where there are none."""
+    made = circuit.convolutions
+    if not made:
+        return {}
+    letters = {pool: letter for letter, pool in POOLS_BY_LETTER.items()}
+    return {
+        "strides": [number for c in made for number in c.stride],
+        "paddings": [number for c in made for number in c.padding],
+        "pools": "".join(letters[c.pool] for c in made),
+        "windows": [number for c in made for number in c.window],
     }
 
 
@@ -231,9 +248,25 @@ def _phases(circuit: Circuit, nudged: list[Tensor]) -> list[list[Tensor]]:
     return [nudged[first : first + circuit.layers] for first in range(0, len(nudged), circuit.layers)]
 
 
-def _new_states(x: Tensor, weights: list[Tensor], readout: bool, phases: int = 1) -> list[Tensor]:
-    """Uninitialised states ``(B, n_l)`` of every layer, ``phases`` times."""
-    return [x.new_empty(x.shape[0], w.shape[0]) for _ in range(phases) for w in weights[: len(weights) - readout]]
+def _new_states(x: Tensor, shapes: Sequence[tuple[int, ...]], phases: int = 1) -> list[Tensor]:
+    """Uninitialised states ``(B, *shape)`` of every layer, ``phases`` times."""
+    return [x.new_empty(x.shape[0], *shape) for _ in range(phases) for shape in shapes]
+
+
+def _shapes(
+    x: Tensor,
+    weights: list[Tensor],
+    readout: bool,
+    strides: Sequence[int] = (),
+    paddings: Sequence[int] = (),
+    pools: str = "",
+    windows: Sequence[int] = (),
+    **_settings: Any,
+) -> list[tuple[int, ...]]:
+    """Of one sample's states, from the arguments of an op."""
+    pairs = [list(zip(of[::2], of[1::2], strict=True)) for of in (strides, paddings, windows)]
+    made = tuple(Convolution(s, p, POOLS_BY_LETTER[letter], w) for letter, s, p, w in zip(pools, *pairs, strict=True))
+    return state_shapes(Circuit(weights, [], None, Dynamics(), readout, made), x.shape[2:])
 
 
 def _new_steps(x: Tensor, phases: int) -> Tensor:
@@ -249,17 +282,17 @@ def _check_devices(x: Tensor, target: Tensor | None, **lists: list[Tensor]) -> N
 
 
 @torch.library.register_fake("ceprop_cuda::relax")
-def _(x, weights, biases, feedback_weights, states, target, *, readout, **_settings):  # type: ignore[no-untyped-def]
+def _(x, weights, biases, feedback_weights, states, target, *, readout, **settings):  # type: ignore[no-untyped-def]
     _check_devices(x, target, weights=weights, biases=biases, feedback_weights=feedback_weights, states=states)
-    return _new_states(x, weights, readout), _new_steps(x, 1)
+    return _new_states(x, _shapes(x, weights, readout, **settings)), _new_steps(x, 1)
 
 
 @torch.library.register_fake("ceprop_cuda::ep_step")
-def _(x, weights, biases, feedback_weights, target, *, symmetric, readout, **_settings):  # type: ignore[no-untyped-def]
+def _(x, weights, biases, feedback_weights, target, *, symmetric, readout, **settings):  # type: ignore[no-untyped-def]
     _check_devices(x, target, weights=weights, biases=biases, feedback_weights=feedback_weights)
     like = [[p.new_empty(p.shape) for p in group] for group in (weights, biases, feedback_weights)]
-    nudged = _new_states(x, weights, readout, 1 + symmetric)
-    return *like, _new_states(x, weights, readout), nudged, _new_steps(x, 2 + symmetric)
+    shapes = _shapes(x, weights, readout, **settings)
+    return *like, _new_states(x, shapes), _new_states(x, shapes, 1 + symmetric), _new_steps(x, 2 + symmetric)
 
 
 @torch.library.register_fake("ceprop_cuda::cep_step")

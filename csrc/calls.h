@@ -5,6 +5,7 @@
 #include <ATen/MemoryOverlap.h>
 
 #include "checks.h"
+#include "geometry.h"
 #include "network.h"
 #include "plan.h"
 
@@ -21,6 +22,7 @@ struct Settings {
   bool clip;
   std::string_view schedule, feedback;
   bool readout;
+  ConvolutionArguments convolutions;
 };
 
 // Contiguous versions of the parameters, kept alive beside the pointers to them; those that had to be copied are
@@ -46,23 +48,18 @@ struct Parameters {
   }
 };
 
-inline void check_network(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
-                          const Settings& settings) {
+// Checks what describes the network; returns the shapes of its maps.
+inline Geometry check_network(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
+                              const Settings& settings) {
   TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
                    "x must be float32 or float64, got ", x.scalar_type());
-  TORCH_CHECK_VALUE(x.dim() == 2 && x.size(0) >= 1 && x.size(1) >= 1, "x must be (B, n_in) with B, n_in >= 1, got ",
-                    describe(x.sizes()));
   const size_t least = settings.readout ? 2 : 1;
   TORCH_CHECK_VALUE(weights.size() >= least, "weights must hold at least ", least, " tensors, got ", weights.size());
   check_count("biases", biases.size(), weights.size(), "tensors like the weights");
-  int64_t below = x.size(1);
+  Geometry geometry = check_convolutions(x, weights.size(), settings.convolutions);
   for (size_t l = 0; l < weights.size(); ++l) {
-    const int64_t units = weights[l].dim() == 2 ? weights[l].size(0) : 0;
-    TORCH_CHECK_VALUE(units >= 1, element("weights", l), " must be (units, ", below, ") with units >= 1, got ",
-                      describe(weights[l].sizes()));
-    check_tensor(element("weights", l), weights[l], {units, below}, x);
+    const int64_t units = check_weight(geometry, weights[l], x);
     if (biases[l].numel() != 0 || biases[l].dim() != 1) check_tensor(element("biases", l), biases[l], {units}, x);
-    below = units;
   }
   const bool free = parse_free_feedback(settings.feedback);
   const size_t layers = weights.size() - settings.readout;
@@ -71,6 +68,7 @@ inline void check_network(const Tensor& x, TensorList weights, TensorList biases
   for (size_t l = 0; l < feedback.size(); ++l)
     check_tensor(element("feedback_weights", l), feedback[l], weights[l + 1].sizes(), x);
   check_number("dt", settings.dt, settings.dt > 0, "a finite number > 0");
+  return geometry;
 }
 
 inline Stop check_stop(std::optional<double> tolerance, const Tensor& steps_used) {
@@ -80,7 +78,7 @@ inline Stop check_stop(std::optional<double> tolerance, const Tensor& steps_used
 
 template <class T>
 Network<T> describe_network(TensorList weights, TensorList biases, TensorList feedback, const Settings& settings,
-                            Parameters<T>& parameters) {
+                            const Geometry& geometry, Parameters<T>& parameters) {
   Network<T> network;
   network.layers = static_cast<int>(weights.size()) - settings.readout;
   network.readout = settings.readout;
@@ -90,13 +88,14 @@ Network<T> describe_network(TensorList weights, TensorList biases, TensorList fe
   const Activation hidden = parse_activation("activation", settings.activation);
   const Activation output = parse_activation("output_activation", settings.output_activation);
   network.input_activation = hidden;
-  network.widths.push_back(weights[0].size(1));
+  network.convolutions = geometry.convolutions;
+  network.maps = geometry.maps;
+  for (const MapShape& map : geometry.maps) network.widths.push_back(map.units());
   for (int l = 0; l < network.layers; ++l) {
     const bool is_top = l + 1 == network.layers;
     network.rules.push_back({is_top && !settings.readout ? output : hidden, dynamics, !is_top && !network.free_feedback,
                              settings.clip, settings.dt});
   }
-  for (const Tensor& w : weights) network.widths.push_back(w.size(0));
   network.weights = parameters.take_all(weights);
   network.biases = parameters.take_all(biases);
   network.feedback = parameters.take_all(feedback);
@@ -134,12 +133,12 @@ Tensor check_target(const Tensor& target, const Tensor& x, int64_t classes, cons
   return device.one_hot(target, x, classes);
 }
 
-// Fresh states [B, n_l] of every layer, `phases` times.
-inline Lists new_states(const Tensor& x, TensorList weights, bool readout, int phases) {
+// Fresh states of every layer, `phases` times.
+inline Lists new_states(const Tensor& x, const Geometry& geometry, bool readout, int phases) {
   Lists states;
   for (int phase = 0; phase < phases; ++phase)
-    for (const Tensor& w : weights.slice(0, weights.size() - readout))
-      states.push_back(at::empty({x.size(0), w.size(0)}, x.options()));
+    for (size_t l = 0; l < geometry.connections() - readout; ++l)
+      states.push_back(at::empty(geometry.state_sizes(x.size(0), l), x.options()));
   return states;
 }
 
@@ -159,13 +158,14 @@ struct LearnArguments {
   bool symmetric, shared_update;
 };
 
-inline void check_learning(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
-                           const LearnArguments& arguments, const Settings& settings) {
-  check_network(x, weights, biases, feedback, settings);
+inline Geometry check_learning(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
+                               const LearnArguments& arguments, const Settings& settings) {
+  Geometry geometry = check_network(x, weights, biases, feedback, settings);
   check_steps("free_steps", arguments.free_steps, 0);
   check_steps("nudged_steps", arguments.nudged_steps, 1);
   TORCH_CHECK_VALUE(!arguments.shared_update || parse_free_feedback(settings.feedback),
                     "shared_update must be False with tied feedback, got True");
+  return geometry;
 }
 
 template <class T>

@@ -4,6 +4,10 @@
 //   x         [B, n_in], B >= 1, float32 or float64; every other float tensor has its dtype and device
 //   weights   W[l] [n_l, n_{l-1}], input side first; with `readout` the last is R [classes, n_{L-1}]
 //   biases    b[l] [n_l] like the weights, or [0] for none
+//   strides, paddings, pools, windows  of the first connections, if they are convolutions: a letter each, "m" maximum,
+//             "a" average, "i" none, and two numbers each, height and width. Then x is [B, channels, height, width],
+//             W[l] [channels, channels below, kernel height, kernel width] and states are maps after the pooling; the
+//             last connection is dense. On the CPU only
 //   feedback_weights  V[1], V[2], ... like W[1], W[2], ... when feedback = "free"; empty when "tied"
 //   target    class indices [B] int64 or float targets [B, classes]
 //   beta      strength of the nudge, finite, not 0 when there is a target
@@ -36,7 +40,7 @@
 
 #define CEPROP_DYNAMICS                                                                                         \
   "str activation, str output_activation, str dynamics, float dt, bool clip, str schedule, str feedback, bool " \
-  "readout, str precision='exact'"
+  "readout, str precision='exact', int[] strides=[], int[] paddings=[], str pools='', int[] windows=[]"
 
 TORCH_LIBRARY(ceprop_cuda, m) {
   // At most `steps` steps from `states` ([B, n_l] per layer; empty: zeros), nudged if there is a target.
@@ -64,7 +68,8 @@ TORCH_LIBRARY(ceprop_cuda, m) {
   // parameter, in place; symmetric: nudged_steps with +beta, as many without nudge or update, as many with -beta.
   // lr: per connection. Writes the states at the ends of the phases, as ep_step returns them, into free_states and
   // nudged_states ([B, n_l] each; twice as many nudged ones when symmetric). Returns the steps of these phases, [2], or
-  // [4] with the return between the two. update: "literal" | "low_rank" wherever exact | "auto", see plan.h.
+  // [4] with the return between the two. update: "literal" | "low_rank" wherever exact, which is nowhere with
+  // convolutions | "auto", see plan.h.
   m.def(
       "cep_step(Tensor x, Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor(c!)[] feedback_weights, Tensor target, "
       "Tensor(d!)[] free_states, Tensor(e!)[] nudged_states, *, int free_steps, int nudged_steps, float? tolerance, "

@@ -1,6 +1,7 @@
 // Plain structs that describe a network and its phases to any kernel. No torch, no device code.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -22,7 +23,24 @@ struct UnitRule {
   double dt;  // energy: step size
 };
 
-// A chain of dense layers. Connection l joins width n[l] (n[0]: the input) to width n[l + 1]. Matrices are dense and
+enum class Pool { none, max, avg };
+
+// pool(conv2d(u, W, b)); windows of the pooling lie side by side, what is left at the far edges is dropped.
+struct Convolution {
+  std::array<int64_t, 2> kernel, stride, padding, window;  // height, width; a window of 1 x 1 without pooling
+  Pool pool;
+
+  int64_t places() const { return window[0] * window[1]; }  // in a window
+};
+
+struct MapShape {
+  int64_t channels, height, width;
+
+  int64_t units() const { return channels * height * width; }
+};
+
+// A chain of layers. Connection l joins width n[l] (n[0]: the input) to width n[l + 1]; the first ones may be
+// convolutions, between maps; a dense connection takes a map's units channel by channel. Tensors are dense and
 // row-major. With a readout the last weight and bias are R and c, which read layer `layers - 1` outside the dynamics.
 template <class T>
 struct Network {
@@ -30,12 +48,14 @@ struct Network {
   bool readout;
   bool free_feedback;
   bool asynchronous;            // a step moves even layers, then odd ones from the newest states; else all at once
-  std::vector<int64_t> widths;  // n_in, n_0, ..., n_{L-1}, and the classes of a readout
-  std::vector<UnitRule> rules;  // one per layer
-  Activation input_activation;  // energy: layer 0 sees rho(x)
-  std::vector<T*> weights;      // [n[l + 1], n[l]]
-  std::vector<T*> biases;       // [n[l + 1]], or null for none
-  std::vector<T*> feedback;     // V[1], V[2], ... like the weights; empty when tied
+  std::vector<int64_t> widths;  // n_in, n_0, ..., n_{L-1}, and the classes of a readout: units
+  std::vector<Convolution> convolutions;  // how connections 0, 1, ... are made; the others are dense
+  std::vector<MapShape> maps;             // like the widths; a dense layer's is (n, 1, 1)
+  std::vector<UnitRule> rules;            // one per layer
+  Activation input_activation;            // energy: layer 0 sees rho(x)
+  std::vector<T*> weights;                // [n[l + 1], n[l]], of a convolution [channels, channels below, kernel]
+  std::vector<T*> biases;                 // [n[l + 1] or channels], or null for none
+  std::vector<T*> feedback;               // V[1], V[2], ... like the weights; empty when tied
 
   int64_t classes() const { return widths.back(); }
 };

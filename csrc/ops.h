@@ -17,15 +17,24 @@ std::tuple<Lists, Tensor> relax_op(const Tensor& x, TensorList weights, TensorLi
                                    std::string_view loss, std::string_view activation,
                                    std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
                                    std::string_view schedule, std::string_view feedback, bool readout,
-                                   std::string_view precision) {
+                                   std::string_view precision, at::IntArrayRef strides, at::IntArrayRef paddings,
+                                   std::string_view pools, at::IntArrayRef windows) {
   Device device(x, parse_precision(precision));
-  const Settings settings{activation, output_activation, dynamics, dt, clip, schedule, feedback, readout};
-  check_network(x, weights, biases, feedback_weights, settings);
+  const Settings settings{activation,
+                          output_activation,
+                          dynamics,
+                          dt,
+                          clip,
+                          schedule,
+                          feedback,
+                          readout,
+                          {strides, paddings, pools, windows}};
+  const Geometry geometry = check_network(x, weights, biases, feedback_weights, settings);
   check_steps("steps", steps, 0);
   const size_t layers = weights.size() - readout;
   if (!states.empty()) check_count("states", states.size(), layers, "tensors, one per layer, or none");
   for (size_t l = 0; l < states.size(); ++l)
-    check_tensor(element("states", l), states[l], {x.size(0), weights[l].size(0)}, x);
+    check_tensor(element("states", l), states[l], geometry.state_sizes(x.size(0), l), x);
   std::optional<Tensor> dense_target;
   Nudge nudge{};
   if (target) {
@@ -34,12 +43,12 @@ std::tuple<Lists, Tensor> relax_op(const Tensor& x, TensorList weights, TensorLi
   }
   const Tensor steps_used = device.new_steps(1);
   const Stop stop = check_stop(tolerance, steps_used);
-  const Lists result = new_states(x, weights, readout, 1);
+  const Lists result = new_states(x, geometry, readout, 1);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "relax", [&] {
     Parameters<scalar_t> parameters;
     const Tensor dense_x = x.contiguous();
     RelaxCall<scalar_t> call;
-    call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
+    call.network = describe_network(weights, biases, feedback_weights, settings, geometry, parameters);
     call.batch = {x.size(0), dense_x.const_data_ptr<scalar_t>(),
                   dense_target ? dense_target->const_data_ptr<scalar_t>() : nullptr};
     call.nudge = nudge;
@@ -58,23 +67,32 @@ std::tuple<Lists, Lists, Lists, Lists, Lists, Tensor> ep_step_op(
     int64_t free_steps, int64_t nudged_steps, std::optional<double> tolerance, double beta, std::string_view nudge_at,
     std::string_view loss, bool symmetric, bool accumulate, bool shared_update, std::string_view activation,
     std::string_view output_activation, std::string_view dynamics, double dt, bool clip, std::string_view schedule,
-    std::string_view feedback, bool readout, std::string_view precision) {
+    std::string_view feedback, bool readout, std::string_view precision, at::IntArrayRef strides,
+    at::IntArrayRef paddings, std::string_view pools, at::IntArrayRef windows) {
   Device device(x, parse_precision(precision));
-  const Settings settings{activation, output_activation, dynamics, dt, clip, schedule, feedback, readout};
+  const Settings settings{activation,
+                          output_activation,
+                          dynamics,
+                          dt,
+                          clip,
+                          schedule,
+                          feedback,
+                          readout,
+                          {strides, paddings, pools, windows}};
   const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,    beta,
                                  nudge_at, loss,       symmetric,    shared_update};
-  check_learning(x, weights, biases, feedback_weights, arguments, settings);
+  const Geometry geometry = check_learning(x, weights, biases, feedback_weights, arguments, settings);
   const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
   const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, weights.back().size(0), device);
   Tensor steps_used = device.new_steps(symmetric ? 3 : 2);
   const Stop stop = check_stop(tolerance, steps_used);
   Lists gradients = new_like(weights), bias_gradients = new_like(biases),
         feedback_gradients = new_like(feedback_weights);
-  Lists free = new_states(x, weights, readout, 1), nudged = new_states(x, weights, readout, symmetric ? 2 : 1);
+  Lists free = new_states(x, geometry, readout, 1), nudged = new_states(x, geometry, readout, symmetric ? 2 : 1);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "ep_step", [&] {
     Parameters<scalar_t> parameters;
     EpCall<scalar_t> call;
-    call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
+    call.network = describe_network(weights, biases, feedback_weights, settings, geometry, parameters);
     describe_learning(call, dense_x, dense_target, arguments, nudge, stop, free, nudged, parameters);
     call.accumulate = accumulate;
     call.gradients = parameters.take_all(gradients);
@@ -93,12 +111,21 @@ Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, Tenso
                    std::string_view loss, at::ArrayRef<double> lr, bool symmetric, bool shared_update,
                    double weight_decay, std::string_view update, std::string_view activation,
                    std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
-                   std::string_view schedule, std::string_view feedback, bool readout, std::string_view precision) {
+                   std::string_view schedule, std::string_view feedback, bool readout, std::string_view precision,
+                   at::IntArrayRef strides, at::IntArrayRef paddings, std::string_view pools, at::IntArrayRef windows) {
   Device device(x, parse_precision(precision));
-  const Settings settings{activation, output_activation, dynamics, dt, clip, schedule, feedback, readout};
+  const Settings settings{activation,
+                          output_activation,
+                          dynamics,
+                          dt,
+                          clip,
+                          schedule,
+                          feedback,
+                          readout,
+                          {strides, paddings, pools, windows}};
   const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,    beta,
                                  nudge_at, loss,       symmetric,    shared_update};
-  check_learning(x, weights, biases, feedback_weights, arguments, settings);
+  const Geometry geometry = check_learning(x, weights, biases, feedback_weights, arguments, settings);
   const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
   check_count("lr", lr.size(), weights.size(), "rates, one per connection");
   for (size_t l = 0; l < lr.size(); ++l) check_number(element("lr", l), lr[l], lr[l] >= 0, "a finite number >= 0");
@@ -111,9 +138,9 @@ Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, Tenso
   check_count("nudged_states", nudged_states.size(), symmetric ? 2 * layers : layers,
               "tensors, one per layer and phase");
   for (size_t i = 0; i < layers; ++i)
-    check_tensor(element("free_states", i), free_states[i], {x.size(0), weights[i].size(0)}, x);
+    check_tensor(element("free_states", i), free_states[i], geometry.state_sizes(x.size(0), i), x);
   for (size_t i = 0; i < nudged_states.size(); ++i)
-    check_tensor(element("nudged_states", i), nudged_states[i], {x.size(0), weights[i % layers].size(0)}, x);
+    check_tensor(element("nudged_states", i), nudged_states[i], geometry.state_sizes(x.size(0), i % layers), x);
   const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, weights.back().size(0), device);
   std::vector<Named> written;
   for (auto& list : {named("weights", weights), named("biases", biases), named("feedback_weights", feedback_weights),
@@ -123,12 +150,13 @@ Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, Tenso
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cep_step", [&] {
     Parameters<scalar_t> parameters;
     CepCall<scalar_t> call;
-    call.network = describe_network(weights, biases, feedback_weights, settings, parameters);
+    call.network = describe_network(weights, biases, feedback_weights, settings, geometry, parameters);
     describe_learning(call, dense_x, dense_target, arguments, nudge, stop, free_states, nudged_states, parameters);
     call.lr = lr.vec();
     call.weight_decay = weight_decay;
-    const StepShape shape = shape_of(x, weights, arguments, weight_decay != 0, settings);
-    call.forms = StepCosts(shape).choose(form);
+    call.forms = geometry.convolutions.empty()
+                     ? StepCosts(shape_of(x, weights, arguments, weight_decay != 0, settings)).choose(form)
+                     : Forms{Form::literal, Form::literal};  // what convolutions learn has no low rank
     device.run(call);
     parameters.write_back();
   });

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from problems import Problem
 from torch import Tensor
-from variants import CHANGE_OVER_STATE, TOLERANCES
+from variants import CHANGE_OVER_STATE, CONTRAST_OF_MAPS, TOLERANCES
 
 from ceprop_cuda import ops, reference
 from ceprop_cuda.dynamics import Circuit, Nudge
@@ -53,6 +53,8 @@ def errors(run: Run, problem: Problem, nudge: Nudge, module: Any = ops) -> dict[
     plain = run(reference, circuit, x, nudge) if x.dtype == torch.float32 else exact
     granted = TOLERANCES[x.dtype]
     floors = {"states": 1, "parameters": 1, "gradients": 1 / abs(nudge.beta), "changes": CHANGE_OVER_STATE}
+    if circuit.convolutions:
+        floors["gradients"] *= CONTRAST_OF_MAPS
     found = {}
     for kind in fused:
         wanted = exact[kind]

@@ -1,5 +1,5 @@
 """Chains of convolutions and dense layers: the specification against independent cases and against autograd of Phi, and
-the models that a Network takes. All in float64, through the reference."""
+the models that a Network takes. All in float64; test_convolution_kernels.py has the kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from problems import relative_error
 from torch import Tensor, nn
 
 import ceprop_cuda as cep
-from ceprop_cuda import reference
+from ceprop_cuda import ops, reference
 from ceprop_cuda.connections import Convolution, forward
 from ceprop_cuda.data import Batches
 from ceprop_cuda.data import load as load_digits
@@ -60,8 +60,9 @@ def network_of(config: dict[str, Any], arrays: dict[str, Tensor], activation: st
     return net
 
 
+@pytest.mark.parametrize("backend", ["reference", "fused"])
 @pytest.mark.parametrize("name", CASES)
-def test_golden(name: str) -> None:
+def test_golden(name: str, backend: str) -> None:
     config, arrays = load(name)
     net = network_of(config, arrays, CASES[name])
     rule = cep.EP(
@@ -72,6 +73,7 @@ def test_golden(name: str) -> None:
         nudging="symmetric" if config["symmetric"] else "positive",
         nudge_at="drive",
         shared_update=config.get("same_update", False),
+        backend=backend,
     )
     out = rule.backward(arrays["x"], arrays["y"])
     for phase, states in (
@@ -214,10 +216,15 @@ def test_relax_goes_on_from_given_states() -> None:
         net.relax(x.flatten(1), 1)
 
 
-def test_fused_refuses_convolutions() -> None:
+def test_what_the_kernels_do_not_take_is_refused_by_name() -> None:
     net = cep.convnet((1, 6, 6), (2,), 3)
-    with pytest.raises(RuntimeError, match="no fused kernels for convolutions yet"):
-        net.relax(torch.rand(1, 1, 6, 6), 1, backend="fused")
+    assert ops.obstacle(net.circuit(), torch.rand(1, 1, 6, 6)) is None
+    there = torch.empty(1, 1, 6, 6, device="meta")
+    assert ops.obstacle(net.circuit(), there) == (
+        "there are no fused kernels for convolutions on device type 'meta' yet"
+    )
+    with pytest.raises(RuntimeError, match="the fused kernels take float32 and float64"):
+        net.half().relax(torch.rand(1, 1, 6, 6).half(), 1, backend="fused")
     with pytest.raises(ValueError, match="none for networks with convolutions"):
         cep.plan(net, cep.EP(net, 3, 2, 0.1), 4)
 

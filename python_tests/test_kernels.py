@@ -27,8 +27,9 @@ def run_relax(module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge) -> 
 
 def rates(circuit: Circuit) -> list[float]:
     """Rates that move each drive by a like amount: with 784 inputs at 0.02, learning itself would be unstable and turn
-    rounding into large errors on either side."""
-    return [0.3 * (connection + 1) / max(16, w.shape[1]) for connection, w in enumerate(circuit.weights)]
+    rounding into large errors on either side. A convolution's contrast sums over about a hundred places."""
+    inputs = [w.shape[1] if w.ndim == 2 else 100 * w[0].numel() for w in circuit.weights]
+    return [0.3 * (connection + 1) / max(16, count) for connection, count in enumerate(inputs)]
 
 
 def all_runs(variant: dict[str, Any], module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results:

@@ -78,7 +78,12 @@ def test_opcheck_of_other_settings(op: str, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_schema(op: str) -> None:
     schema = getattr(torch_ops, op).default._schema
-    assert {argument.name for argument in schema.arguments if argument.kwarg_only} == {*keywords(op), "precision"}
+    of_convolutions = {"strides", "paddings", "pools", "windows"}
+    assert {argument.name for argument in schema.arguments if argument.kwarg_only} == {
+        *keywords(op),
+        "precision",
+        *of_convolutions,
+    }
     assert {argument.name: str(argument.type) for argument in schema.arguments}["tolerance"] == "Optional[float]"
     assert (schema.returns[-1].name, str(schema.returns[-1].type)) == ("steps_used", "Tensor")
 

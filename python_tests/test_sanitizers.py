@@ -56,15 +56,25 @@ def test_nothing_to_report(sanitizers: str, tmp_path: Path) -> None:
             "part, after);\n      if (half + 1 == sharing_.halves()) wait(worker, part);",
         ),
         # Workers that say whether their states stay before the others have read what they said last.
-        ("thread", "relaxation.h", "settled_.data() + count / steps_per_check % 2 * worker.count", "settled_.data()"),
+        ("thread", "settling.h", "flags_.data() + count / steps_per_check % 2 * worker.count", "flags_.data()"),
         # Weights that are read while another worker still writes the copy.
         ("thread", "continual_update.h", "if (inner && !network_.free_feedback) worker.wait();", ""),
         # Low-rank updates that use the others' matrices before they are complete.
         ("thread", "low_rank_update.h", "of_free_);\n    }\n    worker.wait();", "of_free_);\n    }"),
+        # Convolutions that learn from maps which other workers have not yet looked at, or move while others read them.
+        ("thread", "conv/contrast.h", "      }\n    }\n    worker.wait();\n", "      }\n    }\n"),
+        (
+            "thread",
+            "conv/learning.h",
+            "    worker.wait();\n    relaxation_.pack(worker);",
+            "    relaxation_.pack(worker);",
+        ),
+        # Too few sums for the samples that are taken together.
+        ("address", "conv/relaxation.h", "Buffer<T>(together_ * sums)", "Buffer<T>(sums)"),
         # Too little memory, in blocks that are kept from call to call.
         ("address", "low_rank_update.h", "of_away_.emplace_back(relaxation.padded(n) * n)", "of_away_.emplace_back(n)"),
     ],
-    ids=["two fields", "half a step", "one flag", "copies", "matrices", "memory"],
+    ids=["two fields", "half a step", "one flag", "copies", "matrices", "places", "packing", "sums", "memory"],
 )
 def test_a_missing_buffer_or_barrier_is_reported(
     sanitizers: str, file: str, right: str, wrong: str, tmp_path: Path

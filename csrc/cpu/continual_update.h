@@ -119,7 +119,7 @@ class ContinualUpdate {
     const int64_t n = relaxation_.batch();
     T* change = changes_.get() + worker.index * n * width;
     alignas(64) constexpr T zeros[width] = {};
-    for_some_rows({0, n}, [&](const Range& rows) {
+    for_some_rows({0, n}, relaxation_.rows_together(), [&](const Range& rows) {
       relaxation_.for_each_item(part, [&](const Item& item) {
         if (item.layer > 0) return;
         const int64_t row = rows.begin * width, at = item.panel * n * width, count = (rows.end - rows.begin) * width;

@@ -12,6 +12,8 @@ namespace CEPROP_SET {
 
 #include "sharing.h"
 
+#include "settling.h"
+
 #include "relaxation.h"
 
 #include "contrast.h"
@@ -20,11 +22,64 @@ namespace CEPROP_SET {
 
 #include "low_rank_update.h"
 
+#include "learning.h"
+
+namespace conv {
+
+#include "conv/tile.h"
+
+#include "conv/maps.h"
+
+#include "conv/weights.h"
+
+#include "conv/passes.h"
+
+#include "conv/relaxation.h"
+
+#include "conv/contrast.h"
+
+#include "conv/learning.h"
+
+}  // namespace conv
+
 #include "phases.h"
 
+template <class Tile>
+struct Dense {
+  using Scalar = typename Tile::Scalar;
+  using Relaxation = CEPROP_SET::Relaxation<Tile>;
+  using Contrast = CEPROP_SET::Contrast<Tile>;
+  using Learning = CEPROP_SET::Learning<Tile>;
+};
+
+template <class Tile>
+struct Convolutional {
+  using Scalar = typename Tile::Scalar;
+  using Relaxation = conv::Relaxation<Tile>;
+  using Contrast = conv::Contrast<Tile>;
+  using Learning = conv::Learning<Tile>;
+};
+
+// A call, by the engine for its network.
 template <class T>
-constexpr KernelsOf<T> kernels_of = {relax<Tile<T, CEPROP_VECTOR_BYTES>>, ep_step<Tile<T, CEPROP_VECTOR_BYTES>>,
-                                     cep_step<Tile<T, CEPROP_VECTOR_BYTES>>};
+struct Calls {
+  using Tiles = Tile<T, CEPROP_VECTOR_BYTES>;
+
+  static void run_relax(const RelaxCall<T>& call, int threads) {
+    call.network.convolutions.empty() ? relax<Dense<Tiles>>(call, threads) : relax<Convolutional<Tiles>>(call, threads);
+  }
+  static void run_ep_step(const EpCall<T>& call, int threads) {
+    call.network.convolutions.empty() ? ep_step<Dense<Tiles>>(call, threads)
+                                      : ep_step<Convolutional<Tiles>>(call, threads);
+  }
+  static void run_cep_step(const CepCall<T>& call, int threads) {
+    call.network.convolutions.empty() ? cep_step<Dense<Tiles>>(call, threads)
+                                      : cep_step<Convolutional<Tiles>>(call, threads);
+  }
+};
+
+template <class T>
+constexpr KernelsOf<T> kernels_of = {Calls<T>::run_relax, Calls<T>::run_ep_step, Calls<T>::run_cep_step};
 
 }  // namespace CEPROP_SET
 }  // namespace ceprop

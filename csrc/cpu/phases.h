@@ -1,28 +1,61 @@
-// The three ops: what every worker does from the first step to the last.
+// The three ops: what every worker does from the first step to the last. An Engine is a kind of network: how it
+// relaxes, what it learns from, and how its weights move while it learns.
 #pragma once
 
 // The phase with -beta comes second.
 inline Nudge reversed(const Nudge& nudge) { return {-nudge.beta, nudge.at, nudge.loss}; }
 
-template <class Tile>
-void relax(const RelaxCall<typename Tile::Scalar>& call, int threads) {
-  Relaxation<Tile> relaxation(call.network, call.batch, threads);
+inline void note_steps(const Worker& worker, const Stop& stop, int phase, int count) {
+  if (worker.index == 0) stop.steps_used[phase] = count;
+}
+
+// At most `steps` steps from ring field `from`; returns the field of the last. Phase number `phase` of the call.
+template <class Relaxation>
+int run_phase(Relaxation& relaxation, const Worker& worker, Part& part, int steps, int from, const Nudge* nudge,
+              const Stop& stop, int phase) {
+  int count = 0, last = from;
+  const auto go = [&](Part some) {
+    last = from;
+    count = 0;
+    for (bool stays = false; count < steps && !stays;) {
+      const int to = (last + 1) % Relaxation::ring;
+      relaxation.step(worker, some, last, to, nudge);
+      stays = relaxation.may_stop(worker, some, stop, ++count, last, to);
+      last = to;
+    }
+  };
+  if (part.independent && !stop.tolerance) {  // samples that know nothing of each other; else all stop together
+    for_some_rows(part.rows, relaxation.rows_together(),
+                  [&](const Range& rows) { go({{part.items[0], part.items[1]}, rows, true}); });
+    count = steps;  // of a worker without samples, too
+    last = (from + steps) % Relaxation::ring;
+  } else {
+    go(part);
+  }
+  note_steps(worker, stop, phase, count);
+  return last;
+}
+
+template <class Engine>
+void relax(const RelaxCall<typename Engine::Scalar>& call, int threads) {
+  typename Engine::Relaxation relaxation(call.network, call.batch, threads);
   run_team(threads, [&](const Worker& worker) {
     relaxation.load(worker, call.initial);
     Part part = relaxation.by_samples(worker);
     const Nudge* nudge = call.batch.target ? &call.nudge : nullptr;
-    const int last = relaxation.relax(worker, part, call.steps, 0, nudge, call.stop, 0);
+    const int last = run_phase(relaxation, worker, part, call.steps, 0, nudge, call.stop, 0);
     relaxation.store(part, last, call.states.data());
   });
 }
 
 // Where the two learning ops agree: the fields that mark the phases, and the readout's errors at their ends.
-template <class Tile>
+template <class Engine>
 class Phases {
  public:
-  using T = typename Tile::Scalar;
+  using T = typename Engine::Scalar;
+  using Relaxation = typename Engine::Relaxation;
 
-  Phases(const LearnCall<T>& call, Relaxation<Tile>& relaxation) : call_(call), relaxation_(relaxation) {
+  Phases(const LearnCall<T>& call, Relaxation& relaxation) : call_(call), relaxation_(relaxation) {
     if (call.network.readout)
       for (Buffer<T>& error : error_) error = Buffer<T>(relaxation.padded(call.network.classes()) * call.batch.size);
   }
@@ -33,8 +66,8 @@ class Phases {
   int run_free(const Worker& worker) {
     relaxation_.load(worker, {});
     Part part = relaxation_.by_samples(worker);
-    const int free = relaxation_.relax(worker, part, call_.free_steps, 0, nullptr, call_.stop, 0);
-    relaxation_.copy_field(part, free, Relaxation<Tile>::kept_free);
+    const int free = run_phase(relaxation_, worker, part, call_.free_steps, 0, nullptr, call_.stop, 0);
+    relaxation_.copy_field(part, free, Relaxation::kept_free);
     relaxation_.store(part, free, call_.free_states.data());
     worker.wait();
     return free;
@@ -45,7 +78,7 @@ class Phases {
   void end(const Worker& worker, const Part& part, int phase, int field) {
     relaxation_.store(part, field, call_.nudged_states.data() + phase * call_.network.layers);
     if (call_.network.readout)
-      relaxation_.compute_error(part.independent ? part.rows : worker.share(call_.batch.size), field, T(1),
+      relaxation_.compute_error(worker, part.independent ? part.rows : worker.share(call_.batch.size), field, T(1),
                                 error_[phase].get());
     worker.wait();
   }
@@ -54,17 +87,17 @@ class Phases {
 
  private:
   const LearnCall<T>& call_;
-  Relaxation<Tile>& relaxation_;
-  Buffer<T> error_[2];  // [panel][batch][width]
+  Relaxation& relaxation_;
+  Buffer<T> error_[2];  // laid out as the relaxation does
 };
 
-template <class Tile>
-void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
-  using T = typename Tile::Scalar;
-  using Fields = Relaxation<Tile>;
-  Relaxation<Tile> relaxation(call.network, call.batch, threads);
-  Contrast<Tile> contrast(relaxation, call.shared_update, threads);
-  Phases<Tile> phases(call, relaxation);
+template <class Engine>
+void ep_step(const EpCall<typename Engine::Scalar>& call, int threads) {
+  using T = typename Engine::Scalar;
+  using Fields = typename Engine::Relaxation;
+  Fields relaxation(call.network, call.batch, threads);
+  typename Engine::Contrast contrast(relaxation, call.shared_update, threads);
+  Phases<Engine> phases(call, relaxation);
   // Tied and shared, the contrasts of consecutive steps telescope to the one between the ends.
   const bool accumulate = call.accumulate && call.network.free_feedback && !call.shared_update;
   // The gradient is minus the contrast.
@@ -84,7 +117,7 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
       for (bool stays = false; step < call.nudged_steps && !stays;) {
         const int to = (field + 1) % Fields::ring;
         const Between between{field, to, field};
-        relaxation.step(worker, part, field, to, &nudge, [](const Item&, const Range&, T*) {}, [](const Item&) {});
+        relaxation.step(worker, part, field, to, &nudge);
         if (accumulate) {
           contrast.differ(worker, between);
           contrast.add_to_gradients(worker, between, {0, T(phase == 0 ? scale : -scale), phase + step == 0}, call);
@@ -92,7 +125,7 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
         stays = relaxation.may_stop(worker, part, call.stop, ++step, field, to);
         field = to;
       }
-      relaxation.note_steps(worker, call.stop, phase + 1, step);
+      note_steps(worker, call.stop, phase + 1, step);
       phases.end(worker, part, phase, field);
       if (call.network.readout) {
         contrast.add_to_readout(
@@ -111,55 +144,41 @@ void ep_step(const EpCall<typename Tile::Scalar>& call, int threads) {
   });
 }
 
-template <class Tile>
-void cep_step(const CepCall<typename Tile::Scalar>& call, int threads) {
-  using T = typename Tile::Scalar;
-  using Fields = Relaxation<Tile>;
-  Relaxation<Tile> relaxation(call.network, call.batch, threads, call.forms);
-  Contrast<Tile> contrast(relaxation, call.shared_update, threads);
-  ContinualUpdate<Tile> update(call, relaxation, contrast, threads);
-  std::optional<LowRankUpdate<Tile>> low_rank;
-  if (call.forms.inner == Form::low_rank) low_rank.emplace(call, relaxation, contrast);
-  Phases<Tile> phases(call, relaxation);
+template <class Engine>
+void cep_step(const CepCall<typename Engine::Scalar>& call, int threads) {
+  using T = typename Engine::Scalar;
+  using Fields = typename Engine::Relaxation;
+  Fields relaxation(call.network, call.batch, threads, call.forms);
+  typename Engine::Contrast contrast(relaxation, call.shared_update, threads);
+  typename Engine::Learning learning(call, relaxation, contrast, threads);
+  Phases<Engine> phases(call, relaxation);
 
   run_team(threads, [&](const Worker& worker) {
     int field = phases.run_free(worker);
     Part part = relaxation.by_units(worker);
-    update.load(worker);
+    learning.load(worker);
     int moves = 0, phase_number = 0;
     for (int phase = 0; phase < phases.count(); ++phase) {
       const Nudge nudge = phase == 0 ? call.nudge : reversed(call.nudge);
       if (phase == 1) {
         relaxation.copy_field(part, field, Fields::kept_plus);
-        field = relaxation.relax(worker, part, call.nudged_steps, field, nullptr, call.stop, ++phase_number);
+        field = run_phase(relaxation, worker, part, call.nudged_steps, field, nullptr, call.stop, ++phase_number);
       }
       int step = 0;
       for (bool stays = false; step < call.nudged_steps && !stays;) {
         const int to = (field + 1) % Fields::ring;
-        const Between between{field, to, field};
-        if (low_rank) low_rank->prepare(worker, field);
-        relaxation.step(
-            worker, part, field, to, &nudge,
-            [&](const Item& item, const Range& rows, T* drive) {
-              if (low_rank) low_rank->correct(item, rows, drive);
-            },
-            [&](const Item& item) {
-              if (low_rank) low_rank->follow(item, to);
-            });
-        contrast.differ(worker, between);
-        update.move(worker, part, between, nudge.beta * phases.count(), !low_rank);
+        learning.step(worker, part, field, to, nudge, nudge.beta * phases.count());
         stays = relaxation.may_stop(worker, part, call.stop, ++step, field, to);
         field = to;
       }
       moves += step;
-      relaxation.note_steps(worker, call.stop, ++phase_number, step);
+      note_steps(worker, call.stop, ++phase_number, step);
       phases.end(worker, part, phase, field);
     }
-    update.store(part, !low_rank, moves);
-    if (low_rank) low_rank->store(part, field);
+    learning.store(worker, part, field, moves);
     for (int phase = 0; phase < phases.count() && call.network.readout; ++phase) {
       const int readout = call.network.layers, at = phase + 1 < phases.count() ? Fields::kept_plus : field;
-      Blend<T> blend = update.blend(readout, phases.count());
+      Blend<T> blend = learning.blend(readout, phases.count());
       if (phase > 0) blend.decay = 0;
       contrast.add_to_readout(worker, phases.error(phase), at, blend, call.network.weights.back(),
                               call.network.biases.back());

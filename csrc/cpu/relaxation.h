@@ -41,7 +41,7 @@ class Relaxation {
       : network_(network),
         batch_(batch),
         sharing_(network.asynchronous ? 2 : 1, batch.size, sizeof(T) * numbers_read(network)),
-        settled_(2 * workers) {
+        settling_(workers) {
     const int64_t n = batch.size;
     const bool literal_input = forms && forms->input == Form::literal;
     drives_ = keep(workers * n * width);
@@ -85,6 +85,9 @@ class Relaxation {
       readout_bias_ = keep_zeros(padded(network.classes()));
     }
   }
+
+  // So that what they bring along stays in the second-level cache.
+  int64_t rows_together() const { return 128; }
 
   // ---- the parts that every worker calls, in the same order ----
 
@@ -132,12 +135,12 @@ class Relaxation {
   void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge, const Correct& correct,
             const After& after) {
     if (nudge && nudge->loss == Loss::cross_entropy) {
-      compute_error(part.independent ? part.rows : worker.share(batch_.size), from, static_cast<T>(nudge->beta),
+      compute_error(worker, part.independent ? part.rows : worker.share(batch_.size), from, static_cast<T>(nudge->beta),
                     error_);
       wait(worker, part);
     }
     for (int half = 0; half < sharing_.halves(); ++half) {
-      for_some_rows(part.rows, [&](const Range& rows) {
+      for_some_rows(part.rows, rows_together(), [&](const Range& rows) {
         sharing_.for_each_item_of(half, part, [&](const Item& item) {
           move_panel(worker, item, rows, {from, half == 0 ? from : to, to}, nudge, correct);
         });
@@ -148,40 +151,15 @@ class Relaxation {
     part.backwards = !part.backwards;
   }
 
-  // At most `steps` steps from ring field `from`; returns the field of the last. Phase number `phase` of the call.
-  int relax(const Worker& worker, Part& part, int steps, int from, const Nudge* nudge, const Stop& stop, int phase) {
-    int count = 0, last = from;
-    const auto go = [&](Part some) {
-      last = from;
-      count = 0;
-      for (bool stays = false; count < steps && !stays;) {
-        const int to = (last + 1) % ring;
-        step(worker, some, last, to, nudge, [](const Item&, const Range&, T*) {}, [](const Item&) {});
-        stays = may_stop(worker, some, stop, ++count, last, to);
-        last = to;
-      }
-    };
-    if (part.independent && !stop.tolerance)  // samples that know nothing of each other; else all stop together
-      for_some_rows(part.rows, [&](const Range& rows) { go({{part.items[0], part.items[1]}, rows, true}); });
-    else
-      go(part);
-    note_steps(worker, stop, phase, count);
-    return last;
+  void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge) {
+    step(worker, part, from, to, nudge, [](const Item&, const Range&, T*) {}, [](const Item&) {});
   }
 
   // Whether a phase ends after `count` steps, the last from field `from` to field `to`; all workers agree. With a
   // tolerance every worker has to ask after every step.
   bool may_stop(const Worker& worker, const Part& part, const Stop& stop, int count, int from, int to) {
-    if (!stop.tolerance || count % steps_per_check != 0) return false;
-    // Two flags a worker, in turn: a fast worker may set the next before a slow one has read this.
-    Flag* flags = settled_.data() + count / steps_per_check % 2 * worker.count;
-    flags[worker.index].value = stays_within(part, rounded_down(*stop.tolerance), from, to);
-    worker.wait();
-    return std::all_of(flags, flags + worker.count, [](const Flag& flag) { return flag.value; });
-  }
-
-  static void note_steps(const Worker& worker, const Stop& stop, int phase, int count) {
-    if (worker.index == 0) stop.steps_used[phase] = count;
+    return settling_.may_stop(worker, stop, count,
+                              [&](T tolerance) { return stays_within(part, tolerance, from, to); });
   }
 
   // The part's states; no barrier.
@@ -204,7 +182,7 @@ class Relaxation {
 
   // to = scale (y - softmax(logits)) of these samples, [panel][batch][width], zero in the lanes past the classes; no
   // barrier.
-  void compute_error(const Range& rows, int field, T scale, T* to) {
+  void compute_error(const Worker&, const Range& rows, int field, T scale, T* to) {
     const int64_t n = batch_.size, classes = network_.classes(), panels = panels_of(classes, width);
     const T* top = fields_[field].back().state;
     if (rows.begin == rows.end) return;
@@ -241,11 +219,6 @@ class Relaxation {
   int64_t padded(int64_t units) const { return panels_of(units, width) * width; }
 
  private:
-  // Aligned, so that workers do not write to the same line.
-  struct alignas(64) Flag {
-    bool value;
-  };
-
   // The fields of a step: of the units' own states and of their neighbours' before it, and of the states after it.
   struct Move {
     int from, seen, to;
@@ -274,12 +247,6 @@ class Relaxation {
     if (l == 0) all += layer.drive ? batch + activation : below;
     if (forms->inner == Form::low_rank) return all + 2 * batch;
     return all + terms * ((moves_from_below(l) ? below : 0) + (moves_from_above(l) ? above : 0));
-  }
-
-  // So that numbers of type T compare with it as they do with the limit itself.
-  static T rounded_down(double limit) {
-    const T rounded = static_cast<T>(limit);
-    return static_cast<double>(rounded) > limit ? std::nextafter(rounded, T(0)) : rounded;
   }
 
   // NaN does not stay.
@@ -412,5 +379,5 @@ class Relaxation {
   Incoming<T> readout_{};
   T* readout_bias_ = nullptr;
   Sharing sharing_;
-  std::vector<Flag> settled_;
+  Settling<T> settling_;
 };

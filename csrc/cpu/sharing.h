@@ -16,10 +16,9 @@ struct Part {
   bool backwards = false;
 };
 
-// Calls body(rows) for some samples at a time, so that what they bring along stays in the second-level cache.
+// Calls body(rows) for some samples at a time.
 template <class Body>
-inline void for_some_rows(const Range& rows, const Body& body) {
-  constexpr int64_t together = 128;
+inline void for_some_rows(const Range& rows, int64_t together, const Body& body) {
   for (int64_t row = rows.begin; row < rows.end; row += together) body(Range{row, std::min(row + together, rows.end)});
 }
 

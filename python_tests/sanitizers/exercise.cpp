@@ -43,9 +43,16 @@ class Memory {
   std::vector<std::pair<const T*, int64_t>> watched_;
 };
 
+// The first connections of a network, if they are convolutions; the widths say how many channels and units there are.
+struct Chain {
+  MapShape input;
+  std::vector<Convolution> convolutions;
+};
+
 struct Settings {
-  int op;  // relax, ep_step, cep_step
-  std::vector<int64_t> widths;
+  int op;                       // relax, ep_step, cep_step
+  std::vector<int64_t> widths;  // channels or units
+  Chain chain;
   int64_t batch;
   bool readout, free_feedback, asynchronous, symmetric, shared_update, accumulate, bias;
   Dynamics dynamics;
@@ -60,13 +67,40 @@ struct Settings {
 };
 
 template <class T>
+void describe_maps(const Settings& settings, Network<T>& network) {
+  const std::vector<Convolution>& convolutions = settings.chain.convolutions;
+  network.convolutions = convolutions;
+  network.maps.push_back(convolutions.empty() ? MapShape{settings.widths[0], 1, 1} : settings.chain.input);
+  for (size_t c = 0; c + 1 < settings.widths.size(); ++c) {
+    MapShape above{settings.widths[c + 1], 1, 1};
+    if (c < convolutions.size()) {
+      const auto size = [&](int i, int64_t of) {
+        const Convolution& made = convolutions[c];
+        return ((of + 2 * made.padding[i] - made.kernel[i]) / made.stride[i] + 1) / made.window[i];
+      };
+      above = {above.channels, size(0, network.maps.back().height), size(1, network.maps.back().width)};
+    }
+    network.maps.push_back(above);
+  }
+  for (const MapShape& map : network.maps) network.widths.push_back(map.units());
+}
+
+// Numbers of the weight of connection c.
+template <class T>
+int64_t weights_of(const Network<T>& network, size_t c) {
+  if (c >= network.convolutions.size()) return network.widths[c] * network.widths[c + 1];
+  const std::array<int64_t, 2> kernel = network.convolutions[c].kernel;
+  return network.maps[c + 1].channels * network.maps[c].channels * kernel[0] * kernel[1];
+}
+
+template <class T>
 Network<T> random_network(const Settings& settings, Memory<T>& memory) {
   Network<T> network;
   network.layers = static_cast<int>(settings.widths.size()) - 1 - settings.readout;
   network.readout = settings.readout;
   network.free_feedback = settings.free_feedback;
   network.asynchronous = settings.asynchronous;
-  network.widths = settings.widths;
+  describe_maps(settings, network);
   network.input_activation = settings.activation;
   for (int l = 0; l < network.layers; ++l) {
     const bool is_top = l + 1 == network.layers;
@@ -80,12 +114,12 @@ Network<T> random_network(const Settings& settings, Memory<T>& memory) {
     return data;
   };
   for (size_t c = 0; c + 1 < settings.widths.size(); ++c) {
-    const int64_t below = settings.widths[c], above = settings.widths[c + 1];
-    const double scale = 0.5 / std::sqrt(static_cast<double>(below));
-    network.weights.push_back(parameter(below * above, scale));
+    const int64_t count = weights_of(network, c), above = network.maps[c + 1].channels;
+    const double scale = 0.5 * std::sqrt(static_cast<double>(above) / static_cast<double>(count));
+    network.weights.push_back(parameter(count, scale));
     network.biases.push_back(settings.bias ? parameter(above, 0.3) : nullptr);
     if (settings.free_feedback && c > 0 && static_cast<int>(c) < network.layers)
-      network.feedback.push_back(parameter(below * above, scale));
+      network.feedback.push_back(parameter(count, scale));
   }
   return network;
 }
@@ -130,10 +164,10 @@ std::vector<T> run(const Settings& settings, int threads) {
     learn(call);
     call.accumulate = settings.accumulate;
     for (size_t c = 0; c < network.weights.size(); ++c) {
-      const int64_t below = network.widths[c], above = network.widths[c + 1];
-      call.gradients.push_back(memory.result(below * above));
-      call.bias_gradients.push_back(settings.bias ? memory.result(above) : nullptr);
-      if (c > 0 && c <= network.feedback.size()) call.feedback_gradients.push_back(memory.result(below * above));
+      const int64_t count = weights_of(network, c);
+      call.gradients.push_back(memory.result(count));
+      call.bias_gradients.push_back(settings.bias ? memory.result(network.maps[c + 1].channels) : nullptr);
+      if (c > 0 && c <= network.feedback.size()) call.feedback_gradients.push_back(memory.result(count));
     }
     kernels.ep_step(call, threads);
   } else {
@@ -168,9 +202,10 @@ Forms random_forms(const Settings& settings, std::mt19937& draw) {
   return {form(true), form(StepCosts(shape).inner_has_low_rank())};
 }
 
-Settings random_settings(int op, const std::vector<int64_t>& widths, int64_t batch, std::mt19937& draw) {
+Settings random_settings(int op, const std::vector<int64_t>& widths, const Chain& chain, int64_t batch,
+                         std::mt19937& draw) {
   const auto one_of = [&](unsigned count) { return draw() % count == 0; };
-  Settings settings{op, widths, batch};
+  Settings settings{op, widths, chain, batch};
   settings.readout = one_of(4) && widths.size() > 2;
   settings.free_feedback = one_of(2);
   settings.asynchronous = one_of(3);
@@ -186,23 +221,40 @@ Settings random_settings(int op, const std::vector<int64_t>& widths, int64_t bat
   settings.nudged_steps = static_cast<int>(1 + draw() % 9);
   if (one_of(2)) settings.tolerance = one_of(2) ? 0.1 : 0.01;
   settings.weight_decay = one_of(3) ? 0.1 : 0;
-  settings.forms = random_forms(settings, draw);
+  if (chain.convolutions.empty()) settings.forms = random_forms(settings, draw);
   settings.seed = static_cast<unsigned>(draw());
   return settings;
 }
 
+struct Shape {
+  std::vector<int64_t> widths;
+  Chain chain;
+};
+
+// Off the tiles and on them, and single units; then strides, padding, every pooling, what windows leave over, and more
+// channels than the way down takes at a time.
+std::vector<Shape> all_shapes() {
+  std::vector<Shape> shapes;
+  for (const std::vector<int64_t>& widths : std::vector<std::vector<int64_t>>{
+           {5, 3}, {1, 1, 1}, {20, 33, 7}, {3, 1, 1, 2}, {2, 65, 40, 9}, {30, 9, 70, 6}, {12, 70, 80, 9}, {17, 17, 17}})
+    shapes.push_back({widths, {}});
+  const Convolution max{{3, 2}, {1, 1}, {1, 0}, {2, 2}, Pool::max}, avg{{2, 2}, {1, 1}, {0, 1}, {2, 1}, Pool::avg};
+  const Convolution plain{{3, 3}, {2, 1}, {1, 2}, {1, 1}, Pool::none}, large{{5, 5}, {1, 1}, {2, 2}, {3, 2}, Pool::max};
+  shapes.push_back({{2, 5, 7, 4}, {{2, 9, 8}, {max, avg}}});
+  shapes.push_back({{1, 3, 65, 6, 2}, {{1, 8, 7}, {plain, large}}});
+  shapes.push_back({{3, 9, 1, 3}, {{3, 7, 10}, {avg, max}}});
+  return shapes;
+}
+
 template <class T>
 int differences(int repeats) {
-  // Off the tiles and on them, and single units.
-  const std::vector<std::vector<int64_t>> shapes = {{5, 3},         {1, 1, 1},      {20, 33, 7},     {3, 1, 1, 2},
-                                                    {2, 65, 40, 9}, {30, 9, 70, 6}, {12, 70, 80, 9}, {17, 17, 17}};
   std::mt19937 draw(5);
   int count = 0, early = 0, different = 0;
-  for (const std::vector<int64_t>& widths : shapes)
+  for (const auto& [widths, chain] : all_shapes())
     for (const int64_t batch : {1, 2, 7, 13})
       for (int op = 0; op < 3; ++op)
         for (int repeat = 0; repeat < repeats; ++repeat) {
-          const Settings settings = random_settings(op, widths, batch, draw);
+          const Settings settings = random_settings(op, widths, chain, batch, draw);
           const std::vector<T> one = run<T>(settings, 1), three = run<T>(settings, 3);
           ++count;
           early += one[one.size() - 4] < settings.free_steps;

@@ -1,0 +1,258 @@
+// The local contrast between two fields: of dPhi/dW, Phi = sum_c r[c] . F_c(r[c-1]). With U the units of a map unpooled
+// to the positions of the kernel, and (.) the correlation with the receptive fields,
+//   tied          dW[c] = U'r'[c] (.) r'[c-1] - U r[c] (.) r[c-1] = (U'r'[c] - U r[c]) (.) r'[c-1] + U r[c] (.) d[c-1]
+//   vector field  dW[c] = U*d[c] (.) r*[c-1],   dV[c] = (U's - U s)r*[c] (.) s'[c-1] + U s r*[c] (.) d[c-1]
+//   shared        both get the mean of what tied weights would by either
+//   input         dW[0] = (U r'[0] - U r[0]) (.) x;   db[c] = sum d[c]
+// U picks the maxima of each state by W, or for V by V. The right-hand forms are the ones computed: where a maximum
+// stays, and without maxima everywhere, they never subtract two large sums.
+#pragma once
+
+template <class Tile>
+class Contrast {
+ public:
+  using T = typename Tile::Scalar;
+
+  Contrast(Relaxation<Tile>& relaxation, bool shared_update, int workers)
+      : relaxation_(relaxation), network_(relaxation.network()), shared_update_(shared_update) {
+    constexpr int64_t most = max_positions<Tile>;
+    int64_t expanded = 0, depth = 0;
+    for (int c = 0; c < network_.layers + network_.readout; ++c) {
+      const Link<Tile>& link = relaxation.link(c);
+      expanded = std::max(expanded, samples_together(link) * link.positions * most);
+      depth = std::max(depth, link.depth);
+      if (c >= network_.layers) continue;
+      moved_.push_back(Buffer<T>::zeros(relaxation.map(c).size() * relaxation.batch() + Tile::width));
+      for (std::vector<Buffer<uint16_t>>* list : {&up_earlier_, &up_later_, &down_earlier_, &down_later_})
+        list->emplace_back(link.picks_maxima() ? relaxation.batch() * link.above.places() * link.above.stride : 0);
+      const int64_t tiles = (link.above.channels + most - 1) / most;
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        items_.push_back({c, {link.above.channels * tile / tiles, link.above.channels * (tile + 1) / tiles}});
+        cost_.push_back(cost_.back() + static_cast<double>(link.depth) * static_cast<double>(link.positions));
+      }
+    }
+    for (int worker = 0; worker < workers; ++worker) {
+      expanded_.emplace_back(expanded);
+      sums_.emplace_back(most * depth);
+    }
+  }
+
+  // What the contrast needs of both states, each worker for its samples. Ends with a barrier.
+  void differ(const Worker& worker, const Between& between) {
+    const Range rows = worker.share(relaxation_.batch());
+    for (int c = 0; c < network_.layers; ++c) {
+      const T *before = shown(between.earlier, c), *after = shown(between.later, c);
+      const int64_t size = relaxation_.map(c).size();
+      for (int64_t i = rows.begin * size; i < rows.end * size; ++i) moved_[c].get()[i] = after[i] - before[i];
+      if (!relaxation_.link(c).picks_maxima()) continue;
+      const Weights<Tile>&up = relaxation_.weights(c), &down = relaxation_.feedback(c);
+      if (c == 0) {
+        relaxation_.pick(worker, c, up, relaxation_.input(), rows, up_earlier_[c].get());
+        continue;
+      }
+      const auto seen = [&](int field) { return relaxation_.field(field, c - 1).seen; };
+      if (is_field()) {
+        relaxation_.pick(worker, c, up, seen(between.fixed), rows, up_earlier_[c].get());
+      } else {
+        relaxation_.pick(worker, c, up, seen(between.earlier), rows, up_earlier_[c].get());
+        relaxation_.pick(worker, c, up, seen(between.later), rows, up_later_[c].get());
+      }
+      if (network_.free_feedback) {
+        relaxation_.pick(worker, c, down, shown(between.earlier, c - 1), rows, down_earlier_[c].get());
+        relaxation_.pick(worker, c, down, shown(between.later, c - 1), rows, down_later_[c].get());
+      }
+    }
+    worker.wait();
+  }
+
+  // sink(c, channel, bias, sums of W, sums of V or null) for every channel that is this worker's: the contrast of its
+  // bias and, laid out like a row of Weights, of its weights. No barrier.
+  template <class Sink>
+  void for_each_channel(const Worker& worker, const Between& between, const Sink& sink) {
+    const Range mine = worker.share(cost_);
+    for (int64_t index = mine.begin; index < mine.end; ++index) {
+      const auto& [c, channels] = items_[index];
+      const Link<Tile>& link = relaxation_.link(c);
+      const int64_t count = channels.end - channels.begin;
+      T* sums = sums_[worker.index].get();
+      const bool mean = shared_update_ && c > 0 && link.picks_maxima();
+      sum_terms(worker, c, channels, terms(c, false, between), sums, true);
+      if (mean) {
+        sum_terms(worker, c, channels, terms(c, true, between), sums, false);
+        for (int64_t i = 0; i < count * link.depth; ++i) sums[i] /= 2;
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        sink.bias(c, channels.begin + i, sum_moved(c, channels.begin + i));
+        sink.weights(c, channels.begin + i, sums + i * link.depth);
+        if (shared_update_ && c > 0) sink.feedback(c, channels.begin + i, sums + i * link.depth);
+      }
+      if (!is_field() || c == 0) continue;
+      sum_terms(worker, c, channels, terms(c, true, between), sums, true);
+      for (int64_t i = 0; i < count; ++i) sink.feedback(c, channels.begin + i, sums + i * link.depth);
+    }
+  }
+
+  // Row-major gradients, blended with the contrast of every connection of the dynamics. No barrier.
+  void add_to_gradients(const Worker& worker, const Between& between, const Blend<T>& blend, const EpCall<T>& to) {
+    for_each_channel(worker, between, IntoGradients{relaxation_, blend, to});
+  }
+
+  // R and c, blended with e^T s and sum e, e: [batch][padded classes], s: the top layer's states in `field`. No
+  // barrier.
+  void add_to_readout(const Worker& worker, const T* error, int field, const Blend<T>& blend, T* weights, T* biases) {
+    const int c = network_.layers;
+    const Link<Tile>& link = relaxation_.link(c);
+    const Term term{error, nullptr, nullptr, nullptr, relaxation_.field(field, c - 1).state};
+    const Range classes = worker.share(link.above.channels);
+    for (int64_t first = classes.begin; first < classes.end; first += max_positions<Tile>) {
+      const Range some{first, std::min<int64_t>(first + max_positions<Tile>, classes.end)};
+      T* sums = sums_[worker.index].get();
+      sum_terms(worker, c, some, {{term}, 1}, sums, true);
+      for (int64_t i = some.begin; i < some.end; ++i) {
+        Weights<Tile>::blend_channel(link, i, sums + (i - some.begin) * link.depth, blend, weights);
+        if (!biases) continue;
+        T sum = 0;
+        for (int64_t row = 0; row < relaxation_.batch(); ++row) sum += error[row * link.above.stride + i];
+        biases[i] = blend(biases[i], sum);
+      }
+    }
+  }
+
+ private:
+  // (U plus - U minus) (.) below: maps of the batch, and where each picks its maxima. There may be no `minus`.
+  struct Term {
+    const T* plus;
+    const uint16_t* plus_places;
+    const T* minus;
+    const uint16_t* minus_places;
+    const T* below;
+  };
+  struct Terms {
+    Term term[2];
+    int count;
+  };
+  struct Item {
+    int connection;
+    Range channels;
+  };
+  struct IntoGradients {
+    const Relaxation<Tile>& relaxation;
+    const Blend<T>& blend;
+    const EpCall<T>& to;
+
+    void bias(int c, int64_t channel, T sum) const {
+      if (to.bias_gradients[c]) to.bias_gradients[c][channel] = blend(to.bias_gradients[c][channel], sum);
+    }
+    void weights(int c, int64_t channel, const T* sums) const {
+      Weights<Tile>::blend_channel(relaxation.link(c), channel, sums, blend, to.gradients[c]);
+    }
+    void feedback(int c, int64_t channel, const T* sums) const {
+      Weights<Tile>::blend_channel(relaxation.link(c), channel, sums, blend, to.feedback_gradients[c - 1]);
+    }
+  };
+
+  // Whether each copy of the weights learns from the one side that it acts on.
+  bool is_field() const { return network_.free_feedback && !shared_update_; }
+
+  // What a layer shows of its state: tied learning works on r, a vector field on s.
+  const T* shown(int field, int layer) const {
+    const Field<T>& of = relaxation_.field(field, layer);
+    return is_field() ? of.state : of.seen;
+  }
+
+  Terms terms(int c, bool of_feedback, const Between& between) const {
+    const uint16_t* before = (of_feedback ? down_earlier_ : up_earlier_)[c].get();
+    const uint16_t* after = (of_feedback ? down_later_ : up_later_)[c].get();
+    if (c == 0) return {{{shown(between.later, 0), before, shown(between.earlier, 0), before, relaxation_.input()}}, 1};
+    if (is_field() && !of_feedback)
+      return {{{moved_[c].get(), before, nullptr, nullptr, relaxation_.field(between.fixed, c - 1).seen}}, 1};
+    const T* fixed = relaxation_.field(between.fixed, c).seen;
+    const T* upper[2] = {is_field() ? fixed : shown(between.earlier, c), is_field() ? fixed : shown(between.later, c)};
+    const Term moved_above{upper[1], after, upper[0], before, shown(between.later, c - 1)};
+    const Term moved_below{upper[0], before, nullptr, nullptr, moved_[c - 1].get()};
+    return {{moved_above, moved_below}, 2};
+  }
+
+  T sum_moved(int c, int64_t channel) const {
+    const Map& of = relaxation_.map(c);
+    T sum = 0;
+    for (int64_t row = 0; row < relaxation_.batch(); ++row)
+      for (int64_t y = 0; y < of.height; ++y)
+        for (int64_t x = 0; x < of.width; ++x) sum += moved_[c].get()[row * of.size() + of.at(y, x) + channel];
+    return sum;
+  }
+
+  // Samples whose unpooled units stay in the first-level cache.
+  int64_t samples_together(const Link<Tile>& link) const {
+    const int64_t fit = (16 << 10) / (link.positions * max_positions<Tile> * static_cast<int64_t>(sizeof(T)));
+    return std::clamp<int64_t>(fit, 1, relaxation_.rows_together());
+  }
+
+  // sums[channel][depth] (+)= the terms, over the whole batch in the same order whoever does it.
+  void sum_terms(const Worker& worker, int c, const Range& channels, const Terms& terms, T* sums, bool fresh) {
+    const Link<Tile>& link = relaxation_.link(c);
+    T* expanded = expanded_[worker.index].get();
+    const int64_t together = samples_together(link);
+    for (int64_t row = 0; row < relaxation_.batch(); row += together) {
+      const Range rows{row, std::min(row + together, relaxation_.batch())};
+      for (int i = 0; i < terms.count; ++i) {
+        const Term& term = terms.term[i];
+        expand(link, term, rows, channels, expanded);
+        with_constant_rows<max_positions<Tile>>(channels.end - channels.begin, [&]<int count>() {
+          add_term<count>(link, expanded, term.below + rows.begin * link.below.size(),
+                          (rows.end - rows.begin) * link.positions, sums, fresh);
+        });
+        fresh = false;
+      }
+    }
+  }
+
+  template <int count>
+  static void add_term(const Link<Tile>& link, const T* expanded, const T* below, int64_t positions, T* sums,
+                       bool fresh) {
+    for (int64_t y = 0; y < link.made.kernel[0]; ++y)
+      for (int64_t k = 0; k < link.run; k += Tile::width) {
+        const int64_t valid = std::min<int64_t>(link.run - k, Tile::width);
+        T* to = sums + y * link.run + k;
+        const T* from = below + y * link.below.row() + k;
+        if (valid <= Tile::lanes)
+          correlate<Tile, count, 1>(to, link.depth, fresh, expanded, from, link.where.data(), positions, valid);
+        else
+          correlate<Tile, count, 2>(to, link.depth, fresh, expanded, from, link.where.data(), positions, valid);
+      }
+  }
+
+  // to[sample][position][channel] = (U plus - U minus)
+  static void expand(const Link<Tile>& link, const Term& term, const Range& rows, const Range& channels, T* to) {
+    const Map& of = link.above;
+    const int64_t count = channels.end - channels.begin, window = link.made.places();
+    for (int64_t row = rows.begin; row < rows.end; ++row)
+      for (int64_t place = 0; place < of.places(); ++place, to += window * count) {
+        const int64_t at = row * of.size() + of.at(place / of.width, place % of.width) + channels.begin;
+        const int64_t picked = (row * of.places() + place) * of.stride + channels.begin;
+        for (int64_t i = 0; i < window * count; ++i) to[i] = 0;
+        for (int64_t i = 0; i < count; ++i) {
+          if (link.picks_maxima()) {
+            to[term.plus_places[picked + i] * count + i] += term.plus[at + i];
+            if (term.minus) to[term.minus_places[picked + i] * count + i] -= term.minus[at + i];
+            continue;
+          }
+          const T value =
+              (term.minus ? term.plus[at + i] - term.minus[at + i] : term.plus[at + i]) / static_cast<T>(window);
+          for (int64_t k = 0; k < window; ++k) to[k * count + i] = value;
+        }
+      }
+  }
+
+  Relaxation<Tile>& relaxation_;
+  const Network<T>& network_;
+  const bool shared_update_;
+  std::vector<Buffer<T>> moved_;  // per layer, maps of the batch
+  // Per connection, [batch][places above][stride above]: what W, or V, picks of the two states; of an input, and of the
+  // fixed state of a vector field, the first.
+  std::vector<Buffer<uint16_t>> up_earlier_, up_later_, down_earlier_, down_later_;
+  std::vector<Item> items_;
+  std::vector<double> cost_{0.0};
+  std::vector<Buffer<T>> expanded_;  // per worker
+  std::vector<Buffer<T>> sums_;      // per worker, [channel][depth]
+};

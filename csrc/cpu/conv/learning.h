@@ -1,0 +1,71 @@
+// C-EP: at every nudged step  W <- (1 - lr weight_decay) W + lr / (beta B) contrast.
+#pragma once
+
+template <class Tile>
+class Learning {
+ public:
+  using T = typename Tile::Scalar;
+
+  Learning(const CepCall<T>& call, Relaxation<Tile>& relaxation, Contrast<Tile>& contrast, int)
+      : call_(call), relaxation_(relaxation), contrast_(contrast) {}
+
+  void load(const Worker&) {}
+
+  // A step of this part's samples, then an update of all weights by the contrast over `divisor`; `part` waits.
+  void step(const Worker& worker, const Part& part, int from, int to, const Nudge& nudge, double divisor) {
+    const Between between{from, to, from};
+    relaxation_.step(worker, part, from, to, &nudge);
+    contrast_.differ(worker, between);
+    contrast_.for_each_channel(worker, between, IntoWeights{*this, divisor});
+    worker.wait();
+    relaxation_.pack(worker);
+    worker.wait();
+    relaxation_.load_input_drive(worker, part.rows);
+  }
+
+  // Writes what has moved back into the network's parameters. No barrier.
+  void store(const Worker& worker, const Part&, int, int) const {
+    const Network<T>& network = call_.network;
+    for (int c = 0; c < network.layers; ++c) {
+      const Link<Tile>& link = relaxation_.link(c);
+      const Range channels = worker.share(link.above.channels);
+      relaxation_.weights(c).store(link, channels);
+      if (relaxation_.has_feedback(c)) relaxation_.feedback(c).store(link, channels);
+      for (int64_t i = channels.begin; i < channels.end && network.biases[c]; ++i)
+        network.biases[c][i] = relaxation_.bias(c)[i];
+    }
+  }
+
+  // How connection c takes a contrast over `divisor`.
+  Blend<T> blend(int c, double divisor) const {
+    return {static_cast<T>(call_.lr[c] * call_.weight_decay),
+            static_cast<T>(call_.lr[c] / (divisor * static_cast<double>(relaxation_.batch())))};
+  }
+
+ private:
+  struct IntoWeights {
+    const Learning& learning;
+    double divisor;
+
+    void bias(int c, int64_t channel, T sum) const {
+      T& to = learning.relaxation_.bias(c)[channel];
+      if (learning.call_.network.biases[c]) to = learning.blend(c, divisor)(to, sum);
+    }
+    void weights(int c, int64_t channel, const T* sums) const {
+      move(learning.relaxation_.weights(c), c, channel, sums);
+    }
+    void feedback(int c, int64_t channel, const T* sums) const {
+      move(learning.relaxation_.feedback(c), c, channel, sums);
+    }
+    void move(const Weights<Tile>& weights, int c, int64_t channel, const T* sums) const {
+      const Link<Tile>& link = learning.relaxation_.link(c);
+      const Blend<T> blend = learning.blend(c, divisor);
+      T* row = weights.row(link, channel);
+      for (int64_t k = 0; k < link.depth; ++k) row[k] = blend(row[k], sums[k]);
+    }
+  };
+
+  const CepCall<T>& call_;
+  Relaxation<Tile>& relaxation_;
+  Contrast<Tile>& contrast_;
+};

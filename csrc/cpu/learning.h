@@ -1,0 +1,47 @@
+// A nudged step of C-EP on dense layers: the states step, then the weights move, by the forms that were chosen.
+#pragma once
+
+template <class Tile>
+class Learning {
+ public:
+  using T = typename Tile::Scalar;
+
+  Learning(const CepCall<T>& call, Relaxation<Tile>& relaxation, Contrast<Tile>& contrast, int workers)
+      : relaxation_(relaxation), contrast_(contrast), update_(call, relaxation, contrast, workers) {
+    if (call.forms.inner == Form::low_rank) low_rank_.emplace(call, relaxation, contrast);
+  }
+
+  // Ends with a barrier where there is anything to load.
+  void load(const Worker& worker) { update_.load(worker); }
+
+  // A step of this part, then an update by the contrast over `divisor`.
+  void step(const Worker& worker, Part& part, int from, int to, const Nudge& nudge, double divisor) {
+    const Between between{from, to, from};
+    if (low_rank_) low_rank_->prepare(worker, from);
+    relaxation_.step(
+        worker, part, from, to, &nudge,
+        [&](const Item& item, const Range& rows, T* drive) {
+          if (low_rank_) low_rank_->correct(item, rows, drive);
+        },
+        [&](const Item& item) {
+          if (low_rank_) low_rank_->follow(item, to);
+        });
+    contrast_.differ(worker, between);
+    update_.move(worker, part, between, divisor, !low_rank_);
+  }
+
+  // Writes what has moved in `moves` updates, the last of which ended in field `last`, back into the network's
+  // parameters. No barrier.
+  void store(const Worker&, const Part& part, int last, int moves) const {
+    update_.store(part, !low_rank_, moves);
+    if (low_rank_) low_rank_->store(part, last);
+  }
+
+  Blend<T> blend(int c, double divisor) const { return update_.blend(c, divisor); }
+
+ private:
+  Relaxation<Tile>& relaxation_;
+  Contrast<Tile>& contrast_;
+  ContinualUpdate<Tile> update_;
+  std::optional<LowRankUpdate<Tile>> low_rank_;
+};
