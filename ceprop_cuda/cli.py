@@ -1,4 +1,4 @@
-"""The command line: ``ceprop train | eval | bench | info``."""
+"""The command line: ``ceprop train | eval | theorem | reproduce | bench | info``."""
 
 from __future__ import annotations
 
@@ -14,19 +14,31 @@ from typing import Any
 
 import torch
 
-from . import __version__, ops
+from . import __version__, ops, theorem_command
 from .bench.agreement import Disagreement
 from .bench.cases import QUICK
 from .bench.command import bench
 from .data import DATASETS, Dataset, load
 from .dynamics import SCHEDULES
-from .network import BACKENDS, FusedUnavailable
+from .network import BACKENDS, FusedUnavailable, real_number
 from .presets import PRESETS, Preset
+from .reproduce import command as reproduce_command
 from .run_directory import read_checkpoint
 from .trainer import Diverged, Trainer
 
 TEST_BATCH = 500  # samples; only changes how long a test takes
-SETTINGS = ("preset", "data", "seed", "backend", "batch", "lr", "steps", "schedule", "tolerance")  # options of a run
+SETTINGS = (
+    "preset",
+    "data",
+    "seed",
+    "backend",
+    "batch",
+    "lr",
+    "steps",
+    "angle",
+    "schedule",
+    "tolerance",
+)  # options of a run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING if _has_bar() else logging.INFO, format="%(message)s")
     try:
         args.run(args)
-    except (Diverged, Disagreement) as error:
+    except (Diverged, Disagreement, reproduce_command.Incomplete) as error:
         return _fail(1, str(error))
     except (ValueError, OSError, ModuleNotFoundError, FusedUnavailable) as error:
         return _fail(2, str(error))
@@ -68,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
     train.add_argument("--preset", choices=PRESETS, metavar="NAME", help="settings, see below (default: digits)")
+    train.add_argument(
+        "--rule",
+        choices=("bptt",),
+        help="learn by the gradient of BPTT, as EP's yardstick (default: the preset's rule)",
+    )
     train.add_argument("--data", choices=DATASETS, help="data set (default: the preset's)")
     _add_data_options(train)
     train.add_argument("--epochs", type=_positive, metavar="N", help="epochs in all (default: the preset's)")
@@ -77,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument(
         "--steps", type=int, nargs=2, metavar=("T", "K"), help="free and nudged steps (default: the preset's)"
+    )
+    train.add_argument(
+        "--angle", type=float, metavar="DEG", help="between free feedback and forward weights at first (default: 0)"
     )
     train.add_argument(
         "--schedule", choices=SCHEDULES, help="order of moves; asynchronous needs half the steps (default: synchronous)"
@@ -94,6 +114,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_eval)
     evaluate.add_argument("--run", dest="out", type=Path, required=True, metavar="DIR", help="run directory")
     _add_data_options(evaluate)
+
+    theorem = commands.add_parser("theorem", help="compare the updates of EP with the gradients of BPTT step by step")
+    theorem.set_defaults(run=theorem_command.run)
+    theorem_command.add_options(theorem)
+    _add_data_options(theorem)
+
+    reproduce = commands.add_parser("reproduce", help="run rows of the papers' tables again, several seeds each")
+    reproduce.set_defaults(run=reproduce_command.run)
+    reproduce_command.add_options(reproduce)
+    _add_data_options(reproduce)
 
     benchmark = commands.add_parser("bench", help="time the fused kernels against plain PyTorch")
     benchmark.set_defaults(run=_bench)
@@ -163,9 +193,14 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of a new run: everything that its result depends on, but the number of epochs."""
     name = args.preset or "digits"
     preset = PRESETS[name]
+    if args.angle is not None:
+        real_number("--angle", args.angle, lambda value: 0 <= value <= 180, "a number of degrees in [0, 180]")
+        if preset.feedback == "tied":
+            raise ValueError(f"--angle needs a preset with free feedback, {name} has tied feedback")
     data_dir = args.data_dir or Path("data")
     return {
         "preset": name,
+        "bptt": args.rule == "bptt",
         "data": args.data or preset.data,
         "data_dir": str(data_dir.absolute()),
         "seed": args.seed or 0,
@@ -173,6 +208,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "batch": args.batch or preset.batch_size,
         "lr": args.lr or list(preset.lr),
         "steps": args.steps or [preset.free_steps, preset.nudged_steps],
+        "angle": preset.feedback_angle if args.angle is None else args.angle,
         "schedule": args.schedule or preset.schedule,
         "tolerance": preset.tolerance if args.tolerance is None else args.tolerance,
     }
@@ -188,6 +224,8 @@ def _settings_to_resume(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
         given = getattr(args, name)
         if given is not None and given != config[name]:
             raise ValueError(f"--{name} {given} contradicts the run in {args.out}, which has {config[name]}")
+    if args.rule == "bptt" and not config["bptt"]:
+        raise ValueError(f"--rule bptt contradicts the run in {args.out}, which learns by its preset's rule")
     return config, checkpoint["epochs"]
 
 
@@ -195,7 +233,7 @@ def _settings_of(checkpoint: Mapping[str, Any], out: Path) -> dict[str, Any]:
     config: dict[str, Any] = checkpoint["config"]
     if config.get("preset") not in PRESETS:
         raise ValueError(f"the run in {out} was not made by `ceprop train`: its config.json names no known preset")
-    missing = [name for name in SETTINGS if name not in config]
+    missing = [name for name in (*SETTINGS, "bptt") if name not in config]
     if missing:
         raise ValueError(f"the run in {out} was made by another version: its config.json has no {', '.join(missing)}")
     return config
@@ -216,8 +254,10 @@ def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Pres
         lr=tuple(config["lr"]),
         free_steps=free_steps,
         nudged_steps=nudged_steps,
+        feedback_angle=config["angle"],
         schedule=config["schedule"],
         tolerance=config["tolerance"],
+        bptt=config["bptt"],
     )
     shape = tuple(dataset.train_x.shape[1:])
     try:
@@ -232,7 +272,7 @@ def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Pres
 
 def _new_directory(config: Mapping[str, Any]) -> Path:
     """A directory under runs/ that did not exist before; made at once, so that no other process takes it."""
-    name = f"{config['preset']}-{config['data']}-{config['seed']}"
+    name = f"{config['preset']}{'-bptt' if config['bptt'] else ''}-{config['data']}-{config['seed']}"
     for number in count(1):
         out = Path("runs", name if number == 1 else f"{name}-{number}")
         try:
@@ -260,7 +300,7 @@ def _eval(args: argparse.Namespace) -> None:
     result = trainer.evaluate(dataset.test_batches(TEST_BATCH))
     print(
         f"test error {result['error']:.2f} %, loss {result['loss']:.4g} on {config['data']} after "
-        f"{len(checkpoint['history'])} epochs of {config['preset']}"
+        f"{len(checkpoint['history'])} epochs of {config['preset']}{' by BPTT' if config['bptt'] else ''}"
     )
 
 

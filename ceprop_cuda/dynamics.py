@@ -13,7 +13,7 @@ cross-entropy, softmax readout), 2312.15103 (asynchronous steps).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,19 @@ class Circuit:
     def parameters(self) -> list[Tensor]:
         """All weights, biases and free feedback weights that exist, in this order."""
         return [p for p in (*self.weights, *self.biases, *(self.free_feedback or [])) if p is not None]
+
+    def leaves(self) -> Circuit:
+        """The same circuit with parameters of its own for autograd, which share their numbers with these."""
+
+        def leaf(p: Tensor) -> Tensor:
+            return p.detach().requires_grad_()
+
+        return replace(
+            self,
+            weights=[leaf(w) for w in self.weights],
+            biases=[None if b is None else leaf(b) for b in self.biases],
+            free_feedback=None if self.free_feedback is None else [leaf(v) for v in self.free_feedback],
+        )
 
 
 @dataclass(frozen=True)
@@ -142,22 +155,31 @@ def output_error(circuit: Circuit, states: Sequence[Tensor], nudge: Nudge) -> Te
     return nudge.target - (answer if nudge.loss == "mse" else answer.softmax(dim=1))
 
 
-def drive(circuit: Circuit, seen: Sequence[Tensor], layer: int) -> Tensor:
+def from_below(circuit: Circuit, seen: Sequence[Tensor], layer: int) -> Tensor:
+    """F_l(s[l-1]), shaped like the state of ``layer``."""
+    return connections.forward(seen[layer], circuit.weights[layer], circuit.biases[layer], circuit.convolution(layer))
+
+
+def drive(circuit: Circuit, seen: Sequence[Tensor], layer: int, from_input: Tensor | None = None) -> Tensor:
     """a_l = F_l(s[l-1]) + F_{l+1}^T(s[l+1]; s[l]): what reaches ``layer`` from below and above, shaped like its state,
-    if it and its neighbours send ``seen``, as :func:`emitted` returns it."""
-    from_below = connections.forward(
-        seen[layer], circuit.weights[layer], circuit.biases[layer], circuit.convolution(layer)
-    )
+    if it and its neighbours send ``seen``, as :func:`emitted` returns it. ``from_input`` is F_0(x), which no step
+    changes, if the caller has it."""
+    below = from_input if layer == 0 and from_input is not None else from_below(circuit, seen, layer)
     above = layer + 1
     if above == circuit.layers:
-        return from_below
+        return below
     bias = circuit.biases[above] if circuit.free_feedback is None else None
     made = circuit.convolution(above)
-    return from_below + connections.transpose(seen[layer + 2], circuit.feedback[layer], bias, made, seen[above])
+    return below + connections.transpose(seen[layer + 2], circuit.feedback[layer], bias, made, seen[above])
 
 
 def next_state(
-    circuit: Circuit, seen: Sequence[Tensor], states: Sequence[Tensor], layer: int, nudge: Nudge | None
+    circuit: Circuit,
+    seen: Sequence[Tensor],
+    states: Sequence[Tensor],
+    layer: int,
+    nudge: Nudge | None,
+    from_input: Tensor | None = None,
 ) -> Tensor:
     """Where ``layer`` moves from its own state in ``states``, by what its neighbours send, ``seen``.
 
@@ -165,7 +187,7 @@ def next_state(
     fields. The nudge adds beta e, e = y - s or y - softmax(s): after rho (``at="state"``) or before it (``"drive"``);
     a readout adds beta R^T e before it.
     """
-    a, s = drive(circuit, seen, layer), states[layer]
+    a, s = drive(circuit, seen, layer, from_input), states[layer]
     is_top = layer == circuit.layers - 1
     inside = outside = torch.zeros_like(a)
     if is_top and nudge is not None:
@@ -184,8 +206,14 @@ def next_state(
     return moved.clamp(0, 1) if circuit.dynamics.clip else moved
 
 
-def step(circuit: Circuit, x: Tensor, states: Sequence[Tensor], nudge: Nudge | None = None) -> list[Tensor]:
-    """One step, in which every layer moves once.
+def step(
+    circuit: Circuit,
+    x: Tensor,
+    states: Sequence[Tensor],
+    nudge: Nudge | None = None,
+    from_input: Tensor | None = None,
+) -> list[Tensor]:
+    """One step, in which every layer moves once; ``from_input`` as for :func:`drive`.
 
     Synchronous: all layers at once, from the states before the step. Asynchronous (2312.15103): first the layers 0, 2,
     ... at once, then the layers 1, 3, ... from the newest states of their neighbours. Both have the same fixed points.
@@ -195,7 +223,7 @@ def step(circuit: Circuit, x: Tensor, states: Sequence[Tensor], nudge: Nudge | N
     for turn in range(turns):
         seen = emitted(circuit, x, states)
         layers = range(turn, circuit.layers, turns)
-        states[turn::turns] = [next_state(circuit, seen, states, layer, nudge) for layer in layers]
+        states[turn::turns] = [next_state(circuit, seen, states, layer, nudge, from_input) for layer in layers]
     return states
 
 

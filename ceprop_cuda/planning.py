@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,7 +25,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one batch costs by the operation counts of ``csrc/plan.h``; ``print`` it for a table.
+    """What one batch costs by the operation counts of ``csrc/plan.h``, or with convolutions of
+    :func:`costs_of_convolutions`; ``print`` it for a table.
 
     ``costs`` holds those of the parts of the step: "free phase", "nudged phases", for EP "contrast", for continual EP
     "input update" and "inner updates" (of connection 0 and of those between layers). ``forms`` says by which form the
@@ -75,10 +78,12 @@ def plan(net: Network, rule: EP | CEP, batch: int) -> Plan:
         raise TypeError(f"rule must be an EP or CEP, got {type(rule).__name__}")
     if rule.net is not net:
         raise ValueError("rule must be one on net, got one on another network")
-    if net.circuit().convolutions:
-        raise ValueError("plan speaks of the fused kernels, and there are none for networks with convolutions yet")
     batch = whole_number("batch", batch, 1)
     continual = isinstance(rule, CEP)
+    if net.circuit().convolutions:
+        costs = costs_of_convolutions(net, rule, batch)
+        forms = {"input": "literal", "inner": "literal"} if continual else {}
+        return Plan(costs, forms, {}, _expected_ms(net, rule, batch, costs))
     parts, chosen = _C.step_costs(
         widths=[net.weights[0].shape[1], *(w.shape[0] for w in net.weights)],
         readout=net.readout is not None,
@@ -107,11 +112,74 @@ def plan(net: Network, rule: EP | CEP, batch: int) -> Plan:
     )
 
 
+def costs_of_convolutions(net: Network, rule: EP | CEP, batch: int) -> dict[str, Cost]:
+    """What the CPU kernels for convolutions multiply and add in the parts of a step, zeros counted.
+
+    Of a connection with w weights at p positions of the kernel, which a pooling leaves q places of, for each sample:
+    2 w p on the way up; 2 w q back from a maximum, else 2 w p; again 2 w p where a step must pick maxima anew, by free
+    feedback or above a layer that has moved within the step; 2 w p a term of the contrast, and 2 w p to pick the maxima
+    of each state that no step has picked. The input's drive is taken once, in continual EP after every move as well.
+    """
+    circuit, continual = net.circuit(), isinstance(rule, CEP)
+    free = circuit.free_feedback is not None
+    up, step, contrast, weights = [], [], [], [float(w.numel() * w.element_size()) for w in circuit.weights]
+    for connection, (w, positions, places, picks) in enumerate(_uses(net)):
+        through = 2.0 * batch * w * positions
+        back = 2.0 * batch * w * places if picks else through
+        moved_below = net.dynamics.schedule == "asynchronous" and connection % 2 == 1
+        again = through if picks and (free or moved_below) else 0.0
+        terms = 2 if not (free and picks) else 4 if rule.shared_update else 3
+        states = 0 if not picks else terms if free else 1 if continual else 2
+        up.append(through)
+        step.append(through + back + again)
+        contrast.append(through * (terms + states))
+
+    def inner(numbers: list[float]) -> float:
+        return sum(numbers[1 : circuit.layers])
+
+    def steps(count: int, readout: bool) -> Cost:
+        cost = Cost(count * inner(step), count * 2 * inner(weights))
+        return Cost(cost.flops + count * 2 * up[-1], cost.bytes + count * 2 * weights[-1]) if readout else cost
+
+    phases = 2 if rule.nudging == "symmetric" else 1
+    moves = phases * rule.nudged_steps
+    way_back = rule.nudged_steps if continual and phases == 2 else 0
+    first = steps(rule.free_steps, readout=False)
+    costs = {
+        "free phase": Cost(up[0] + first.flops, weights[0] + first.bytes),
+        "nudged phases": steps(moves + way_back, readout=circuit.readout),
+    }
+    if isinstance(rule, EP):
+        times = moves if rule.accumulate and free and not rule.shared_update else 1
+        costs["contrast"] = Cost(
+            times * (up[0] + inner(contrast)), times * (weights[0] + (2 if free else 1) * inner(weights))
+        )
+    else:
+        costs["input update"] = Cost(moves * 2 * up[0], moves * 3 * weights[0])
+        costs["inner updates"] = Cost(moves * inner(contrast), moves * 4 * inner(weights))
+    return costs
+
+
+def _uses(net: Network) -> Iterator[tuple[int, int, int, bool]]:
+    """Of each connection: weights, positions of its kernel, places that its pooling leaves, whether it picks maxima."""
+    circuit = net.circuit()
+    size: tuple[int, ...] = net.input_shape[1:]
+    for connection, w in enumerate(circuit.weights):
+        made = circuit.convolution(connection)
+        if made is None:
+            yield w.numel(), 1, 1, False
+            continue
+        positions = math.prod(replace(made, pool="none").output_size(w, size))
+        size = made.output_size(w, size)
+        yield w.numel(), positions, math.prod(size), made.pool == "max"
+
+
 @torch.no_grad()
 def _expected_ms(net: Network, rule: EP | CEP, batch: int, costs: dict[str, Cost]) -> float | None:
     """The measured time of the free steps, and of everything else as much time as its operations take there."""
     circuit = net.circuit()
-    x = torch.full((batch, net.weights[0].shape[1]), 0.5, dtype=net.weights[0].dtype, device=net.weights[0].device)
+    x = torch.full((batch, *net.input_shape), 0.5, dtype=net.weights[0].dtype, device=net.weights[0].device)
+    x = net.check_input(circuit, x)
     if ops.obstacle(circuit, x) is not None:
         return None
 

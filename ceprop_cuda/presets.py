@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from .models import convnet, mlp
 from .network import Network
-from .rules import CEP, EP
+from .rules import BPTT, CEP, EP
 
 
 class Convolutions(NamedTuple):
@@ -70,6 +70,7 @@ class Preset:
     convolutions: Convolutions | None = None  # below the dense layers
     momentum: float = 0.0
     weight_decay: float = 0.0
+    bptt: bool = False  # learns by the exact gradient instead, with SGD, through the last nudged_steps free steps
     cosine_epochs: int | None = None  # the rates fall along a cosine to 1e-5 for so long and stay there; None: constant
 
     def network(self, inputs: int | Sequence[int], classes: int) -> Network:
@@ -95,8 +96,16 @@ class Preset:
             net.set_angle(self.feedback_angle)
         return net
 
-    def rule(self, net: Network, backend: str = "auto") -> EP | CEP:
-        """The learning rule on ``net``; ``backend`` as for :class:`ceprop_cuda.EP`."""
+    def rule(self, net: Network, backend: str = "auto") -> EP | CEP | BPTT:
+        """The learning rule on ``net``; ``backend`` as for :class:`ceprop_cuda.EP`.
+
+        Raises ValueError if BPTT is asked for together with what it has not.
+        """
+        if self.bptt:
+            if self.shared_update or self.tolerance is not None:
+                lacking = "shared update of forward and feedback weights" if self.shared_update else "tolerance"
+                raise ValueError(f"BPTT has no {lacking}: it takes the exact gradient through a number of steps")
+            return BPTT(net, self.free_steps, self.nudged_steps, backend=backend)
         phases = (net, self.free_steps, self.nudged_steps, self.beta)
         settings: dict[str, Any] = {
             "nudging": self.nudging,
@@ -111,7 +120,7 @@ class Preset:
 
     def optimizer(self, net: Network) -> torch.optim.Optimizer | None:
         """SGD with a parameter group per connection; None for continual EP, which moves the weights itself."""
-        if self.continual:
+        if self.continual and not self.bptt:
             return None
         connections = zip(net.weights, net.biases, net.feedback, self.lr, strict=True)
         groups = [{"params": [p for p in (w, b, v) if p is not None], "lr": lr} for w, b, v, lr in connections]

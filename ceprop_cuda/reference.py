@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import connections
-from .dynamics import Circuit, Nudge, emitted, logits, output_error, resting_states, step
+from .dynamics import Circuit, Nudge, emitted, from_below, logits, output_error, resting_states, step
 
 # A phase with a tolerance asks only after every so many steps whether it may stop: each time costs a pass over all
 # states and, in the kernels, a barrier.
@@ -309,18 +309,11 @@ def bptt(
     circuit: Circuit, x: Tensor, target: Tensor, loss_kind: str, *, unrolled_steps: int, states: Sequence[Tensor]
 ) -> BPTTResult:
     """The exact gradient of the loss ``unrolled_steps`` steps after ``states``, back to them and no further."""
-
-    def leaf(p: Tensor) -> Tensor:
-        return p.detach().requires_grad_()
-
     with torch.enable_grad():
-        circuit = replace(
-            circuit,
-            weights=[leaf(w) for w in circuit.weights],
-            biases=[None if b is None else leaf(b) for b in circuit.biases],
-            free_feedback=None if circuit.free_feedback is None else [leaf(v) for v in circuit.free_feedback],
-        )
-        states = relax(circuit, x, unrolled_steps, states).states
+        circuit = circuit.leaves()
+        from_input = from_below(circuit, emitted(circuit, x, states), 0)  # once, and once back, for all steps
+        for _ in range(unrolled_steps):
+            states = step(circuit, x, states, from_input=from_input)
         output = logits(circuit, states)
         found = iter(torch.autograd.grad(loss(output, target, loss_kind), circuit.parameters(), materialize_grads=True))
     gradients = PerParameter(

@@ -46,8 +46,10 @@ class EmulatedDevice:
     resident: bool = True  # weights stay in shared memory
     low_rank: bool = False  # C-EP's inner updates, where that is exact
     skipped_site: str = ""  # the barrier at this place is left out
+    counts_turns: bool = False  # of shared memory, in place of the barriers that are met
     seed: int = 0
     sites: set[str] = field(default_factory=set)  # of the barriers that the calls have met
+    turns: dict[str, int] = field(default_factory=dict)  # most of the calls, by address of the instruction
 
     def relax(
         self,
@@ -129,12 +131,16 @@ class EmulatedDevice:
         call.integers(PRECISIONS.index(self.precision), self.cluster_blocks > 0, self.resident, self.seed)
         given, gave = self.folder / "call", self.folder / "results"
         given.write_bytes(call.bytes)
-        command = [str(self.program), str(given), str(gave), *([self.skipped_site] * bool(self.skipped_site))]
+        command = [str(self.program), str(given), str(gave), "turns" if self.counts_turns else self.skipped_site]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if done.returncode != 0:
             report = done.stderr or f"exit status {done.returncode}"
             raise Refused(report if len(report) < 6000 else f"{report[:5000]}\n...\n{report[-1000:]}")
-        self.sites.update(done.stdout.split())
+        if self.counts_turns:
+            for address, turns in (line.split() for line in done.stdout.splitlines()):
+                self.turns[address] = max(self.turns.get(address, 0), int(turns))
+        else:
+            self.sites.update(done.stdout.split())
         raw = gave.read_bytes()
         made = torch.tensor(struct.unpack("4q", raw[:32]))
         return made, _Results(torch.frombuffer(bytearray(raw[32:]), dtype=call.dtype))

@@ -23,7 +23,7 @@ from ceprop_cuda.bench.contenders import CONTENDERS, contenders
 from ceprop_cuda.bench.figure import chart
 from ceprop_cuda.bench.report import breakdown_table, environment, lost, markdown_table, read_rows, write_csv
 from ceprop_cuda.cli import main
-from ceprop_cuda.presets import PRESETS
+from ceprop_cuda.presets import PRESETS, Convolutions
 
 SETTINGS = ("ep-1h", "ep-2h", "c-ep-1h", "c-ep-2h", "c-vf-1h", "c-vf-2h", "p-3h")
 
@@ -50,6 +50,37 @@ def test_contenders_agree(contender: str, name: str, batch: int) -> None:
     case = small(name, batch)
     expected = outcome(case, CONTENDERS["eager"](), torch.float64)
     assert_agreement(case, contender, outcome(case, CONTENDERS[contender](), torch.float64), expected)
+
+
+def small_convolutional(continual: bool) -> Case:
+    convolutions = Convolutions(channels=(5, 6), kernels=3, paddings=(1, 0), pools="ma")
+    preset = replace(PRESETS["p-conv"], convolutions=convolutions, continual=continual, free_steps=4, nudged_steps=3)
+    return Case("small", preset, 4, inputs=(2, 8, 9), classes=3)
+
+
+@pytest.mark.parametrize("continual", [False, True])
+@pytest.mark.parametrize("nudge_at", ["state", "drive"])
+def test_contenders_for_convolutions_agree(nudge_at: str, continual: bool) -> None:
+    case = small_convolutional(continual)
+    case = replace(case, preset=replace(case.preset, nudge_at=nudge_at))
+    builds = contenders("cpu", convolutional=True)
+    assert list(builds) == ["fused", "eager", "compile", "autograd"]
+    expected = outcome(case, builds["eager"], torch.float64)
+    for name in ("fused", "autograd"):
+        assert_agreement(case, name, outcome(case, builds[name], torch.float64), expected)
+
+
+def test_needed_operations_of_convolutions_by_hand() -> None:
+    # 2 -> 5 channels on 8 x 9 places, of which a pooling leaves 4 x 4; 5 -> 6 on 2 x 2, then one; 6 -> 3.
+    up = [2 * 4 * 5 * 2 * 9 * 72, 2 * 4 * 6 * 5 * 9 * 4, 2 * 4 * 3 * 6]
+    back = [2 * 4 * 5 * 2 * 9 * 16, 2 * 4 * 6 * 5 * 9, 2 * 4 * 3 * 6]
+    steps = up[0] + 7 * (up[1] + up[2] + back[1] + back[2])
+    contrast = back[0] + 2 * (back[1] + back[2])
+    assert needed_gflop(small_convolutional(False)) == pytest.approx(1e-9 * (steps + contrast + 2 * up[1]))
+    continual = steps + 3 * (contrast + up[1] + up[0])
+    assert needed_gflop(small_convolutional(True)) == pytest.approx(1e-9 * continual)
+    relaxes = replace(small_convolutional(False), relaxes_only=True)
+    assert needed_gflop(relaxes) == pytest.approx(1e-9 * (up[0] + 4 * (up[1] + up[2] + back[1] + back[2])))
 
 
 @pytest.mark.parametrize("part", [0, 1])

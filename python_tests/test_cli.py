@@ -129,6 +129,7 @@ def test_settings_of_a_run(tmp_path: Path) -> None:
     assert "schedule='asynchronous'" in rule["network"]
     assert config == {
         "preset": "c-vf-1h",
+        "bptt": False,
         "data": "mnist",
         "data_dir": str(tmp_path),
         "seed": 3,
@@ -136,6 +137,7 @@ def test_settings_of_a_run(tmp_path: Path) -> None:
         "batch": 25,
         "lr": [0.2, 0.1],
         "steps": [12, 6],
+        "angle": 0.0,
         "schedule": "asynchronous",
         "tolerance": 1e-3,
         "epochs": 1,

@@ -52,7 +52,7 @@ def shared_bytes(
     def of_tile(layer: int) -> int:
         below = padded(widths[layer]) if layer > 0 else 0
         above = padded(widths[layer + 2]) if layer + 2 < len(widths) else 0  # of the layers, or the readout
-        fields = 2 * 5 * columns if found["exchange"] == "cluster" else 0
+        fields = 2 * 5 * columns + pack if found["exchange"] == "cluster" else 0
         return TILE * fields + (TILE + of_weights) * (below + above) * resident
 
     operands, contrast = 2 * depth * (TILE + at_once + 2 * padding), 2 * (TILE + 64) * (at_once + pack)

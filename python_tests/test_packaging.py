@@ -46,7 +46,7 @@ def test_sdist_and_wheel(sdist: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert [name for name in names if name.startswith("ceprop_cuda/_C") and name.endswith(".so")]
-    package_files = {"py.typed", "digits/digits.npz", "digits/LICENSE.txt", "bench/command.py"}
+    package_files = {"py.typed", "digits/digits.npz", "digits/LICENSE.txt", "bench/command.py", "reproduce/command.py"}
     assert {f"ceprop_cuda/{name}" for name in package_files} <= set(names)
     assert not [name for name in names if name.startswith(("csrc/", "python_tests/"))]
 

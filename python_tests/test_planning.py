@@ -251,3 +251,57 @@ def test_other_batches_are_refused(batch: Any) -> None:
     net = cep.mlp(*SIZES)
     with pytest.raises(ValueError, match=rf"batch must be an int >= 1, got {batch!r}"):
         cep.plan(net, cep.EP(net, **PHASES), batch)
+
+
+# --- Convolutions
+
+
+# 2 -> 3 channels at 6 x 6 positions, of which maxima leave 3 x 3; 3 -> 4 at 2 x 2, all of them left; 16 -> 2.
+W = (3 * 2 * 4, 4 * 3 * 4, 2 * 16)
+UP = [2 * BATCH * w * positions for w, positions in zip(W, (36, 4, 1), strict=True)]
+
+
+def chain(**settings: Any) -> cep.Network:
+    return cep.convnet((2, 7, 7), (3, 4), 2, 0, "mi", (2,), **settings)
+
+
+def test_costs_of_convolutions() -> None:
+    costs, step, weights = ep_costs(chain()), 2 * (UP[1] + UP[2]), 4 * (W[1] + W[2])
+    assert costs["free phase"] == Cost(UP[0] + 5 * step, 4 * W[0] + 5 * 2 * weights)
+    assert costs["nudged phases"] == Cost(3 * step, 3 * 2 * weights)
+    assert costs["contrast"] == Cost(UP[0] + step, 4 * W[0] + weights)
+    plan = cep_plan(chain())
+    assert plan.forms == {"input": "literal", "inner": "literal"} and plan.other_forms == {}
+    assert plan.costs["input update"] == Cost(3 * 2 * UP[0], 3 * 3 * 4 * W[0])
+    assert plan.costs["inner updates"] == Cost(3 * step, 3 * 4 * weights)
+    assert plan.expected_ms is not None and plan.expected_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("feedback", "shared", "continual", "schedule", "extra", "contrasts"),
+    [
+        ("tied", False, False, "synchronous", 0, 2 + 2),  # two terms, the maxima of two states
+        ("tied", False, True, "synchronous", 0, 2 + 1),  # a step has picked those of one
+        ("tied", False, False, "asynchronous", 1, 2 + 2),  # picked anew from what has moved
+        ("free", False, False, "synchronous", 1, 3 + 3),  # by W once, by V of both states; V has maxima of its own
+        ("free", True, True, "synchronous", 1, 4 + 4),
+    ],
+)
+def test_costs_of_maxima(
+    feedback: str, shared: bool, continual: bool, schedule: str, extra: int, contrasts: int
+) -> None:
+    """Of an inner convolution: 1 -> 2 channels by 5 x 5 weights, 4 x 4 positions, 2 x 2 places left; then 8 -> 2."""
+    net = cep.convnet((1, 8, 8), (1, 2), (1, 5), 0, "im", (2,), feedback=feedback, schedule=schedule)
+    up, dense = 2 * BATCH * 50 * 16, 2 * BATCH * 16
+    costs = cep_plan(net, shared_update=shared).costs if continual else ep_costs(net, shared_update=shared)
+    assert costs["nudged phases"].flops == 3 * (up * (1 + 1 / 4 + extra) + 2 * dense)
+    if continual:
+        assert costs["inner updates"].flops == 3 * (contrasts * up + 2 * dense)
+    else:
+        assert costs["contrast"].flops == 2 * BATCH * 64 + contrasts * up + 2 * dense
+
+
+def test_costs_of_a_readout_over_a_map() -> None:
+    costs = ep_costs(chain(readout="softmax"))
+    assert costs["free phase"] == Cost(UP[0] + 5 * 2 * UP[1], 4 * (W[0] + 5 * 2 * W[1]))
+    assert costs["nudged phases"] == Cost(3 * 2 * (UP[1] + UP[2]), 4 * 3 * 2 * (W[1] + W[2]))

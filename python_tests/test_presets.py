@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ceprop_cuda import CEP, EP, Trainer
+from ceprop_cuda import BPTT, CEP, EP, Trainer
 from ceprop_cuda.data import Batches, load
 from ceprop_cuda.presets import CONVOLUTIONAL, DENSE, PRESETS, CosineThenConstant
 
@@ -217,6 +217,30 @@ def test_every_parameter_of_a_network_with_feedback_reaches_the_optimizer() -> N
         for w, b, v in zip(net.weights, net.biases, net.feedback, strict=True)
     ]
     assert set.union(*groups) == {id(p) for p in net.parameters()}
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "cifar10-kp-vf"])
+def test_bptt_learns_with_the_steps_and_rates_of_the_preset(name: str) -> None:
+    preset = replace(PRESETS[name], bptt=True)
+    net = preset.network({"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "digits": (1, 8, 8)}[preset.data], 10)
+    rule = preset.rule(net, "reference")
+    assert isinstance(rule, BPTT)
+    assert (rule.free_steps, rule.unrolled_steps) == (preset.free_steps, preset.nudged_steps)
+    assert rule.loss == ("mse" if net.readout is None else "cross_entropy")
+    assert rule.backend == "reference"
+    optimizer = preset.optimizer(net)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert [group["lr"] for group in optimizer.param_groups] == list(preset.lr)
+    Trainer(rule, optimizer, preset.scheduler(optimizer))
+
+
+def test_bptt_refuses_what_it_has_not() -> None:
+    for preset, lacking in (
+        (PRESETS["cifar10-kp-vf"], "shared update"),
+        (replace(PRESETS["ep-1h"], tolerance=0.0), "tolerance"),
+    ):
+        with pytest.raises(ValueError, match=f"BPTT has no {lacking}"):
+            replace(preset, bptt=True).rule(preset.network((3, 32, 32), 10))
 
 
 def test_the_backend_reaches_the_rule() -> None:

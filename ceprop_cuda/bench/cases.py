@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -26,14 +27,21 @@ class Case:
     preset: Preset
     batch: int
     relaxes_only: bool = False
-    inputs: int = 784
+    inputs: int | tuple[int, int, int] = 784  # or the shape of an image, below convolutions
     classes: int = 10
     device: str = "cpu"  # | "cuda"
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Units of every layer, the input first."""
-        return (self.inputs, *self.preset.hidden, self.classes)
+        """Units of every layer, of convolutions the channels, the input first."""
+        convolutions = self.preset.convolutions
+        channels = () if convolutions is None else convolutions.channels
+        return (self.sample[0], *channels, *self.preset.hidden, self.classes)
+
+    @property
+    def sample(self) -> tuple[int, ...]:
+        """The shape of an input."""
+        return (self.inputs,) if isinstance(self.inputs, int) else self.inputs
 
     @property
     def rule(self) -> str:
@@ -60,11 +68,11 @@ class Case:
         return replace(self, preset=replace(self.preset, free_steps=free, nudged_steps=nudged))
 
     def problem(self, dtype: torch.dtype) -> tuple[Network, Tensor, Tensor]:
-        """A network, inputs ``(B, n_in)`` and targets ``(B, classes)``, the same at every call and on every device."""
+        """A network, inputs ``(B, *sample)``, targets ``(B, classes)``, the same at every call and on every device."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = self.preset.network(self.inputs, self.classes)
-            x = torch.rand(self.batch, self.inputs)
+            x = torch.rand(self.batch, *self.sample)
             labels = torch.randint(self.classes, (self.batch,))
         target = torch.nn.functional.one_hot(labels, self.classes)
         return net.to(self.device, dtype), x.to(self.device, dtype), target.to(self.device, dtype)
@@ -83,9 +91,12 @@ def needed_gflop(case: Case) -> float:
     - continual EP, connection 0, the cheaper of moving the weights and the drive at every step, 4 B n_in n_0, and of
       x x^T once, 2 B^2 n_in, the drive moved by it at every step, 2 B^2 n_0, and the weights moved at the end,
       2 B n_in n_0;
+    - with convolutions: see _of_convolutions();
     - continual EP, inner connections, the cheaper of the update at every step, 4 B n n', and, if they are tied, of its
       low-rank form: 8 B^2 n at every step, summed over layers, and 4 B n n' at the end.
     """
+    if case.preset.convolutions is not None:
+        return _of_convolutions(case) / 1e9
     batch, (inputs, first, *_), steps = case.batch, case.sizes, case.nudged_steps
     through_input = 2 * batch * inputs * first
     inner = 4 * batch * sum(below * above for below, above in pairwise(case.sizes[1:]))
@@ -100,6 +111,40 @@ def needed_gflop(case: Case) -> float:
     return total / 1e9
 
 
+def _of_convolutions(case: Case) -> float:
+    """With convolutions, of w weights at p positions of the kernel, which a pooling leaves q places of:
+
+    - the drive of layer 0 by the input, once, and of the others at every step, 2 B w p (dense: w);
+    - at every step back from every layer but the first, 2 B w q, as a maximum goes back to one position; averages do
+      to all of them, but their kernels can be added up first;
+    - EP: the contrast, once, 2 B w q for connection 0 and 4 B w q for the others, whose maxima are looked for at both
+      ends, 4 B w p;
+    - continual EP: the same at every nudged step, but that one end's maxima are known; and connection 0 anew, 2 B w p.
+
+    Zeros, by which the kernels need not multiply on the way back, are counted.
+    """
+    net, _, _ = case.problem(torch.float32)
+    circuit, size = net.circuit(), case.sample[1:]
+    up, back = [], []
+    for connection, w in enumerate(circuit.weights):
+        made = circuit.convolution(connection)
+        positions = places = 1
+        if made is not None:
+            positions = math.prod(replace(made, pool="none").output_size(w, size))
+            size = made.output_size(w, size)
+            places = math.prod(size)
+        up.append(2 * case.batch * w.numel() * positions)
+        back.append(2 * case.batch * w.numel() * places)
+    total = up[0] + case.steps * sum(up[1:] + back[1:])
+    if case.relaxes_only:
+        return total
+    contrast = back[0] + 2 * sum(back[1:])
+    picked = sum(up[1 : len(circuit.convolutions)])
+    if case.preset.continual:
+        return total + case.nudged_steps * (contrast + picked + up[0])
+    return total + contrast + 2 * picked
+
+
 def all_cases() -> list[Case]:
     """The whole grid."""
     swept = [f"{rule}-{depth}" for rule in ("c-ep", "c-vf", "ep") for depth in ("1h", "2h")]
@@ -109,6 +154,12 @@ def all_cases() -> list[Case]:
         preset = PRESETS[name]
         cases += [Case(f"{name}-n{width}", _comparable(replace(preset, hidden=(width, width))), 20) for width in WIDTHS]
     cases += [Case(f"relax-2h-b{batch}", PRESETS["p-2h"], batch, relaxes_only=True) for batch in (20, 24, 64, 256)]
+    cases += [
+        Case(f"{name}-b20", _comparable(PRESETS[name]), 20, inputs=(1, 28, 28)) for name in ("p-conv", "c-ep-conv")
+    ]
+    # A tenth of its steps: all of them take PyTorch a minute.
+    short = replace(_comparable(PRESETS["cifar10-ep-mse"]), free_steps=25, nudged_steps=3)
+    cases.append(Case("cifar10-ep-mse-t25-b8", short, 8, inputs=(3, 32, 32)))
     return cases
 
 

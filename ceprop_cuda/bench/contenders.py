@@ -15,7 +15,7 @@ from ..dynamics import Circuit, Nudge, resting_states, step
 from ..network import Network
 from ..reference import PerParameter, contrast, moved
 from ..rules import CEP
-from . import same_algebra
+from . import autograd_of_phi, same_algebra
 from .cases import Case
 from .measure import restore
 
@@ -115,7 +115,8 @@ def _by_implementation(implementation: Implementation, case: Case, net: Network)
     def train(x: Tensor, y: Tensor) -> list[Tensor]:
         if case.relaxes_only:
             return implementation.relax(circuit, x, case.free_steps)
-        nudge, steps = Nudge(y, preset.beta), (case.free_steps, case.nudged_steps)
+        at = preset.nudge_at or "state"
+        nudge, steps = Nudge(y, preset.beta, at), (case.free_steps, case.nudged_steps)
         if preset.continual:
             free, nudged = implementation.cep_step(circuit, x, nudge, *steps, preset.lr)
         else:
@@ -164,13 +165,23 @@ CONTENDERS: dict[str, Callable[[], Build]] = {
     "compile": _compiled,
     "same_algebra": lambda: partial(_by_implementation, same_algebra),
 }
+# Those that know dense layers only, and what there is for convolutions in their place.
+OF_DENSE_LAYERS = ("same_algebra",)
+CONTENDERS_OF_CONVOLUTIONS: dict[str, Callable[[], Build]] = {
+    "autograd": lambda: partial(_by_implementation, autograd_of_phi),
+}
 CONTENDERS_ON_CUDA: dict[str, Callable[[], Build]] = {"graph": lambda: _in_graph}
 
 # What these are made of fails in as many ways as there are machines that lack something it needs.
 MAY_FAIL = ("compile", "graph")
 
 
-def contenders(device: str) -> dict[str, Build]:
+def contenders(device: str, convolutional: bool = False) -> dict[str, Build]:
     """Those that run on ``device``, by name."""
-    makers = CONTENDERS | (CONTENDERS_ON_CUDA if device == "cuda" else {})
+    makers = dict(CONTENDERS)
+    if convolutional:
+        makers = {name: make for name, make in makers.items() if name not in OF_DENSE_LAYERS}
+        makers |= CONTENDERS_OF_CONVOLUTIONS
+    if device == "cuda":
+        makers |= CONTENDERS_ON_CUDA
     return {name: make() for name, make in makers.items()}

@@ -117,7 +117,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
         if fused.needed_gflop_per_s is not None and fused.fraction_of_mm is not None:
             cells += [f"{fused.needed_gflop_per_s:.0f}", f"{fused.fraction_of_mm:.2f}"]
         lines.append(cells + [""] * (len(lines[0]) - len(cells)))
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def lost(rows: Sequence[Row]) -> list[str]:
@@ -141,7 +141,7 @@ def breakdown_table(parts: Sequence[Part]) -> str:
     lines = [["case", "threads", *names]]
     for (case, threads), group in groupby(parts, lambda part: (part.case, part.threads)):
         lines.append([case, str(threads), *(f"{part.ms:.3f} ({100 * part.share:.0f} %)" for part in group)])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def _between(median: float | None, low: float | None, high: float | None) -> str:
@@ -153,7 +153,8 @@ def _between(median: float | None, low: float | None, high: float | None) -> str
     return f"{median:g} ({low:g} - {high:g})"
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table of ``lines`` of cells, the first of which names the columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     padded.insert(1, ["-" * width for width in widths])

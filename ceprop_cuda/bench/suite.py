@@ -50,10 +50,12 @@ def run(case: Case, threads: int, rounds: int) -> list[Row]:
     """Check and time all contenders on ``case``; Disagreement if one computes something else than the reference."""
     if case.device == "cpu":
         torch.set_num_threads(threads)
-    builds = contenders(case.device)
+    builds = contenders(case.device, case.preset.convolutions is not None)
     exact = to_check(case)
     expected = outcome(exact, builds["eager"], torch.float64)
-    for name in ("fused", "same_algebra"):
+    for name in ("fused", "same_algebra", "autograd"):
+        if name not in builds:
+            continue
         assert_agreement(exact, name, outcome(exact, builds[name], torch.float64), expected)
     few = shortened(case)
     expected = outcome(few, builds["eager"], torch.float32)

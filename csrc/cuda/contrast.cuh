@@ -47,23 +47,22 @@ class Contrast {
   }
 
   // The sums of a tile, units [first, first + 16) by [other_first, other_first + 64), are blended into
-  // out[unit * next_own + other * next_other]. `upper_is_own`: the 16 belong to the upper layer. All threads of a block
-  // call this.
+  // out[unit * next_own + other * next_other], where next_own < next_other in packs of units, those past the last too.
+  // `upper_is_own`: the 16 belong to the upper layer. All threads of a block call this.
   __device__ void tile(const Terms& terms, bool upper_is_own, int first, int units, int other_first, int others,
                        const Blend<T>& blend, T* out, int64_t next_own, int64_t next_other) const {
     const int pass = p_.layout.pass, stride = pass + pack;  // neighbouring rows begin in different banks
     T* own = network_.work();                               // [2][tile_units][stride]
     T* other = own + 2 * tile_units * stride;               // [2][tile_others][stride]
-    const int k = static_cast<int>(threadIdx.x) % tile_others,
-              group = 4 * (static_cast<int>(threadIdx.x) / tile_others);
+    const int k = static_cast<int>(threadIdx.x) / 4, group = 4 * (static_cast<int>(threadIdx.x) % 4);
     T sum[4] = {};
     for (int column = 0; column < p_.batch; column += pass) {
       __syncthreads();
       for (int term = terms.first; term <= terms.last; ++term)
         for (int side = 0; side < 2; ++side) {
           const bool is_own = side == 0;
-          stage(shown(terms, term, upper_is_own == is_own), is_own ? first : other_first, is_own ? units : others,
-                column, is_own ? tile_units : tile_others,
+          stage(shown(terms, term, upper_is_own == is_own), is_own, is_own ? first : other_first,
+                is_own ? units : others, column,
                 (is_own ? own : other) + term * (is_own ? tile_units : tile_others) * stride);
         }
       __syncthreads();
@@ -72,18 +71,27 @@ class Contrast {
           const Pack<T> y = load_pack(other + (term * tile_others + k) * stride + b);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const Pack<T> x = load_pack(own + (term * tile_units + group + i) * stride + b);
+            const Pack<T> x = load_pack(own + (term * tile_units + own_row(group + i)) * stride + b);
 #pragma unroll
             for (int j = 0; j < pack; ++j) sum[i] += x.v[j] * y.v[j];
           }
         }
     }
+    if (other_first + k >= others) return;
+    T* to = out + (first + group) * next_own + (other_first + k) * next_other;
+    if (next_own < next_other) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (first + group + i < units && other_first + k < others) {
-        T& to = out[(first + group + i) * next_own + (other_first + k) * next_other];
-        to = blend(to, sum[i]);
+      for (int i = 0; i < 4; i += pack) {
+        Pack<T> now = load_pack(to + i);
+#pragma unroll
+        for (int j = 0; j < pack; ++j) now.v[j] = blend(now.v[j], sum[i + j]);
+        store_pack(to + i, now);
       }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (first + group + i < units) to[i * next_own] = blend(to[i * next_own], sum[i]);
+    }
   }
 
   // A row-major [upper][lower] matrix blended with these terms, by all blocks. No barrier.
@@ -146,22 +154,26 @@ class Contrast {
     return {nullptr, layer, is_field() ? between.fixed : upper ? between.earlier : between.later, -1, false};
   }
 
-  // to[row][stride] <- what is shown of `rows` units from `first` on, for one pass of the samples; zeros past the end.
-  __device__ void stage(const Shown<T>& shown, int first, int units, int column, int rows, T* to) const {
+  // Where one of a tile's own units is staged: those at a distance of 4, which threads side by side read at once, lie
+  // in neighbouring rows. Its own inverse.
+  __device__ static int own_row(int unit) { return unit % 4 * 4 + unit / 4; }
+
+  // to[row][stride] <- what is shown of a tile's units from `first` on, for one pass of the samples; zeros past the
+  // end.
+  __device__ void stage(const Shown<T>& shown, bool is_own, int first, int units, int column, T* to) const {
     // A warp brings 4 packs of 8 rows: whole sectors of memory, and 8 banks' worth of rows.
     const int pass = p_.layout.pass, stride = pass + pack, fours = (pass / pack + 3) / 4;
     const auto row_of = [&](int i) { return i / 32 / fours * 8 + i % 8; };
     const auto column_of = [&](int i) { return (i / 32 % fours * 4 + i % 32 / 8) * pack; };
-    bring(
-        rows * fours * 4,
-        [&](int i) {
-          const bool there =
-              first + row_of(i) < units && column_of(i) < pass && column + column_of(i) < p_.layout.columns;
-          return there ? load(shown, first + row_of(i), column + column_of(i)) : Pack<T>{};
-        },
-        [&](int i, const Pack<T>& got) {
-          if (column_of(i) < pass) store_pack(to + row_of(i) * stride + column_of(i), got);
-        });
+    bring((is_own ? tile_units : tile_others) * fours * 4,
+          [&](int i) {
+            const int unit = first + (is_own ? own_row(row_of(i)) : row_of(i));
+            const bool there = unit < units && column_of(i) < pass && column + column_of(i) < p_.layout.columns;
+            return there ? load(shown, unit, column + column_of(i)) : Pack<T>{};
+          },
+          [&](int i, const Pack<T>& got) {
+            if (column_of(i) < pass) store_pack(to + row_of(i) * stride + column_of(i), got);
+          });
   }
 
   const Network& network_;

@@ -116,7 +116,7 @@ inline int64_t shared_bytes(const Shape& shape, const Layout& layout, Exchange e
   for (int block = 0; block < layout.blocks; ++block) {
     int64_t numbers = 0;
     for_each_tile(shape, layout, block, [&](int l) {
-      if (exchange == Exchange::cluster) numbers += int64_t(tile_units) * fields * 2 * layout.columns;
+      if (exchange == Exchange::cluster) numbers += int64_t(tile_units) * layout.unit_states;
       if (layout.resident) numbers += weights_of_tile(shape, l, precision);
     });
     most = std::max(most, numbers);
@@ -183,6 +183,7 @@ inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Pr
   plan.layout.blocks = static_cast<int>(std::min({most_tiles(shape), blocks, int64_t(most_blocks)}));
   plan.layout.resident = resident;
   plan.layout.columns = static_cast<int>(rounded_up(shape.batch, column_step));
+  plan.layout.unit_states = static_cast<int>(fields * 2 * plan.layout.columns + 16 / shape.number_bytes);
   plan.layout.pass = static_cast<int>(std::min<int64_t>(plan.layout.columns, longest_pass));
   if (plan.layout.blocks == 0) return {};
   if (exchange == Exchange::cluster && 2 * most_tiles(shape) > most_cluster_tiles) return {};

@@ -88,11 +88,14 @@ class Learning {
         if (side && !p_.free_feedback) continue;
         const T* weights = network_.packed(item, side);
         T* to = side ? p_.feedback[l] + item.first : p_.weights[l] + int64_t(item.first) * depth;
-        for (int i = static_cast<int>(threadIdx.x); i < depth * tile_units; i += block_threads) {
-          // Neighbouring threads write side by side.
-          const int k = side ? i / tile_units : i % depth, u = side ? i % tile_units : i / depth;
-          if (item.first + u < units)
-            to[side ? int64_t(k) * units + u : int64_t(u) * depth + k] = weights[k * Network::packed_stride + u];
+        constexpr int pack = Pack<T>::size, packs = tile_units / pack;
+        for (int i = static_cast<int>(threadIdx.x); i < depth * packs; i += block_threads) {
+          const int k = i / packs, u = i % packs * pack;
+          const Pack<T> moved = load_pack(weights + k * Network::packed_stride + u);
+#pragma unroll
+          for (int j = 0; j < pack; ++j)
+            if (item.first + u + j < units)
+              to[side ? int64_t(k) * units + u + j : int64_t(u + j) * depth + k] = moved.v[j];
         }
       }
     }

@@ -26,10 +26,11 @@ inline constexpr int ring = 3, kept_free = 3, kept_plus = 4, fields = 5;
 // Where a step's work lies and how it is cut; see launch_plan.h, which fills it in.
 struct Layout {
   int blocks;
-  bool resident;  // the weights between layers stay in shared memory, both copies, for the whole call
-  int columns;    // of memory for the samples of a unit: the batch, padded
-  int pass;       // samples of them that a block works on at once
-  int depth;      // neighbours whose states are in shared memory at once
+  bool resident;    // the weights between layers stay in shared memory, both copies, for the whole call
+  int columns;      // of memory for the samples of a unit: the batch, padded
+  int pass;         // samples of them that a block works on at once
+  int depth;        // neighbours whose states are in shared memory at once
+  int unit_states;  // numbers of a unit's states in a cluster: [field][state, seen][columns], and a pack for the banks
   // The tiles of all layers in a row, those of half 0 first: block b has [first[half][b], first[half][b + 1]).
   uint16_t first[2][most_blocks + 1];
   // In a cluster, which block has a tile, numbered through both halves, and as which of its own.

@@ -38,7 +38,7 @@ class Relaxation {
   __device__ explicit Relaxation(const Problem<T>& problem)
       : p(problem), states(problem, dynamic_shared_memory<T>()), resident_(dynamic_shared_memory<T>()) {
     if (States::in_shared_memory)
-      for (OwnTiles<T> all = tiles(); all.next();) resident_ += tile_units * fields * 2 * p.layout.columns;
+      for (OwnTiles<T> all = tiles(); all.next();) resident_ += tile_units * p.layout.unit_states;
     OwnTiles<T> all = tiles();
     while (all.next()) continue;
     work_ = all.end_of_weights;

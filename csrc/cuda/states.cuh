@@ -39,7 +39,7 @@ class GridStates {
 };
 
 #if DEVICE_HAS_CLUSTERS
-// In the shared memory of the blocks that own the units, of one cluster: [own unit][field][state, seen][columns].
+// In the shared memory of the blocks that own the units, of one cluster: [own unit][unit_states].
 template <class T>
 class ClusterStates {
  public:
@@ -60,9 +60,9 @@ class ClusterStates {
     for (int l = half; l < layer; l += halves_of(problem_)) tile += tiles_of(problem_, l);
     for (int l = 0; half == 1 && l < problem_.layers; l += 2) tile += tiles_of(problem_, l);
     const Layout& layout = problem_.layout;
-    const int64_t at =
-        (static_cast<int64_t>(layout.slot[tile] * tile_units + unit % tile_units) * fields + field) * 2 + which;
-    return cooperative_groups::this_cluster().map_shared_rank(own_, layout.owner[tile]) + at * layout.columns;
+    const int64_t own = layout.slot[tile] * tile_units + unit % tile_units;
+    return cooperative_groups::this_cluster().map_shared_rank(own_, layout.owner[tile]) + own * layout.unit_states +
+           (field * 2 + which) * layout.columns;
   }
 
   const Problem<T>& problem_;

@@ -39,7 +39,6 @@ class FmaTile {
   __device__ static int packs_of_row(int pass) { return pass / pack; }
 
   __device__ explicit FmaTile(int pass) : pass_(pass), groups_(tile_units / 4 * (pass / pack)) {
-    // Neighbouring threads have neighbouring samples: they read the same weights and different banks of rows.
     const int group = static_cast<int>(threadIdx.x) % groups_;
     slices_ = block_threads / groups_;
     slice_ = static_cast<int>(threadIdx.x) / groups_;
@@ -78,7 +77,7 @@ class FmaTile {
   }
   // One number of a spilled product.
   __device__ T sum(const T* partial, int unit, int column) const {
-    const int group = unit / 4 * (pass_ / pack) + column / pack;
+    const int first = column / pack / 8 * 32, group = first + unit / 4 * packs_beside(first) + column / pack % 8;
     const T* from = partial + pack * (unit % 4 * groups_ + group) + column % pack;
     T sum = 0;
     for (int slice = 0; slice < slices_; ++slice) sum += from[pack * slice * 4 * groups_];
@@ -96,8 +95,14 @@ class FmaTile {
     got.row = load_pack(rows + k * pass_ + column_);
     return got;
   }
-  __device__ int unit_of(int group) const { return 4 * (group / (pass_ / pack)); }
-  __device__ int column_of(int group) const { return pack * (group % (pass_ / pack)); }
+  // Neighbouring threads have neighbouring packs of 8, or as many as are left, then those of other units: 8 packs have
+  // different banks, and what is read twice is the same.
+  __device__ int packs_beside(int group) const {
+    const int left = pass_ / pack - group / 32 * 8;
+    return left < 8 ? left : 8;
+  }
+  __device__ int unit_of(int group) const { return group % 32 / packs_beside(group) * 4; }
+  __device__ int column_of(int group) const { return (group / 32 * 8 + group % 32 % packs_beside(group)) * pack; }
 
   int pass_, groups_, slices_, slice_, unit_, column_;
   Pack<T> sum_[4] = {};

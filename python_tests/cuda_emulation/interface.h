@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -25,6 +26,7 @@ struct Options {
   bool check_call_sites = true;     // threads that meet in a barrier must have called it at the same line
   std::string skipped_site = {};    // a barrier, e.g. "file.cuh:123", that lets every thread pass
   unsigned preemption_period = 24;  // race build: memory accesses from one change of threads to the next; 0: never
+  bool counts_turns = false;        // in place of races, see shared_memory_turns(); race build at -O0
   std::uint64_t spin_limit = 20'000'000;  // atomics without any barrier or exit before "livelock"
 
   unsigned multiprocessors = 132;  // a cooperative grid must fit into all of them at once
@@ -66,6 +68,10 @@ void launch(const LaunchConfiguration& configuration, Kernel kernel, Arguments..
   run(configuration, [&] { kernel(arguments...); });
 }
 
+// Of launches with options.counts_turns: how many turns of the banks the lanes that are served at once took, at most,
+// in an access to their block's dynamic memory, by address of the instruction, as addr2line takes it. 1: no conflict.
+const std::map<std::uintptr_t, unsigned>& shared_memory_turns();
+
 // All that follows is called by kernels, through functions with the names that CUDA has for them.
 
 struct Builtins {
@@ -100,6 +106,9 @@ void memory_fence();
 void asynchronous_copy(void* destination, const void* source, std::size_t bytes, std::size_t zero_fill);
 void asynchronous_commit();
 void asynchronous_wait(unsigned batches_left);
+
+// A tile of wmma is loaded or stored, of numbers of so many bytes.
+void note_tile(const void* tile, unsigned stride, std::size_t bytes, bool is_sum, bool is_usual);
 
 // Which element of a tile is in which place of the lanes' fragments.
 const std::uint16_t* fragment_order(unsigned kind, unsigned count);

@@ -1,4 +1,5 @@
 // The runtime as one unit, which compiles faster. Without -fsanitize=thread: it takes the place of libtsan.
+#include "runtime/bank_conflicts.cpp"
 #include "runtime/barriers.cpp"
 #include "runtime/copies.cpp"
 #include "runtime/fibers.cpp"

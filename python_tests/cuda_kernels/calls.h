@@ -190,10 +190,13 @@ class Run {
   cuda_emulation::DeviceArray<int64_t> steps_used_{4};
 };
 
-// PROGRAM CALL RESULTS [SITE]: with SITE, "file:line", the barrier there is left out. Prints the barriers that were
-// met.
-inline int run_program(int argc, char** argv) {
-  if (argc > 3) cuda_emulation::options.skipped_site = argv[3];
+// PROGRAM CALL RESULTS SITE: the barrier at SITE, "file:line", is left out, if it is not empty. Prints the barriers
+// that were met.
+// PROGRAM CALL RESULTS turns: prints what shared_memory_turns() gives.
+inline int run_program(char** argv) {
+  auto& options = cuda_emulation::options;
+  options.counts_turns = std::string(argv[3]) == "turns";
+  if (!options.counts_turns) options.skipped_site = argv[3];
   try {
     Input input(argv[1]);
     const auto op = static_cast<cuda::Op>(input.integer());
@@ -205,6 +208,9 @@ inline int run_program(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
   }
-  for (const std::string& site : cuda_emulation::barrier_sites()) std::printf("%s\n", site.c_str());
+  for (const auto& [address, turns] : cuda_emulation::shared_memory_turns())
+    std::printf("%zx %u\n", static_cast<std::size_t>(address), turns);
+  if (!options.counts_turns)
+    for (const std::string& site : cuda_emulation::barrier_sites()) std::printf("%s\n", site.c_str());
   return 0;
 }

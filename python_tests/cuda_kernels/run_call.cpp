@@ -38,4 +38,4 @@ void plan_and_launch(const Call& call, const cuda::Device& device, const Wanted&
   }
 }
 
-int main(int argc, char** argv) { return run_program(argc, argv); }
+int main(int, char** argv) { return run_program(argv); }

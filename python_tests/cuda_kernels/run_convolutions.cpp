@@ -18,4 +18,4 @@ void plan_and_launch(const Call& call, const cuda::Device& device, const Wanted&
                          conv::run_op<T>, problem);
 }
 
-int main(int argc, char** argv) { return run_program(argc, argv); }
+int main(int, char** argv) { return run_program(argv); }

@@ -37,6 +37,10 @@ class Contrast {
     }
   }
 
+  // From now on a step always leads from the earlier state to the later, by the weights that are still there: with tied
+  // weights it has picked the maxima of one of the two.
+  void expect_steps() { of_step_ = !network_.free_feedback; }
+
   // What the contrast needs of both states, each worker for its samples. Ends with a barrier.
   void differ(const Worker& worker, const Between& between) {
     const Range rows = worker.share(relaxation_.batch());
@@ -44,22 +48,23 @@ class Contrast {
       const T *before = shown(between.earlier, c), *after = shown(between.later, c);
       const int64_t size = relaxation_.map(c).size();
       for (int64_t i = rows.begin * size; i < rows.end * size; ++i) moved_[c].get()[i] = after[i] - before[i];
+    }
+    for (int c = 1; c < network_.layers; ++c) {
       if (!relaxation_.link(c).picks_maxima()) continue;
-      const Weights<Tile>&up = relaxation_.weights(c), &down = relaxation_.feedback(c);
-      if (c == 0) {
-        relaxation_.pick(worker, c, up, relaxation_.input(), rows, up_earlier_[c].get());
-        continue;
-      }
+      const auto pick = [&](const Weights<Tile>& weights, const T* below, Buffer<uint16_t>& places) {
+        relaxation_.pick(worker, c, weights, below, rows, places.get());
+      };
       const auto seen = [&](int field) { return relaxation_.field(field, c - 1).seen; };
+      const Weights<Tile>&up = relaxation_.weights(c), &down = relaxation_.feedback(c);
       if (is_field()) {
-        relaxation_.pick(worker, c, up, seen(between.fixed), rows, up_earlier_[c].get());
+        pick(up, seen(between.fixed), up_earlier_[c]);
       } else {
-        relaxation_.pick(worker, c, up, seen(between.earlier), rows, up_earlier_[c].get());
-        relaxation_.pick(worker, c, up, seen(between.later), rows, up_later_[c].get());
+        if (!of_step_ || relaxation_.picked_after_step(c)) pick(up, seen(between.earlier), up_earlier_[c]);
+        if (!of_step_ || !relaxation_.picked_after_step(c)) pick(up, seen(between.later), up_later_[c]);
       }
       if (network_.free_feedback) {
-        relaxation_.pick(worker, c, down, shown(between.earlier, c - 1), rows, down_earlier_[c].get());
-        relaxation_.pick(worker, c, down, shown(between.later, c - 1), rows, down_later_[c].get());
+        pick(down, shown(between.earlier, c - 1), down_earlier_[c]);
+        pick(down, shown(between.later, c - 1), down_later_[c]);
       }
     }
     worker.wait();
@@ -163,6 +168,7 @@ class Contrast {
   Terms terms(int c, bool of_feedback, const Between& between) const {
     const uint16_t* before = (of_feedback ? down_earlier_ : up_earlier_)[c].get();
     const uint16_t* after = (of_feedback ? down_later_ : up_later_)[c].get();
+    if (c == 0 || of_step_) (relaxation_.picked_after_step(c) ? after : before) = relaxation_.picked(c);
     if (c == 0) return {{{shown(between.later, 0), before, shown(between.earlier, 0), before, relaxation_.input()}}, 1};
     if (is_field() && !of_feedback)
       return {{{moved_[c].get(), before, nullptr, nullptr, relaxation_.field(between.fixed, c - 1).seen}}, 1};
@@ -170,6 +176,7 @@ class Contrast {
     const T* upper[2] = {is_field() ? fixed : shown(between.earlier, c), is_field() ? fixed : shown(between.later, c)};
     const Term moved_above{upper[1], after, upper[0], before, shown(between.later, c - 1)};
     const Term moved_below{upper[0], before, nullptr, nullptr, moved_[c - 1].get()};
+    if (is_field() && !relaxation_.link(c).picks_maxima()) return {{moved_below}, 1};  // `moved_above` vanishes
     return {{moved_above, moved_below}, 2};
   }
 
@@ -247,9 +254,10 @@ class Contrast {
   Relaxation<Tile>& relaxation_;
   const Network<T>& network_;
   const bool shared_update_;
+  bool of_step_ = false;
   std::vector<Buffer<T>> moved_;  // per layer, maps of the batch
-  // Per connection, [batch][places above][stride above]: what W, or V, picks of the two states; of an input, and of the
-  // fixed state of a vector field, the first.
+  // Per connection, [batch][places above][stride above]: what W, or V, picks of the two states, where
+  // nothing else has; of the fixed state of a vector field, the first.
   std::vector<Buffer<uint16_t>> up_earlier_, up_later_, down_earlier_, down_later_;
   std::vector<Item> items_;
   std::vector<double> cost_{0.0};

@@ -7,7 +7,9 @@ class Learning {
   using T = typename Tile::Scalar;
 
   Learning(const CepCall<T>& call, Relaxation<Tile>& relaxation, Contrast<Tile>& contrast, int)
-      : call_(call), relaxation_(relaxation), contrast_(contrast) {}
+      : call_(call), relaxation_(relaxation), contrast_(contrast) {
+    contrast.expect_steps();
+  }
 
   void load(const Worker&) {}
 

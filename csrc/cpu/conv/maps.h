@@ -33,7 +33,7 @@ struct Column {
 // One connection. Positions are those of the kernel, window of the pooling by window, row by row in each.
 template <class Tile>
 struct Link {
-  static constexpr int64_t products_per_chunk = 160, bytes_per_slice = 32 << 10;
+  static constexpr int64_t products_per_chunk = 160, bytes_per_slice = 40 << 10;
 
   Map below, above;
   Convolution made;
@@ -116,5 +116,6 @@ struct Link {
     }
     slice = std::max<int64_t>(
         1, bytes_per_slice / (widest * Tile::lanes * static_cast<int64_t>(sizeof(typename Tile::Scalar))));
+    slice = (above.channels + slices() - 1) / slices();
   }
 };

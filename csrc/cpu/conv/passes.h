@@ -81,7 +81,7 @@ class Lists {
     most_places_ = std::max(most_places_, link.made.places());
   }
   void allocate() {
-    entries_ = Buffer<Entry<T>>(room_);
+    entries_ = Buffer<Entry<T>>(room_ + 1);
     starts_ = Buffer<int32_t>(starts_room_);
     cursors_ = Buffer<int32_t>(most_places_);
   }
@@ -104,8 +104,10 @@ class Lists {
                 sort(units, of, first, end, link.made.places(), entries, count, starts + window * link.made.places());
           } else {
             starts[window] = count;
-            for (int64_t c = first; c < end; ++c)
-              if (units[c] != 0) entries[count++] = {units[c] * share, static_cast<int32_t>(c - first)};
+            for (int64_t c = first; c < end; ++c) {
+              entries[count] = {units[c] * share, static_cast<int32_t>(c - first)};
+              count += units[c] != 0;
+            }
           }
         }
         starts[lists(link)] = count;
@@ -133,13 +135,20 @@ class Lists {
       count += cursors[place];
       cursors[place] = starts[place];
     }
-    for (int64_t c = first; c < end; ++c)
-      if (units[c] != 0) entries[cursors[places[c]]++] = {units[c], static_cast<int32_t>(c - first)};
+    // Which units are zero cannot be foreseen: instead of a branch, these go to a place of their own.
+    Entry<T>* of_zeros = entries_.get() + room_;
+    for (int64_t c = first; c < end; ++c) {
+      const bool counts = units[c] != 0;
+      int32_t& cursor = cursors[places[c]];
+      Entry<T>* to = counts ? entries + cursor : of_zeros;
+      *to = {units[c], static_cast<int32_t>(c - first)};
+      cursor += counts;
+    }
     return count;
   }
 
   int64_t room_ = 0, starts_room_ = 0, most_places_ = 0;
-  Buffer<Entry<T>> entries_;  // [sample][channel, in slices][place], as many as there are
+  Buffer<Entry<T>> entries_;  // [sample][channel, in slices][place], as many as there are; then one of zeros
   Buffer<int32_t> starts_;    // [sample][slice][list + 1]
   Buffer<int32_t> cursors_;
 };

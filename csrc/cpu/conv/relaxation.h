@@ -75,7 +75,8 @@ class Relaxation {
         for (int c = 1; c < network_.layers; ++c) {
           const bool picks = links_[c].picks_maxima(), picks_for_below = picks && moves(c - 1);
           const int below = moves(c - 1) ? from : neighbours;
-          if (moves(c) || (picks_for_below && !network_.free_feedback))
+          // Layers that move in the second half of a step find their maxima picked in the first.
+          if (moves(c) || (half == 0 && picks_for_below && !network_.free_feedback))
             lift(worker, c, weights_[c], fields_[below][c - 1].seen, rows, drive_of(worker, c), places_[c].get());
           if (picks_for_below && network_.free_feedback)
             lift(worker, c, feedback_[c], fields_[below][c - 1].seen, rows, nullptr, places_[c].get());
@@ -139,6 +140,10 @@ class Relaxation {
     for_some_rows(some, together_, [&](const Range& rows) { lift(worker, c, weights, below, rows, nullptr, places); });
   }
 
+  // What connection c picked of the input, or last in a step: of the states before it, or after it.
+  const uint16_t* picked(int c) const { return places_[c].get(); }
+  bool picked_after_step(int c) const { return halves_ == 2 && c % 2 == 1; }
+
   // From the matrices, after a barrier; another one must follow.
   void pack(const Worker& worker) {
     for (size_t c = 0; c < links_.size(); ++c) {
@@ -147,10 +152,10 @@ class Relaxation {
     }
   }
 
-  // F_0(x) of these samples.
+  // F_0(x) of these samples, and what it picks.
   void load_input_drive(const Worker& worker, const Range& some) {
     for_some_rows(some, together_, [&](const Range& rows) {
-      lift(worker, 0, weights_[0], x_.get(), rows, input_drive_.get() + rows.begin * drive_size(0), nullptr);
+      lift(worker, 0, weights_[0], x_.get(), rows, input_drive_.get() + rows.begin * drive_size(0), places_[0].get());
     });
   }
 
@@ -204,11 +209,11 @@ class Relaxation {
             {border[0], border[1]}};
   }
 
-  // As many as keep about half a megabyte of states and sums in the second-level cache.
+  // As many as keep about a megabyte of states and sums in the second-level cache.
   int64_t samples_together() const {
     int64_t numbers = 1;
     for (const Link<Tile>& link : links_) numbers = std::max(numbers, link.below.size() + link.positions * Tile::width);
-    const int64_t fit = (512 << 10) / (numbers * static_cast<int64_t>(sizeof(T)));
+    const int64_t fit = (1 << 20) / (numbers * static_cast<int64_t>(sizeof(T)));
     return std::clamp<int64_t>(fit, 1, 16);
   }
 
@@ -372,7 +377,7 @@ class Relaxation {
   std::vector<Weights<Tile>> weights_, feedback_;
   std::vector<Buffer<T>> biases_, memory_;
   std::vector<Field<T>> fields_[fields];
-  PlacesOf places_;                       // on the way down
+  PlacesOf places_;                       // of the input, and of a step on the way down
   Buffer<T> x_, target_, error_, zeros_;  // maps; the last: as a bias
   Buffer<T> input_drive_;                 // [batch][places][stride]
   std::vector<Scratch> scratch_;

@@ -86,6 +86,7 @@ template <class Fragment>
 __forceinline__ void load(Fragment& f, const typename Fragment::storage_element_type* from, unsigned stride,
                           bool column_major) {
   check_address(from, stride);
+  cuda_emulation::note_tile(from, stride, sizeof *from, false, column_major == Fragment::is_a);
   for_own_elements<Fragment>(stride, column_major, [&](unsigned i, std::size_t at) { f.x[i] = from[at]; });
   f.origin = from;
 }
@@ -146,6 +147,7 @@ template <int M, int N, int K, class T>
 __forceinline__ void store_matrix_sync(T* to, const fragment<accumulator, M, N, K, T>& f, unsigned stride,
                                        layout_t layout) {
   emulation::check_address(to, stride);
+  cuda_emulation::note_tile(to, stride, sizeof *to, true, layout == mem_row_major);
   emulation::for_own_elements<fragment<accumulator, M, N, K, T>>(stride, layout == mem_col_major,
                                                                  [&](unsigned i, std::size_t at) { to[at] = f.x[i]; });
 }

@@ -80,10 +80,8 @@ std::string code_place(std::uint32_t code) {
   place = "?";
   char executable[4096] = {}, command[4400], line[1024];
   if (readlink("/proc/self/exe", executable, sizeof executable - 1) <= 0) return place;
-  // Executables with a fixed address start below 4 GiB; others count their addresses from where they start.
-  const std::uintptr_t start = reinterpret_cast<std::uintptr_t>(&__executable_start);
-  const std::uintptr_t address = code - 1 + (start >> 32 ? 0 : start);
-  std::snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%zx 2>/dev/null", executable, std::size_t(address));
+  std::snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%zx 2>/dev/null", executable,
+                std::size_t(address_in_file(&__executable_start + code)));
   FILE* pipe = popen(command, "r");
   if (!pipe) return place;
   // From the innermost function out to the first that is no wrapper of the emulation's.
@@ -176,6 +174,10 @@ struct Access {
 };
 
 void check(const void* memory, std::size_t bytes, const Access& access, const void* caller) {
+  if (options.counts_turns) {
+    if (caller && !access.lasting) note_access(memory, bytes, caller);
+    return;
+  }
   const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(memory);
   ++statistics.accesses;
   for (const Range& range : ignored)
@@ -218,6 +220,12 @@ Clock common_knowledge(const std::vector<Fiber*>& group) {
 
 }  // namespace
 
+// Executables with a fixed address start below 4 GiB; others count their addresses from where they start.
+std::uintptr_t address_in_file(const void* caller) {
+  const std::uintptr_t start = reinterpret_cast<std::uintptr_t>(&__executable_start);
+  return reinterpret_cast<std::uintptr_t>(caller) - 1 - (start >> 32 ? start : 0);
+}
+
 void begin_race_check() {
   shadow.clear();
   atomics.clear();
@@ -236,6 +244,7 @@ void ignore_races(const void* pointer, std::size_t bytes) {
 
 void order(const std::vector<Fiber*>& group) {
   if (!instrumented) return;
+  end_instructions(group);
   const Clock merged = common_knowledge(group);
   for (Fiber* fiber : group) {
     fiber->known = merged;
@@ -274,9 +283,11 @@ void record_end(const Copy& copy) {
 // The end of a block counts as a write to its shared memory after all that its threads did: others of its cluster must
 // not use it later, nor before but unordered.
 void end_shared_memory(Block& block) {
-  if (!instrumented || block.cluster->blocks.size() == 1) return;
+  if (!instrumented) return;
   std::vector<Fiber*> group;
   for (unsigned i = 0; i < runtime.threads_per_block; ++i) group.push_back(&block.fibers[i]);
+  end_instructions(group);
+  if (block.cluster->blocks.size() == 1) return;
   runtime.current->known = common_knowledge(group);
   const auto end = [](const SharedMemory& memory) { check(memory.data(), memory.bytes(), {.write = true}, nullptr); };
   end(block.dynamic);

@@ -39,6 +39,12 @@ struct Copy {
   bool landed;  // others may see it, though the thread has not waited
 };
 
+struct SharedAccess {
+  std::uintptr_t address;
+  std::size_t bytes;
+  std::uintptr_t code;
+};
+
 // A CUDA thread.
 struct Fiber {
   unsigned id = 0, lane = 0, warp = 0;
@@ -56,6 +62,8 @@ struct Fiber {
 
   std::vector<Copy> copies;  // that were not waited for
   unsigned batch = 0;
+
+  std::vector<SharedAccess> accesses;  // since the last barrier, if turns are counted
 
   std::uint32_t epoch = 1;
   Clock known;
@@ -173,6 +181,10 @@ void let_others_run();
 void prepare_sites();
 Fiber* exit_fiber();  // the current one; returns who runs next, null after the last
 
+// bank_conflicts.cpp
+void note_access(const void* memory, std::size_t bytes, const void* caller);
+void end_instructions(const std::vector<Fiber*>& group);  // which will do nothing at once with what they did until now
+
 // copies.cpp
 void end_copies(Fiber& fiber);
 
@@ -184,6 +196,7 @@ void record_access(const void* memory, std::size_t bytes, bool write, const void
 void record_start(const Copy& copy);
 void record_end(const Copy& copy);
 void end_shared_memory(Block& block);
+std::uintptr_t address_in_file(const void* caller);  // as addr2line takes it
 
 // reports.cpp
 std::string text(uint3 v);

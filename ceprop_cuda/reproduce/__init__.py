@@ -1,0 +1,1 @@
+"""The papers' tables run again. ``ceprop reproduce`` does it."""

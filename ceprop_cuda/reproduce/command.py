@@ -1,0 +1,88 @@
+"""What ``ceprop reproduce`` does."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from ..bench.report import environment, write_csv
+from ..data import DATASETS
+from ..network import whole_number
+from .angles import angle_figure, sweep
+from .report import curves, results, table
+from .rows import ROWS, chosen_rows
+from .runs import Run, found, planned, train
+
+
+class Incomplete(RuntimeError):
+    """Some runs failed; the others are complete and reported."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    listed = ", ".join(ROWS)
+    parser.add_argument("--rows", default="", metavar="A,B,...", help=f"to train (default: only report), of {listed}")
+    parser.add_argument(
+        "--seeds", type=int, default=5, metavar="N", help="runs of each row: seeds 0 .. N-1 (default: 5)"
+    )
+    parser.add_argument("--data", choices=DATASETS, help="data set (default: each preset's)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of every run (default: the presets')")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of a run (default: all over --jobs)")
+    parser.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR", help="(default: reproduce)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Complete the runs ``out/ROW/seed-N`` and report on them and all others in ``out``: results.csv, results.md and
+    curves.png, written again after every run; at the end angles.csv and angles.png of rows that set the angle.
+
+    Raises:
+        ValueError: a wrong option, or a folder that holds another run; nothing was changed.
+        Incomplete: some runs failed, e.g. because their states diverged.
+        KeyboardInterrupt: with a hint; the same command goes on.
+    """
+    rows = chosen_rows(args.rows)
+    seeds = whole_number("--seeds", args.seeds, 1)
+    jobs = whole_number("--jobs", args.jobs, 1)
+    if args.epochs is not None:
+        whole_number("--epochs", args.epochs, 1)
+    threads = max(1, torch.get_num_threads() // jobs) if args.threads is None else args.threads
+    whole_number("--threads", threads, 1)
+    runs = planned(args.out, rows, seeds, args.epochs, args.data)
+    for each in runs:
+        each.refuse_another()
+    if not runs and not found(args.out):
+        raise ValueError(f"there is no run in {args.out}: name rows to train by --rows, of {', '.join(ROWS)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    facts = environment()
+
+    def all_runs() -> list[Run]:
+        others = [other for other in found(args.out) if other.folder not in {each.folder for each in runs}]
+        return sorted(runs + others, key=lambda each: (list(ROWS).index(each.name), each.seed))
+
+    def report() -> str:
+        measured = results(all_runs())
+        text = table(measured, facts)
+        write_csv(args.out / "results.csv", measured, facts)
+        (args.out / "results.md").write_text(text)
+        (args.out / "curves.png").write_bytes(curves(all_runs()))
+        return text
+
+    options = ["--threads", str(threads)]
+    options += ["--data-dir", str(args.data_dir)] if args.data_dir is not None else []
+    options += ["--download"] if args.download else []
+    try:
+        failed = train(runs, jobs, options, sys.stderr.isatty(), report)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; finished epochs are kept, the same command goes on") from None
+    print(report())
+    points = sweep(all_runs(), args.data_dir)
+    if points:
+        write_csv(args.out / "angles.csv", points, facts)
+        (args.out / "angles.png").write_bytes(angle_figure(points))
+    print(f"results in {args.out}")
+    if failed:
+        told = "; ".join(f"{each.name} seed {each.seed}: {reason}" for each, reason in failed.items())
+        raise Incomplete(f"{len(failed)} of {len(runs)} runs failed: {told}")

@@ -1,0 +1,94 @@
+// How many turns accesses to shared memory take: the memory has 32 banks of 4 bytes, and each gives one word a turn.
+//
+// What the lanes of a warp do at once is not known here, where they run one after the other. Taken for one instruction
+// are their n-th accesses from the same place of the code since the last barrier: wrong where a lane leaves one out in
+// the midst of a loop and others that are served with it do not.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <unordered_map>
+
+#include "state.h"
+
+namespace cuda_emulation {
+
+namespace {
+
+struct Instruction {
+  std::size_t bytes = 0;                       // of a lane
+  std::array<std::uintptr_t, 32> addresses{};  // 0: the lane takes no part
+};
+
+std::map<std::uintptr_t, unsigned> most_turns;
+
+// Lanes that are served at once: those of a warp, of half of one or of a quarter, 128 bytes of them.
+unsigned turns_of(const Instruction& of, unsigned first, unsigned lanes) {
+  std::array<std::vector<std::uintptr_t>, 32> words;
+  std::size_t most = 0;
+  for (unsigned lane = first; lane < first + lanes; ++lane) {
+    const std::uintptr_t address = of.addresses[lane];
+    for (std::uintptr_t word = address / 4; word * 4 < address + of.bytes && address; ++word) {
+      std::vector<std::uintptr_t>& of_bank = words[word % 32];
+      if (std::find(of_bank.begin(), of_bank.end(), word) == of_bank.end()) of_bank.push_back(word);
+      most = std::max(most, of_bank.size());
+    }
+  }
+  return static_cast<unsigned>(most);
+}
+
+void count_turns(const std::vector<Fiber*>& warp) {
+  std::unordered_map<std::uintptr_t, std::vector<Instruction>> instructions;
+  for (Fiber* fiber : warp) {
+    std::unordered_map<std::uintptr_t, std::size_t> made;
+    for (const SharedAccess& access : fiber->accesses) {
+      std::vector<Instruction>& of_code = instructions[access.code];
+      const std::size_t n = made[access.code]++;
+      if (n == of_code.size()) of_code.push_back({access.bytes, {}});
+      of_code[n].addresses[fiber->lane] = access.address;
+    }
+    fiber->accesses.clear();
+  }
+  for (const auto& [code, all] : instructions)
+    for (const Instruction& one : all) {
+      const unsigned lanes = one.bytes <= 4 ? 32 : one.bytes <= 8 ? 16 : 8;
+      unsigned& most = most_turns[code];
+      for (unsigned first = 0; first < 32; first += lanes) most = std::max(most, turns_of(one, first, lanes));
+    }
+}
+
+}  // namespace
+
+const std::map<std::uintptr_t, unsigned>& shared_memory_turns() { return most_turns; }
+
+void note_access(const void* memory, std::size_t bytes, const void* caller) {
+  Fiber& self = *runtime.current;
+  const SharedMemory& own = self.block->dynamic;
+  if (!own.holds(memory)) return;
+  if (!std::has_single_bit(bytes) || bytes > 16)
+    stop("no instruction moves " + std::to_string(bytes) + " bytes of shared memory, in " + name(self));
+  self.accesses.push_back({reinterpret_cast<std::uintptr_t>(memory), bytes, address_in_file(caller)});
+}
+
+// As nvcc 13.0 compiles wmma for sm_80 and sm_90, where a line is a column of matrix_a, or a row of the others.
+void note_tile(const void* tile, unsigned stride, std::size_t bytes, bool is_sum, bool is_usual) {
+  if (!options.counts_turns) return;
+  const Untracked untracked;
+  if (!is_usual) fail("turns are counted of matrix_a in columns, and of matrix_b and sums in rows");
+  const unsigned fours = runtime.current->lane / 4, of_four = runtime.current->lane % 4;
+  const bool pairs = bytes == 2 || is_sum;
+  for (unsigned i = 0; i < 2; ++i)
+    for (unsigned j = 0; j < 2; ++j) {
+      const std::size_t line = pairs ? fours + 8 * i : of_four + 4 * i, at = (pairs ? 2 * of_four : fours) + 8 * j;
+      note_access(static_cast<const char*>(tile) + (line * stride + at) * bytes, pairs ? 2 * bytes : bytes,
+                  __builtin_return_address(0));
+    }
+}
+
+void end_instructions(const std::vector<Fiber*>& group) {
+  if (!options.counts_turns) return;
+  std::map<std::pair<const Block*, unsigned>, std::vector<Fiber*>> warps;
+  for (Fiber* fiber : group) warps[{fiber->block, fiber->warp}].push_back(fiber);
+  for (const auto& [_, warp] : warps) count_turns(warp);
+}
+
+}  // namespace cuda_emulation

@@ -1,0 +1,171 @@
+"""Lanes of a warp that are served at once do not wait for each other's banks of shared memory in the CUDA kernels.
+
+Counted without a GPU, on what the kernels' unchanged source reads and writes under cuda_emulation. What counts as one
+instruction is said in cuda_emulation/runtime/bank_conflicts.cpp. Of tensor cores' operands and sums, a lane is taken to
+read and write the elements that nvcc 13.0 gives it for sm_80 and sm_90. Not seen: memory of another block of a cluster.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_emulation.builds import build, run
+from emulated_device import EmulatedDevice
+from test_cuda_kernels import READOUT, SOURCE, call_every_op
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+ROOT = Path(__file__).parent.parent
+
+# Where weights and states lie, precision, numbers, and samples: all that a pass can have. Streamed ones have a readout.
+Case = tuple[str, str, torch.dtype, int]
+PLACES = ("resident", "streamed")
+GRID: list[Case] = [
+    *((PLACES[batch // 8 % 2], "exact", torch.float32, batch) for batch in range(8, 65, 8)),
+    *((PLACES[batch // 8 % 2], "exact", torch.float64, batch) for batch in range(8, 33, 8)),
+    *((PLACES[batch // 16 % 2], "tf32", torch.float32, batch) for batch in range(16, 65, 16)),
+    *((PLACES[batch // 16 % 2], "bf16", torch.float32, batch) for batch in range(16, 65, 16)),
+]
+CLUSTER: list[Case] = [
+    *(("cluster", "exact", torch.float32, batch) for batch in (8, 40, 64)),
+    ("cluster", "exact", torch.float64, 24),
+    ("cluster", "tf32", torch.float32, 48),
+    ("cluster", "bf16", torch.float32, 32),
+]
+# Full tiles: units that are left out at a tile's end take no turns, but part lanes that act at once.
+WIDTHS = (16, 48, 32, 16)
+
+Turns = dict[str, int]  # most of any access, by line of the kernels' source: "file.cuh:123"
+
+
+def places_of(program: Path, addresses: list[str]) -> list[str]:
+    """Of instructions: the line of the kernels that is at work there, whatever moves a pack for it; "": none is."""
+    done = run("addr2line", "-a", "-i", "-e", program, *(f"0x{address}" for address in addresses))
+    assert done.returncode == 0, done.stderr
+    places = []
+    for frames in re.split(r"^0x\w+\n", done.stdout, flags=re.MULTILINE)[1:]:
+        lines = re.findall(r"/csrc/cuda/(\w+\.cuh:\d+)", frames)
+        places.append(next((line for line in lines if not line.startswith("pack.cuh")), ""))
+    assert len(places) == len(addresses)
+    return places
+
+
+def turns_of(program: Path, folder: Path, cases: list[Case]) -> Turns:
+    of_addresses: Turns = {}
+    for place, precision, dtype, batch in cases:
+        low_rank = batch // 8 % 4 < 2  # C-EP's inner updates
+        of_network = {"shape": (WIDTHS, batch), **(READOUT if place == "streamed" else {})}
+        clusters = {"cluster_blocks": 2 if place == "cluster" else 0, "resident": place != "streamed"}
+        device = EmulatedDevice(program, folder, multiprocessors=2, shared_bytes=4 << 20, precision=precision,
+                                low_rank=low_rank, counts_turns=True, turns=of_addresses, **clusters)  # fmt: skip
+        call_every_op(device, dtype, of_network, {})
+    found: Turns = {}
+    for place, turns in zip(places_of(program, list(of_addresses)), of_addresses.values(), strict=True):
+        found[place] = max(found.get(place, 0), turns)
+    found.pop("", None)  # the emulation's own way of moving the elements of a tile
+    return found
+
+
+def text_of(place: str, csrc: Path = ROOT / "csrc") -> str:
+    file, line = place.split(":")
+    return (csrc / "cuda" / file).read_text().splitlines()[int(line) - 1].strip()
+
+
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Turns]:
+    folder = tmp_path_factory.mktemp("cuda_banks")
+    program = build("race", SOURCE, folder, "-O0")  # -O0: moves 16 bytes wherever the source says so
+    return cache(lambda which: turns_of(program, folder, {"grid": GRID, "cluster": CLUSTER}[which]))
+
+
+# What is left, and how many turns it takes at most.
+LEFT = {
+    # C-EP's literal updates of weights that stay in shared memory, in float64 and where they are padded for tf32.
+    "Pack<T> now = load_pack(to + i);": 2,
+    "store_pack(to + i, now);": 2,
+    # Weights that stay in shared memory, on their way to bfloat16 in rows that are stored padded.
+    "Pack<T> got = load_some(this->row(of.left, line) + first, there);": 2,
+}
+
+
+def test_no_line_of_a_kernel_has_conflicts(turns: Callable[[str], Turns]) -> None:
+    assert {text_of(place): most for place, most in turns("grid").items() if most > 1} == LEFT
+
+
+def test_states_in_a_cluster_take_few_turns(turns: Callable[[str], Turns]) -> None:
+    """Packs side by side that go on in the next unit's row, or the same pack of 8 units: no layout has both without
+    conflicts. Of accesses to the own block's memory."""
+    of_states = {place: most for place, most in turns("cluster").items() if place not in turns("grid")}
+    assert of_states
+    assert max(of_states.values()) <= 3
+    others = {text_of(place): most for place, most in turns("cluster").items() if place not in of_states}
+    # The same padded weights, when they go back to the network: the cases in a grid have none.
+    left = {**LEFT, "const Pack<T> moved = load_pack(weights + k * Network::packed_stride + u);": 2}
+    assert all(most <= left.get(text, 1) for text, most in others.items())
+
+
+def test_the_accesses_of_tiles_are_met(turns: Callable[[str], Turns]) -> None:
+    met = {text_of(place) for place in chain(turns("grid"), turns("cluster"))}
+    for file in ("tiles.cuh", "contrast.cuh"):
+        source = (ROOT / "csrc" / "cuda" / file).read_text()
+        accesses = re.findall(r"^ *(.*\b(?:load_pack|store_pack|\w+_matrix_sync)\(.*)$", source, re.MULTILINE)
+        assert len(accesses) > 4
+        assert set(accesses) <= met
+
+
+# Layouts with conflicts: what is put where in the source, and the lines that then have them.
+FAULTS: list[tuple[str, list[tuple[str, str]], list[str]]] = [
+    (
+        "contrast.cuh",
+        [("stride = pass + pack;", "stride = pass;"), ("stride = pass + pack,", "stride = pass,")],
+        [
+            "const Pack<T> y = load_pack(other + (term * tile_others + k) * stride + b);",
+            "if (column_of(i) < pass) store_pack(to + row_of(i) * stride + column_of(i), got);",
+        ],
+    ),
+    (
+        "problem.h",
+        [("tensor_padding = 8;", "tensor_padding = 0;")],
+        [
+            "wmma::load_matrix_sync(w, left + k * left_stride, left_stride);",
+            "wmma::load_matrix_sync(s, rows + k * stride_ + column_, stride_);",
+        ],
+    ),
+    (
+        "products.cuh",
+        [("const bool flips = i / tile_units % 2;", "const bool flips = false;")],
+        ["at[(flips ? j ^ flip : j) * stride] = staged<Number>(flips ? got.v[j ^ flip] : got.v[j]);"],
+    ),
+    (
+        "tiles.cuh",
+        [
+            ("group % 32 / packs_beside(group) * 4", "group / (pass_ / pack) * 4"),
+            ("(group / 32 * 8 + group % 32 % packs_beside(group)) * pack", "group % (pass_ / pack) * pack"),
+        ],
+        ["got.row = load_pack(rows + k * pass_ + column_);"],
+    ),
+]
+
+
+def test_layouts_with_conflicts_are_found(tmp_path: Path) -> None:
+    """Four at once, in different lines."""
+    for folder in ("csrc", "python_tests/cuda_kernels"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for file, changes, _ in FAULTS:
+        faulty = tmp_path / "csrc" / "cuda" / file
+        text = faulty.read_text()
+        for right, wrong in changes:
+            assert text.count(right) == 1
+            text = text.replace(right, wrong)
+        faulty.write_text(text)
+    program = build("race", tmp_path / SOURCE.relative_to(ROOT), tmp_path, "-O0")
+    found = turns_of(program, tmp_path, [("streamed", p, torch.float32, b) for p, b in (("exact", 40), ("tf32", 32))])
+    conflicts = {text_of(place, tmp_path / "csrc") for place, most in found.items() if most > 1}
+    assert conflicts >= set(chain.from_iterable(lines for _, _, lines in FAULTS))
