@@ -194,7 +194,7 @@ inline int64_t shared_bytes(const Shape& shape, const Layout& layout) {
 template <class T>
 int64_t lay_out(const Shape& shape, const std::vector<Link>& links, const Layout& layout, Workspace<T>& w,
                 void* memory) {
-  char* const begin = static_cast<char*>(memory);
+  const auto begin = reinterpret_cast<uintptr_t>(memory);
   int64_t used = 0;
   const auto take = [&]<class Number>(Number*& to, int64_t count) {
     to = reinterpret_cast<Number*>(begin + used);
