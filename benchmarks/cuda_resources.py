@@ -3,8 +3,9 @@ a GPU.
 
     python benchmarks/cuda_resources.py [--architectures 80 90] [--jobs 2] [--out benchmarks/results]
 
-Compiles csrc/cuda/kernels.cu to a binary for each architecture and reads ptxas' report and the disassembly. Prints a
-Markdown table of registers and, if the whole list was compiled, writes cuda_resources.csv. Fails if a kernel
+Compiles csrc/cuda/kernels.cu and csrc/cuda/conv/kernels.cu to binaries for every architecture; reads what ptxas and
+the disassembler say. Prints a Markdown table of registers and, if all were compiled, writes cuda_resources.csv.
+Fails if a kernel
 
 - spills registers or has a stack frame, or is missing;
 - needs more registers than its blocks leave a thread;
@@ -30,6 +31,7 @@ from itertools import product
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
+FILES = (SOURCES / "kernels.cu", SOURCES / "conv" / "kernels.cu")
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FIRST_TENSOR_FLOATS, FIRST_CLUSTERS = 80, 90  # architectures
 REGISTERS_OF_A_MULTIPROCESSOR, MOST_REGISTERS_OF_A_THREAD = 65536, 255
@@ -37,11 +39,11 @@ MOST_INSTRUCTIONS_OF_A_STUB = 16
 FRAME = ("stack_bytes", "spill_store_bytes", "spill_load_bytes")  # in ptxas' order
 
 TYPES = {"f": "float", "d": "double"}
-KERNELS = [  # as kernels.cu instantiates them; tensor cores take float alone
+KERNELS = [  # as those files instantiate them; tensor cores take float alone
     f"{number}, {tile}, {exchange}"
     for number, tile, exchange in product(TYPES.values(), ("Exact", "Tf32", "Bf16"), ("InGrid", "InCluster"))
     if number == "float" or tile == "Exact"
-]
+] + [f"{number}, Convolutions" for number in TYPES.values()]
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class Disassembled:
 
 
 def readable(symbol: str) -> str:
-    """A symbol of ``run_op`` as "float, Tf32, InGrid"; any other as it is."""
+    """A symbol of ``run_op`` as "float, Tf32, InGrid" or "float, Convolutions"; any other as it is."""
+    if of_convolutions := re.search(r"4conv6run_opI([fd])E", symbol):
+        return f"{TYPES[of_convolutions[1]]}, Convolutions"
     found = re.search(r"run_opI([fd])NS\d*_\d+(Exact|Tf32|Bf16)ENS\d*_\d+(InGrid|InCluster)E", symbol)
     return f"{TYPES[found[1]]}, {found[2]}, {found[3]}" if found else symbol
 
@@ -215,11 +219,13 @@ def run(*command: object) -> str:
 def compiled(nvcc: Path, disassembler: Path, architecture: int) -> tuple[list[Resources], float]:
     """The kernels of one architecture, and how many seconds that took."""
     began = time.perf_counter()
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernels.cubin"
         flags = ("-std=c++20", "-O3", "-cubin", f"-arch=sm_{architecture}", "--resource-usage")
-        report = run(nvcc, *flags, "-o", binary, SOURCES / "kernels.cu")
-        rows = resources(architecture, report, run(disassembler, "-sass", binary))
+        for source in FILES:
+            report = run(nvcc, *flags, "-o", binary, source)
+            rows += resources(architecture, report, run(disassembler, "-sass", binary))
     return rows, time.perf_counter() - began
 
 

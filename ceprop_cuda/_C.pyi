@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 def build_info() -> dict[str, str]: ...
@@ -26,8 +27,25 @@ def launch_plan(
     multiprocessors: int,
     shared_bytes: int,
     cluster_blocks: int,
-    widths: list[int],
+    widths: Sequence[int],
     readout: bool,
+    energy: bool,
+    asynchronous: bool,
+    batch: int,
+    number_bytes: int,
+    precision: str,
+) -> dict[str, Any]: ...
+def convolution_launch_plan(
+    *,
+    compute_capability: int,
+    multiprocessors: int,
+    shared_bytes: int,
+    cluster_blocks: int,
+    maps: Sequence[Sequence[int]],
+    made: Sequence[Sequence[int]],
+    pools: str,
+    readout: bool,
+    free_feedback: bool,
     energy: bool,
     asynchronous: bool,
     batch: int,

@@ -92,7 +92,7 @@ class Network(nn.Module):
     Args:
         model: ``nn.Sequential`` of any number of ``nn.Conv2d``, each followed by an ``nn.MaxPool2d``, an
             ``nn.AvgPool2d`` or none, then an ``nn.Flatten`` and at least one ``nn.Linear``. A layer's state is what
-            comes after the pooling. Networks with convolutions have fused kernels on the CPU only.
+            comes after the pooling. On a GPU the fused kernels take networks whose convolutions do not fill it.
         input_shape: shape of one sample, e.g. ``(784,)``, or ``(1, 28, 28)`` where a Conv2d or an nn.Flatten leads.
         activation: of the hidden units: "sigmoid" 1/(1+exp(-4(x-1/2))), "hard_sigmoid" clip(x, 0, 1),
             "half_hard_sigmoid" clip(x/2, 0, 1), "centered_hard_sigmoid" clip(x, -1/2, 1/2), "tanh" or "linear".

@@ -33,8 +33,6 @@ def build_info() -> dict[str, str]:
 
 def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact") -> str | None:
     """Why the fused kernels cannot take this input in this precision, or None if they can."""
-    if circuit.convolutions and x.device.type != "cpu":
-        return f"there are no fused kernels for convolutions on device type {x.device.type!r} yet"
     if x.dtype not in (torch.float32, torch.float64):
         return f"the fused kernels take float32 and float64, got {x.dtype}"
     if x.device.type == "cuda" and hasattr(_C, "cuda_device"):
@@ -49,14 +47,15 @@ def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact") -> str | Non
 
 
 def launch_plan(circuit: Circuit, x: Tensor, precision: str = "exact") -> dict[str, Any]:
-    """How the CUDA kernels run a call on x's device; ValueError if they cannot. See csrc/cuda/launch_plan.h."""
+    """How the CUDA kernels run a call on x's device; ValueError if they cannot. See launch_plan.h in csrc/cuda, or with
+    convolutions in csrc/cuda/conv."""
     return _planned(**_launch_settings(circuit, x, precision))
 
 
 def _launch_settings(circuit: Circuit, x: Tensor, precision: str) -> dict[str, Any]:
     return {
         "index": x.device.index,
-        "widths": (x.shape[1], *(w.shape[0] for w in circuit.weights)),
+        **_launch_shape(circuit, x),
         "readout": circuit.readout,
         "energy": circuit.dynamics.kind == "energy",
         "asynchronous": circuit.dynamics.schedule == "asynchronous",
@@ -66,9 +65,25 @@ def _launch_settings(circuit: Circuit, x: Tensor, precision: str) -> dict[str, A
     }
 
 
-def _planned(index: int, widths: tuple[int, ...], **settings: Any) -> dict[str, Any]:
+def _launch_shape(circuit: Circuit, x: Tensor) -> dict[str, Any]:
+    """What _C.launch_plan asks of a dense network, or _C.convolution_launch_plan of one with convolutions."""
+    if not circuit.convolutions:
+        return {"widths": (x.shape[1], *(w.shape[0] for w in circuit.weights))}
+    shapes: list[tuple[int, ...]] = [tuple(x.shape[1:]), *state_shapes(circuit, x.shape[2:])]
+    shapes += [(len(circuit.weights[-1]),)] * circuit.readout
+    made = zip(circuit.convolutions, circuit.weights, strict=False)
+    return {
+        "maps": tuple((*shape, 1, 1)[:3] for shape in shapes),
+        "made": tuple((*w.shape[2:], *c.stride, *c.padding, *_window(c)) for c, w in made),
+        "pools": _pool_letters(circuit.convolutions),
+        "free_feedback": circuit.free_feedback is not None,
+    }
+
+
+def _planned(index: int, **settings: Any) -> dict[str, Any]:
     device: dict[str, Any] = dict(_C.cuda_device(index))
-    return _C.launch_plan(**device, widths=list(widths), **settings)
+    plan = _C.convolution_launch_plan if "maps" in settings else _C.launch_plan
+    return plan(**device, **settings)
 
 
 @functools.lru_cache(maxsize=256)  # asked before every call
@@ -221,13 +236,22 @@ def _convolutions(circuit: Circuit) -> dict[str, Any]:
     made = circuit.convolutions
     if not made:
         return {}
-    letters = {pool: letter for letter, pool in POOLS_BY_LETTER.items()}
     return {
         "strides": [number for c in made for number in c.stride],
         "paddings": [number for c in made for number in c.padding],
-        "pools": "".join(letters[c.pool] for c in made),
+        "pools": _pool_letters(made),
         "windows": [number for c in made for number in c.window],
     }
+
+
+def _pool_letters(made: Sequence[Convolution]) -> str:
+    letters = {pool: letter for letter, pool in POOLS_BY_LETTER.items()}
+    return "".join(letters[c.pool] for c in made)
+
+
+def _window(made: Convolution) -> tuple[int, int]:
+    """Of the pooling; of one place without it."""
+    return (1, 1) if made.pool == "none" else made.window
 
 
 def _call(op: Any, *args: Any, **settings: Any) -> Any:

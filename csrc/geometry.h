@@ -58,8 +58,6 @@ inline Geometry check_convolutions(const at::Tensor& x, size_t connections, cons
   } else {
     TORCH_CHECK_VALUE(x.dim() == 4 && x.numel() >= 1, "x must be (B, channels, height, width), each >= 1, got ",
                       describe(x.sizes()));
-    TORCH_CHECK_VALUE(x.is_cpu(), "x must be on the CPU: there are no kernels for convolutions on ", x.device(),
-                      " yet");
     geometry.maps.push_back({x.size(1), x.size(2), x.size(3)});
   }
   return geometry;

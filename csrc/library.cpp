@@ -7,7 +7,7 @@
 //   strides, paddings, pools, windows  of the first connections, if they are convolutions: a letter each, "m" maximum,
 //             "a" average, "i" none, and two numbers each, height and width. Then x is [B, channels, height, width],
 //             W[l] [channels, channels below, kernel height, kernel width] and states are maps after the pooling; the
-//             last connection is dense. On the CPU only
+//             last connection is dense
 //   feedback_weights  V[1], V[2], ... like W[1], W[2], ... when feedback = "free"; empty when "tied"
 //   target    class indices [B] int64 or float targets [B, classes]
 //   beta      strength of the nudge, finite, not 0 when there is a target
@@ -35,6 +35,7 @@
 #include "cuda/build_facts.h"
 #include "cuda/devices.h"
 #endif
+#include "cuda/conv/launch_plan.h"
 #include "cuda/launch_plan.h"
 #include "plan.h"
 
@@ -187,6 +188,40 @@ pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t 
   return facts;
 }
 
+// The same for a network with convolutions. maps: channels, height, width, of the input and above every connection;
+// made: of the connections that are convolutions kernel, stride, padding and window, height and width each, and a
+// letter of pools. See cuda/conv/launch_plan.h.
+pybind11::dict convolution_launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes,
+                                       int cluster_blocks, const std::vector<std::array<int64_t, 3>>& maps,
+                                       const std::vector<std::array<int64_t, 8>>& made, const std::string& pools,
+                                       bool readout, bool free_feedback, bool energy, bool asynchronous, int64_t batch,
+                                       int64_t number_bytes, const std::string& precision) {
+  namespace cuda = ceprop::cuda;
+  cuda::conv::Shape shape{{}, {}, readout, free_feedback, energy, asynchronous, batch, number_bytes};
+  for (const auto& [channels, height, width] : maps) shape.maps.push_back({channels, height, width});
+  for (size_t l = 0; l < made.size(); ++l) {
+    const auto pair = [&](size_t first) { return std::array<int64_t, 2>{made[l][first], made[l][first + 1]}; };
+    shape.convolutions.push_back({pair(0), pair(2), pair(4), pair(6), ceprop::parse_pool(pools.at(l))});
+  }
+  const cuda::conv::Planned planned = cuda::conv::plan_launch(
+      {compute_capability, multiprocessors, shared_bytes, cluster_blocks}, shape, ceprop::parse_precision(precision));
+  if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
+  const cuda::conv::Plan& plan = std::get<cuda::conv::Plan>(planned);
+  std::vector<int> slices;
+  for (const cuda::conv::Link& link : plan.links) slices.push_back(link.slices);
+  pybind11::dict facts;
+  facts["exchange"] = "grid";
+  facts["blocks"] = plan.layout.blocks;
+  facts["resident"] = false;
+  facts["columns_at_once"] = plan.layout.pass;
+  facts["depth_at_once"] = plan.layout.depth;
+  facts["slices"] = slices;
+  facts["shared_bytes"] = plan.shared_bytes;
+  facts["workspace_bytes"] = plan.workspace_bytes;
+  facts["step_us"] = plan.step_us;
+  return facts;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -204,4 +239,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("widths"), py::arg("readout"), py::arg("energy"),
         py::arg("asynchronous"), py::arg("batch"), py::arg("number_bytes"), py::arg("precision"),
         "How a CUDA device would run a call: the kernel, its blocks and their memory, as a dict.");
+  m.def("convolution_launch_plan", &convolution_launch_plan, py::kw_only(), py::arg("compute_capability"),
+        py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("maps"),
+        py::arg("made"), py::arg("pools"), py::arg("readout"), py::arg("free_feedback"), py::arg("energy"),
+        py::arg("asynchronous"), py::arg("batch"), py::arg("number_bytes"), py::arg("precision"),
+        "The same of a network with convolutions.");
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle, pairwise
 from math import prod
 from typing import Any, NamedTuple
@@ -61,9 +62,10 @@ CHAINS = [
 ]
 
 
-def chain_variants() -> list[dict[str, Any]]:
-    """Settings that cover dynamics x feedback x loss, with the other columns going round beside them."""
-    chains, activations, biases = cycle(range(len(CHAINS))), cycle(ACTIVATIONS), cycle([True, True, False])
+def chain_variants(count: int = len(CHAINS)) -> list[dict[str, Any]]:
+    """Settings that cover dynamics x feedback x loss, with the other columns going round beside them, among them the
+    numbers of so many chains."""
+    chains, activations, biases = cycle(range(count)), cycle(ACTIVATIONS), cycle([True, True, False])
     asynchronous = cycle([False, True, False])
     return [
         {
@@ -86,10 +88,12 @@ def name_of_chain(variant: dict[str, Any]) -> str:
     return "-".join([f"chain{variant['chain']}", *words] + ["readout"] * variant.get("readout", False))
 
 
-def build_chain(variant: dict[str, Any], dtype: torch.dtype, seed: int = 0) -> tuple[Problem, Nudge]:
+def build_chain(
+    variant: dict[str, Any], dtype: torch.dtype, seed: int = 0, chains: Sequence[Chain] = CHAINS
+) -> tuple[Problem, Nudge]:
     """New tensors at every call, the same for the same arguments; ``dtype`` only rounds them. Weights are drawn as
     ``random_problem`` draws them, so that steps contract."""
-    chain = CHAINS[variant["chain"]]
+    chain = chains[variant["chain"]]
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

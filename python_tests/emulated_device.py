@@ -6,16 +6,26 @@ import struct
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
+from cuda_emulation.builds import build as compile_program
 from torch import Tensor
 
-from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge, logits
+from ceprop_cuda import ops
+from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge, logits, state_shapes
 from ceprop_cuda.reference import CEPResult, EPResult, PerParameter, Relaxed
 
 OPS = ("relax", "ep_step", "cep_step")
 PRECISIONS = ("exact", "tf32", "bf16")
+POOLS = ("none", "max", "avg")
+
+
+def compiled_kernels(name: str, source: Path, folder: Path) -> Path:
+    """The program of ``source`` in one of the ways of ``cuda_emulation.builds``."""
+    fused = ["-mfma"] if "avx2" in ops.build_info()["cpu_kernels_runnable"] else []
+    return compile_program(name, source, folder, *fused, *(["-O0"] if name == "asan" else []))  # compiles in half
 
 
 class Refused(RuntimeError):
@@ -26,7 +36,7 @@ class Refused(RuntimeError):
 class EmulatedDevice:
     """Stands where the modules ops and reference stand; every call runs ``program`` once, under a new seed."""
 
-    program: Path  # run_call.cpp, compiled
+    program: Path  # run_call.cpp or run_convolutions.cpp, compiled
     folder: Path  # for the calls' files
     multiprocessors: int = 4
     cluster_blocks: int = 0
@@ -157,9 +167,14 @@ class _Call:
 
     def network(self, circuit: Circuit, x: Tensor, nudge: Nudge | None, tolerance: float | None) -> None:
         d = circuit.dynamics
-        widths = [x.shape[1], *(w.shape[0] for w in circuit.weights)]
+        maps = [(*x.shape[1:], 1, 1)[:3], *((*shape, 1, 1)[:3] for shape in state_shapes(circuit, x.shape[2:]))]
+        if circuit.readout:
+            maps.append((len(circuit.weights[-1]), 1, 1))
         self.integers(circuit.readout, circuit.free_feedback is not None, d.schedule == "asynchronous")
-        self.integers(len(widths), *widths)
+        self.integers(3 * len(maps), *chain.from_iterable(maps), 9 * len(circuit.convolutions))
+        for c, w in zip(circuit.convolutions, circuit.weights, strict=False):
+            window = (1, 1) if c.pool == "none" else c.window
+            self.integers(*w.shape[2:], *c.stride, *c.padding, *window, POOLS.index(c.pool))
         self.integers(*(list(ACTIVATIONS).index(name) for name in (d.activation, d.output_activation)))
         self.integers(d.kind == "energy", d.clip)
         self.reals(d.dt)
@@ -186,4 +201,4 @@ class _Results:
 
 
 def _states(circuit: Circuit, x: Tensor, results: _Results) -> list[Tensor]:
-    return [results.take((len(x), w.shape[0])) for w in circuit.weights[: circuit.layers]]
+    return [results.take((len(x), *shape)) for shape in state_shapes(circuit, x.shape[2:])]

@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
+from statistics import median
 from typing import Any
 
 import pytest
+import test_convolutions
 import test_golden
 import torch
 from agreement import Results, assert_agreement, errors, results_of
+from convolution_variants import CHAINS, build_chain, chain_variants, name_of_chain
 from problems import GOLDEN_NAMES, random_problem, relative_error
-from test_backends import CALLS, flat, mlp
+from test_backends import BATCH, CALLS, flat, mlp
 from test_backends import batch as small_batch
 from test_kernels import VARIANTS, all_runs, rates, run_relax
 from test_op_contract import OPS, every_op, keywords, positional, torch_ops
@@ -100,6 +103,28 @@ def test_agreement(variant: dict[str, Any], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_golden_cases(name: str) -> None:
     test_golden.test_step(name, OnGpu())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("variant", chain_variants(), ids=name_of_chain)
+def test_agreement_with_convolutions(variant: dict[str, Any], dtype: torch.dtype) -> None:
+    # As in test_convolution_kernels.check.
+    draws = [build_chain(variant, dtype, seed) for seed in range(5 if dtype == torch.float32 else 1)]
+    assert_agreement(partial(all_runs, variant), draws, median, OnGpu())
+
+
+@pytest.mark.parametrize("number", range(len(CHAINS)))
+@pytest.mark.parametrize("feedback", ["tied", "free"])
+def test_every_chain_of_convolutions(number: int, feedback: str) -> None:
+    variant = {**chain_variants()[0], "chain": number, "feedback": feedback}
+    assert_agreement(partial(all_runs, variant), [build_chain(variant, torch.float64)], module=OnGpu())
+
+
+@pytest.mark.parametrize("name", test_convolutions.CASES)
+def test_golden_cases_with_convolutions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ops.ep_step
+    monkeypatch.setattr(ops, "ep_step", lambda *args, **settings: there(real(*there(args), **settings), "cpu"))
+    test_convolutions.test_golden(name, "fused")
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=name_of_settings)
@@ -215,9 +240,16 @@ def test_any_strides() -> None:
 FUSED_CALLS = [name for name in CALLS if name != "BPTT"]  # whose unrolled steps are the reference's
 
 
-def small_problem() -> tuple[cep.Network, Tensor, Tensor]:
-    """A network, inputs and class indices, in float64 on the GPU."""
-    return mlp().to(GPU), *there(small_batch())
+def small_problem(kind: str = "dense") -> tuple[cep.Network, Tensor, Tensor]:
+    """A network, dense or with convolutions, inputs and class indices, in float64 on the GPU."""
+    x, y = there(small_batch())
+    if kind == "dense":
+        return mlp().to(GPU), x, y
+    net = cep.convnet((2, 9, 8), (3, 4), 3, 1, "ma", (3,)).to(GPU, torch.float64)
+    return net, torch.rand(BATCH, 2, 9, 8, device=GPU, dtype=torch.float64), y
+
+
+KINDS = ["dense", "convolutions"]
 
 
 def learned(net: cep.Network) -> list[Tensor]:
@@ -225,18 +257,20 @@ def learned(net: cep.Network) -> list[Tensor]:
     return [*net.parameters(), *(p.grad for p in net.parameters() if p.grad is not None)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", FUSED_CALLS)
-def test_no_call_waits_for_the_device(call: str) -> None:
-    net, x, y = small_problem()
+def test_no_call_waits_for_the_device(call: str, kind: str) -> None:
+    net, x, y = small_problem(kind)
     CALLS[call](net, x, y, "fused")  # the first call asks what the device is
     with no_waiting():
         CALLS[call](net, x, y, "fused")
         net(x)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", FUSED_CALLS)
-def test_work_goes_to_the_current_stream(call: str) -> None:
-    net, x, y = small_problem()
+def test_work_goes_to_the_current_stream(call: str, kind: str) -> None:
+    net, x, y = small_problem(kind)
     run = CALLS[call]
     expected_net, warm = copy.deepcopy(net), copy.deepcopy(net)
     expected = flat(run(expected_net, x, y, "fused"))
@@ -257,9 +291,10 @@ def test_work_goes_to_the_current_stream(call: str) -> None:
     assert all(map(torch.equal, got + learned(net), expected + learned(expected_net)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", FUSED_CALLS)
-def test_calls_in_a_cuda_graph(call: str) -> None:
-    net, x, y = small_problem()
+def test_calls_in_a_cuda_graph(call: str, kind: str) -> None:
+    net, x, y = small_problem(kind)
     run = CALLS[call]
     run(net, x, y, "fused")  # the first call asks what the device is
     net.zero_grad()
@@ -319,6 +354,29 @@ def test_a_network_that_no_kernel_takes(caplog: pytest.LogCaptureFixture) -> Non
     assert said == [(logging.WARNING, f"backend='auto' runs the slow reference: {obstacle}")]
     for s, wanted in zip(states, net.to("cpu").relax(x, 12), strict=True):
         assert relative_error(s.cpu(), wanted) < 1e-5
+
+
+def test_deep_convnets_run_through_the_reference() -> None:
+    net = PRESETS["cifar10-ep-mse"].network((3, 32, 32), 10).to(GPU)
+    x = torch.rand(512, 3, 32, 32, device=GPU)
+    with pytest.raises(network.FusedUnavailable, match="its convolutions fill this device"):
+        net.relax(x, 2, backend="fused")
+    assert [len(s) for s in net.relax(x, 2)] == [512] * 5
+
+
+@pytest.mark.parametrize("continual", [False, True])
+def test_the_convnet_of_mnist(continual: bool) -> None:
+    preset = PRESETS["c-ep-conv" if continual else "p-conv"]
+    x, y = torch.rand(20, 1, 28, 28), torch.arange(20) % 10
+    results = []
+    for device, backend in ((GPU, "fused"), ("cpu", "reference")):
+        torch.manual_seed(0)
+        net = preset.network((1, 28, 28), 10).to(device)
+        rule = preset.rule(net, backend)
+        out = (rule.step if isinstance(rule, cep.CEP) else rule.backward)(*there((x, y), device))
+        results.append(there([*out.free_states, *learned(net)], "cpu"))
+    for found, wanted in zip(*results, strict=True):
+        assert relative_error(found, wanted) < 1e-3
 
 
 def trained(continual: bool, device: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,7 @@ def imported(script: Path) -> ModuleType:
 
 check = imported(SCRIPT)
 model = imported(BENCHMARKS / "cuda_model.py")
+of_convolutions = imported(BENCHMARKS / "cuda_convolution_model.py")
 
 EXACT = "_ZN6ceprop4cuda6run_opIfNS0_5ExactENS0_6InGridEEEvNS0_7ProblemIT_EE"
 TENSOR = "_ZN6ceprop4cuda6run_opIfNS0_4Bf16ENS0_9InClusterEEEvNS0_7ProblemIT_EE"
@@ -94,6 +96,12 @@ def test_symbols_become_readable(number: tuple[str, str], tile: str, exchange: s
     assert check.readable(symbol) == f"{number[1]}, {tile[1:]}, {exchange[1:]}"
 
 
+@pytest.mark.parametrize("number", [("f", "float"), ("d", "double")])
+def test_symbols_of_convolutions_become_readable(number: tuple[str, str]) -> None:
+    symbol = f"_ZN6ceprop4cuda4conv6run_opI{number[0]}EEvNS1_7ProblemIT_EE"
+    assert check.readable(symbol) == f"{number[1]}, Convolutions"
+
+
 def test_other_symbols_stay() -> None:
     assert check.readable("_Z5otherv") == "_Z5otherv"
 
@@ -134,7 +142,7 @@ def sound(architecture: int) -> list:
     """What all kernels should be like."""
     rows = []
     for kernel in check.KERNELS:
-        there, tensor = check.exists_on(kernel, architecture), "Exact" not in kernel
+        there, tensor = check.exists_on(kernel, architecture), "Tf32" in kernel or "Bf16" in kernel
         counted = (14000, 4 if tensor else 0, 9) if there else (3, 0, 1)
         rows.append(check.Resources(architecture, kernel, 168 if there else 4, 0, 0, 0, 0, *counted))
     return rows
@@ -142,13 +150,13 @@ def sound(architecture: int) -> list:
 
 @pytest.mark.parametrize("architecture", check.ARCHITECTURES)
 def test_sound_kernels_pass(architecture: int) -> None:
-    assert len(check.KERNELS) == 8
+    assert len(check.KERNELS) == 10
     assert check.faults(sound(architecture), [architecture], 256) == []
 
 
 def test_what_architectures_have() -> None:
     exist = {a: sum(check.exists_on(kernel, a) for kernel in check.KERNELS) for a in (75, 80, 89, 90, 120)}
-    assert exist == {75: 2, 80: 4, 89: 4, 90: 8, 120: 8}
+    assert exist == {75: 4, 80: 6, 89: 6, 90: 10, 120: 10}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +189,7 @@ def test_faults_are_found_in_the_tools_words() -> None:
 
 def test_larger_blocks_leave_fewer_registers() -> None:
     faults = check.faults(sound(90), [90], 512)
-    assert len(faults) == 8
+    assert len(faults) == 10
     assert all("168 registers, where blocks of 512 threads leave 128" in fault for fault in faults)
 
 
@@ -306,3 +314,22 @@ def test_launches_of_eager_are_counted() -> None:
     free, nudged = model.eager_launches_of_steps(model.case_of("ep-1h-b20"))
     assert free == (2 + 1 + 1 + 3 + 2) + (1 + 1 + 3 + 2)
     assert nudged == free + 2
+
+
+@pytest.mark.parametrize("device", [model.A100, model.H100], ids=lambda device: device.name)
+@pytest.mark.parametrize("batch", [1, 8, 20])
+def test_the_model_of_convnets_is_near_the_planner(batch: int, device: Any) -> None:
+    """They count the same tiles, by other rates."""
+    asked = of_convolutions.settings_of("p-conv", batch)
+    found = of_convolutions.plan_of(asked, device)
+    predicted = sum(of_convolutions.step_us(asked, device, found).values())
+    assert found["step_us"] / 3 < predicted < found["step_us"] * 3
+
+
+def test_a_larger_batch_takes_longer() -> None:
+    def predicted(batch: int) -> float:
+        asked = of_convolutions.settings_of("p-conv", batch)
+        found = of_convolutions.plan_of(asked, model.A100)
+        return sum(of_convolutions.step_us(asked, model.A100, found).values())
+
+    assert predicted(1) < predicted(8) < predicted(20) < predicted(64)

@@ -15,8 +15,7 @@ import pytest
 import test_golden
 import torch
 from agreement import Results, assert_agreement, errors, results_of
-from cuda_emulation.builds import build as compile_program
-from emulated_device import EmulatedDevice, Refused
+from emulated_device import EmulatedDevice, Refused, compiled_kernels
 from problems import GOLDEN_NAMES, Problem, random_problem, relative_error
 from test_kernels import VARIANTS, all_runs, assert_both_copies_stay_the_same, rates
 from test_tolerance import FAMILIES, LIMIT, SIZES, TOLERANCE
@@ -24,7 +23,7 @@ from test_tolerance import name_of as name_of_settings
 from torch import Tensor
 from variants import TOLERANCES, build, copy_of, name_of
 
-from ceprop_cuda import ops, reference
+from ceprop_cuda import reference
 from ceprop_cuda.dynamics import Circuit, Nudge
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -40,11 +39,6 @@ BLOCKS = [1, 3, 7, 132]
 Device = Callable[..., EmulatedDevice]
 
 
-def program(name: str, folder: Path) -> Path:
-    fused = ["-mfma"] if "avx2" in ops.build_info()["cpu_kernels_runnable"] else []
-    return compile_program(name, SOURCE, folder, *fused, *(["-O0"] if name == "asan" else []))  # compiles in half
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cuda_kernels")
@@ -52,17 +46,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plain(folder: Path) -> Path:
-    return program("plain", folder)
+    return compiled_kernels("plain", SOURCE, folder)
 
 
 @pytest.fixture(scope="session")
 def asan(folder: Path) -> Path:
-    return program("asan", folder)
+    return compiled_kernels("asan", SOURCE, folder)
 
 
 @pytest.fixture(scope="session")
 def race(folder: Path) -> Path:
-    return program("race", folder)
+    return compiled_kernels("race", SOURCE, folder)
 
 
 @pytest.fixture(scope="session")

@@ -6,23 +6,10 @@
 //   term 1   what the upper layer shows, with what the lower layer's units moved by
 #pragma once
 
+#include "blend.cuh"
 #include "relaxation.cuh"
 
 namespace ceprop::cuda {
-
-// The fields a contrast is taken between, and the one that stands for r* in vector fields.
-struct Between {
-  int earlier, later, fixed;
-};
-
-// How a sum enters a number: out = out - decay out + scale sum; fresh: out = scale sum.
-template <class T>
-struct Blend {
-  T decay, scale;
-  bool fresh;
-
-  __device__ T operator()(T out, T sum) const { return fresh ? scale * sum : out + (scale * sum - decay * out); }
-};
 
 // A row for each unit: what layer `layer` shows in field `later`, less what it shows in `earlier` if that is not
 // negative; or, where `rows` is not null, those rows.

@@ -1,6 +1,7 @@
 // What is known of this machine's GPUs, asked for and worked out once: both take longer than a launch.
 #pragma once
 
+#include "conv/launch_plan.h"
 #include "launch_plan.h"
 
 namespace ceprop::cuda {
@@ -9,5 +10,6 @@ namespace ceprop::cuda {
 Device properties_of(int index);
 
 Planned plan_for(int index, const Shape& shape, Precision precision);
+conv::Planned plan_for(int index, const conv::Shape& shape, Precision precision);
 
 }  // namespace ceprop::cuda

@@ -102,10 +102,7 @@ class Learning {
   }
 
  private:
-  // How connection c takes a contrast over `divisor`.
-  __device__ Blend<T> blend(int c, double divisor) const {
-    return {T(p_.rate[c] * p_.weight_decay), network_.scale(c, divisor), false};
-  }
+  __device__ Blend<T> blend(int c, double divisor) const { return blend_of(p_, c, divisor); }
 
   // C-EP's updates of W[0] so far: x times these.
   __device__ void sum_up(const Item<T>& item, const Shown<T>& moved, const Blend<T>& blend) const {

@@ -5,6 +5,8 @@
 #include <torch/library.h>
 
 #include "../ops.h"
+#include "conv/kernels.h"
+#include "conv/problem_of.h"
 #include "devices.h"
 #include "kernels.h"
 #include "problem_of.h"
@@ -27,17 +29,26 @@ class Cuda {
   template <class Call>
   void run(const Call& call) const {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;
-    const cuda::Planned planned =
-        cuda::plan_for(guard_.current_device().index(), cuda::shape_of(call, sizeof(T)), precision_);
-    const std::string* obstacle = std::get_if<std::string>(&planned);
-    TORCH_CHECK_VALUE(!obstacle, *obstacle);
-    const cuda::Plan& plan = std::get<cuda::Plan>(planned);
-    const Tensor workspace = at::empty({plan.workspace_bytes}, options_.dtype(at::kByte));
-    C10_CUDA_CHECK(cuda::launch(plan, cuda::problem_of(call, plan, workspace.mutable_data_ptr()),
-                                at::cuda::getCurrentCUDAStream()));
+    if (call.network.convolutions.empty())
+      plan_and_launch(call, cuda::shape_of(call, sizeof(T)));
+    else
+      plan_and_launch(call, cuda::conv::shape_of(call, sizeof(T)));
   }
 
  private:
+  // Each kind of network has a shape, a plan, an argument and a kernel of its own.
+  template <class Call, class Shape>
+  void plan_and_launch(const Call& call, const Shape& shape) const {
+    const auto planned = cuda::plan_for(guard_.current_device().index(), shape, precision_);
+    const std::string* obstacle = std::get_if<std::string>(&planned);
+    TORCH_CHECK_VALUE(!obstacle, *obstacle);
+    const auto& plan = std::get<0>(planned);
+    const Tensor workspace = at::empty({plan.workspace_bytes}, options_.dtype(at::kByte));
+    // Found beside the plan's type: that of dense networks, or of convolutions.
+    C10_CUDA_CHECK(
+        launch(plan, problem_of(call, plan, workspace.mutable_data_ptr()), at::cuda::getCurrentCUDAStream()));
+  }
+
   // An op comes here when any of its tensors is on a GPU.
   static const Tensor& on_gpu(const Tensor& x) {
     TORCH_CHECK_VALUE(x.is_cuda(), "x must be on a GPU like the other tensors, got ", x.device());

@@ -54,12 +54,10 @@ struct Workspace {
   int* settled;                   // [2][blocks]
 };
 
+// What is asked for, whatever the kernel: the call, as plain copies.
 template <class T>
-struct Problem {
+struct Given {
   Op op;
-  Layout layout;
-  Workspace<T> workspace;
-
   int layers, batch;
   bool readout, free_feedback, asynchronous;
   int widths[most_layers + 2];
@@ -85,6 +83,12 @@ struct Problem {
   T* gradients[most_layers + 1];
   T* bias_gradients[most_layers + 1];
   T* feedback_gradients[most_layers];
+};
+
+template <class T>
+struct Problem : Given<T> {
+  Layout layout;
+  Workspace<T> workspace;
 };
 
 }  // namespace ceprop::cuda

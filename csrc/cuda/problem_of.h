@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "launch_plan.h"
 
@@ -61,73 +62,75 @@ void lay_out(Problem<T>& problem, bool energy, int matrices, void* memory) {
 }
 
 template <class T>
-Problem<T> of_network(const Network<T>& network, const Batch<T>& batch, const Nudge& nudge, const Stop& stop, Op op,
-                      int matrices, const Plan& plan, void* memory) {
-  Problem<T> problem{};
-  problem.op = op;
-  problem.layout = plan.layout;
-  problem.layers = network.layers;
-  problem.batch = static_cast<int>(batch.size);
-  problem.readout = network.readout;
-  problem.free_feedback = network.free_feedback;
-  problem.asynchronous = network.asynchronous;
-  for (size_t i = 0; i < network.widths.size(); ++i) problem.widths[i] = static_cast<int>(network.widths[i]);
-  std::copy(network.rules.begin(), network.rules.end(), problem.rules);
-  problem.input_activation = network.input_activation;
-  std::copy(network.weights.begin(), network.weights.end(), problem.weights);
-  std::copy(network.biases.begin(), network.biases.end(), problem.biases);
-  std::copy(network.feedback.begin(), network.feedback.end(), problem.feedback);
-  problem.x = batch.x;
-  problem.target = batch.target;
-  problem.nudge = nudge;
-  problem.tolerance = stop.tolerance.value_or(-1);
-  problem.steps_used = stop.steps_used;
-  lay_out(problem, has_energy(network.rules), matrices, memory);
-  return problem;
+void give_network(Given<T>& given, const Network<T>& network, const Batch<T>& batch, const Nudge& nudge,
+                  const Stop& stop) {
+  given.layers = network.layers;
+  given.batch = static_cast<int>(batch.size);
+  given.readout = network.readout;
+  given.free_feedback = network.free_feedback;
+  given.asynchronous = network.asynchronous;
+  for (size_t i = 0; i < network.widths.size(); ++i) given.widths[i] = static_cast<int>(network.widths[i]);
+  std::copy(network.rules.begin(), network.rules.end(), given.rules);
+  given.input_activation = network.input_activation;
+  std::copy(network.weights.begin(), network.weights.end(), given.weights);
+  std::copy(network.biases.begin(), network.biases.end(), given.biases);
+  std::copy(network.feedback.begin(), network.feedback.end(), given.feedback);
+  given.x = batch.x;
+  given.target = batch.target;
+  given.nudge = nudge;
+  given.tolerance = stop.tolerance.value_or(-1);
+  given.steps_used = stop.steps_used;
 }
 
 template <class T>
-Problem<T> of_learning(const LearnCall<T>& call, Op op, int matrices, const Plan& plan, void* memory) {
-  Problem<T> problem = of_network(call.network, call.batch, call.nudge, call.stop, op, matrices, plan, memory);
-  problem.free_steps = call.free_steps;
-  problem.nudged_steps = call.nudged_steps;
-  problem.symmetric = call.symmetric;
-  problem.shared_update = call.shared_update;
-  std::copy(call.free_states.begin(), call.free_states.end(), problem.free_states);
+void give_learning(Given<T>& given, const LearnCall<T>& call, Op op) {
+  given.op = op;
+  give_network(given, call.network, call.batch, call.nudge, call.stop);
+  given.free_steps = call.free_steps;
+  given.nudged_steps = call.nudged_steps;
+  given.symmetric = call.symmetric;
+  given.shared_update = call.shared_update;
+  std::copy(call.free_states.begin(), call.free_states.end(), given.free_states);
   for (size_t i = 0; i < call.nudged_states.size(); ++i)
-    problem.nudged_states[i / call.network.layers][i % call.network.layers] = call.nudged_states[i];
-  return problem;
+    given.nudged_states[i / call.network.layers][i % call.network.layers] = call.nudged_states[i];
 }
 
 }  // namespace filling
 
+template <class T>
+void give(Given<T>& given, const RelaxCall<T>& call) {
+  given.op = Op::relax;
+  filling::give_network(given, call.network, call.batch, call.nudge, call.stop);
+  given.free_steps = call.steps;
+  std::copy(call.initial.begin(), call.initial.end(), given.initial);
+  std::copy(call.states.begin(), call.states.end(), given.free_states);
+}
+
+template <class T>
+void give(Given<T>& given, const EpCall<T>& call) {
+  filling::give_learning(given, call, Op::ep_step);
+  given.accumulate = call.accumulate;
+  std::copy(call.gradients.begin(), call.gradients.end(), given.gradients);
+  std::copy(call.bias_gradients.begin(), call.bias_gradients.end(), given.bias_gradients);
+  std::copy(call.feedback_gradients.begin(), call.feedback_gradients.end(), given.feedback_gradients);
+}
+
+template <class T>
+void give(Given<T>& given, const CepCall<T>& call) {
+  filling::give_learning(given, call, Op::cep_step);
+  given.low_rank = call.forms.inner == Form::low_rank;
+  std::copy(call.lr.begin(), call.lr.end(), given.rate);
+  given.weight_decay = call.weight_decay;
+}
+
 // `memory`: plan.workspace_bytes of the device's global memory, 256-byte aligned.
-template <class T>
-Problem<T> problem_of(const RelaxCall<T>& call, const Plan& plan, void* memory) {
-  Problem<T> problem =
-      filling::of_network(call.network, call.batch, call.nudge, call.stop, Op::relax, matrices_of(call), plan, memory);
-  problem.free_steps = call.steps;
-  std::copy(call.initial.begin(), call.initial.end(), problem.initial);
-  std::copy(call.states.begin(), call.states.end(), problem.free_states);
-  return problem;
-}
-
-template <class T>
-Problem<T> problem_of(const EpCall<T>& call, const Plan& plan, void* memory) {
-  Problem<T> problem = filling::of_learning(call, Op::ep_step, matrices_of(call), plan, memory);
-  problem.accumulate = call.accumulate;
-  std::copy(call.gradients.begin(), call.gradients.end(), problem.gradients);
-  std::copy(call.bias_gradients.begin(), call.bias_gradients.end(), problem.bias_gradients);
-  std::copy(call.feedback_gradients.begin(), call.feedback_gradients.end(), problem.feedback_gradients);
-  return problem;
-}
-
-template <class T>
-Problem<T> problem_of(const CepCall<T>& call, const Plan& plan, void* memory) {
-  Problem<T> problem = filling::of_learning(call, Op::cep_step, matrices_of(call), plan, memory);
-  problem.low_rank = call.forms.inner == Form::low_rank;
-  std::copy(call.lr.begin(), call.lr.end(), problem.rate);
-  problem.weight_decay = call.weight_decay;
+template <class Call>
+auto problem_of(const Call& call, const Plan& plan, void* memory) {
+  using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;
+  Problem<T> problem{};
+  give(problem, call);
+  problem.layout = plan.layout;
+  filling::lay_out(problem, has_energy(call.network.rules), matrices_of(call), memory);
   return problem;
 }
 

@@ -6,6 +6,7 @@
 
 #include "own_tiles.cuh"
 #include "products.cuh"
+#include "settling.cuh"
 #include "units.cuh"
 
 namespace ceprop::cuda {
@@ -81,18 +82,8 @@ class Relaxation {
     }
   }
 
-  // Whether a phase ends after `count` steps; all blocks agree. Every block has to ask after every step.
-  __device__ bool may_stop(int count) {
-    if (p.tolerance < 0 || count % steps_per_check != 0) return false;
-    const bool all = __syncthreads_and(stays_);
-    // Two rows of flags, in turn: a fast block may set the next before a slow one has read this.
-    int* flags = p.workspace.settled + count / steps_per_check % 2 * p.layout.blocks;
-    if (threadIdx.x == 0) flags[blockIdx.x] = all;
-    states.sync();
-    bool settled = true;
-    for (int block = static_cast<int>(threadIdx.x); block < p.layout.blocks; block += block_threads)
-      settled = settled && __ldcg(flags + block);
-    return __syncthreads_and(settled);
+  __device__ bool may_stop(int count) const {
+    return cuda::may_stop(p, states, stays_, count, p.layout.blocks, p.workspace.settled);
   }
 
   __device__ void note_steps(int phase, int count) const {
@@ -126,13 +117,8 @@ class Relaxation {
       const auto logit = [&](int c) {
         return p.readout ? __ldcg(at(c)) : states.state(field, p.layers - 1, c)[sample];
       };
-      T most = logit(0), sum = 0;
-      for (int c = 1; c < classes(); ++c) most = logit(c) > most ? logit(c) : most;
-      for (int c = 0; c < classes(); ++c) sum += exponential(logit(c) - most);
-      for (int c = 0; c < classes(); ++c) {
-        const T target = p.workspace.target[static_cast<int64_t>(c) * p.layout.columns + sample];
-        *at(c) = scale * (target - exponential(logit(c) - most) / sum);
-      }
+      const auto target = [&](int c) { return p.workspace.target[int64_t(c) * p.layout.columns + sample]; };
+      cuda::softmax_error(classes(), scale, logit, target, [&](int c, T of_class) { *at(c) = of_class; });
     }
     states.sync();
   }

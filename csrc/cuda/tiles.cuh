@@ -75,6 +75,14 @@ class FmaTile {
     for (int slice = 0; slice < slices_; ++slice) out.sum += load_pack(partial + pack * (slice * 4 * groups_ + index));
     return out;
   }
+  // One number of a spilled product.
+  __device__ T sum(const T* partial, int unit, int column) const {
+    const int first = column / pack / 8 * 32, group = first + unit / 4 * packs_beside(first) + column / pack % 8;
+    const T* from = partial + pack * (unit % 4 * groups_ + group) + column % pack;
+    T sum = 0;
+    for (int slice = 0; slice < slices_; ++slice) sum += from[pack * slice * 4 * groups_];
+    return sum;
+  }
 
  private:
   struct Operands {

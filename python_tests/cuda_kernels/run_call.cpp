@@ -1,47 +1,8 @@
-// Runs one call of the CUDA kernels under the emulation: reads it from one file, writes what it gave to another. See
-// emulated_device.py, which writes the first and reads the second.
-#include <cstdio>
-#include <cstdlib>
-#include <fstream>
-#include <memory>
-#include <string>
-
-#include "../../csrc/cuda/problem_of.h"
+// Runs one call of the kernels of dense networks under the emulation.
 #include "../../csrc/cuda/run_op.cuh"
+#include "calls.h"
 
-using namespace ceprop;
 using cuda::Plan;
-
-class Input {
- public:
-  explicit Input(const char* path) : file_(path, std::ios::binary) {}
-
-  int64_t integer() { return read<int64_t>(); }
-  double real() { return read<double>(); }
-  std::vector<int64_t> integers() {
-    std::vector<int64_t> all(integer());
-    for (int64_t& value : all) value = integer();
-    return all;
-  }
-  // In exact-sized memory, so that a step beyond it is seen; null if it has no numbers.
-  template <class T>
-  T* array(std::vector<std::shared_ptr<cuda_emulation::DeviceArray<T>>>& keep) {
-    const int64_t count = integer();
-    if (count == 0) return nullptr;
-    keep.push_back(std::make_shared<cuda_emulation::DeviceArray<T>>(count));
-    file_.read(reinterpret_cast<char*>(keep.back()->get()), count * sizeof(T));
-    return keep.back()->get();
-  }
-
- private:
-  template <class Value>
-  Value read() {
-    Value value;
-    if (!file_.read(reinterpret_cast<char*>(&value), sizeof(Value))) throw std::runtime_error("the call is cut off");
-    return value;
-  }
-  std::ifstream file_;
-};
 
 template <class T, class Tile>
 void launch(const Plan& plan, const cuda::Problem<T>& problem) {
@@ -59,164 +20,22 @@ void launch(const Plan& plan, const cuda::Problem<T>& problem) {
     cuda_emulation::launch(configuration, cuda::run_op<T, Tile, cuda::InGrid>, problem);
 }
 
-template <class T>
-class Run {
- public:
-  Run(Input& input, const char* output) : input_(input), output_(output, std::ios::binary) {}
-
-  void run(cuda::Op op) {
-    if (op == cuda::Op::relax) {
-      RelaxCall<T> call;
-      read_common(call);
-      call.steps = static_cast<int>(input_.integer());
-      if (input_.integer())
-        for (int l = 0; l < call.network.layers; ++l) call.initial.push_back(input_.array(arrays_));
-      call.states = results(call, 1);
-      execute(call, op);
-    } else if (op == cuda::Op::ep_step) {
-      EpCall<T> call;
-      read_learning(call);
-      call.accumulate = input_.integer();
-      const Network<T>& network = call.network;
-      for (size_t c = 0; c < network.weights.size(); ++c) {
-        call.gradients.push_back(result(network.widths[c] * network.widths[c + 1]));
-        call.bias_gradients.push_back(network.biases[c] ? result(network.widths[c + 1]) : nullptr);
-        if (c > 0 && c <= network.feedback.size())
-          call.feedback_gradients.push_back(result(network.widths[c] * network.widths[c + 1]));
-      }
-      execute(call, op);
-    } else {
-      CepCall<T> call;
-      read_learning(call);
-      call.forms = {Form::low_rank, input_.integer() ? Form::low_rank : Form::literal};
-      call.weight_decay = input_.real();
-      for (size_t c = 0; c < call.network.weights.size(); ++c) call.lr.push_back(input_.real());
-      for (const auto& parameter : parameters_) results_.push_back(parameter);
-      execute(call, op);
-    }
-  }
-
- private:
-  template <class Call>
-  void read_common(Call& call) {
-    Network<T>& network = call.network;
-    network.readout = input_.integer();
-    network.free_feedback = input_.integer();
-    network.asynchronous = input_.integer();
-    network.widths = input_.integers();
-    network.layers = static_cast<int>(network.widths.size()) - 1 - network.readout;
-    const auto activation = static_cast<Activation>(input_.integer());
-    const auto output_activation = static_cast<Activation>(input_.integer());
-    const auto dynamics = static_cast<Dynamics>(input_.integer());
-    const bool clips = input_.integer();
-    const double dt = input_.real();
-    network.input_activation = activation;
-    for (int l = 0; l < network.layers; ++l) {
-      const bool is_top = l + 1 == network.layers;
-      network.rules.push_back({is_top && !network.readout ? output_activation : activation, dynamics,
-                               !is_top && !network.free_feedback, clips, dt});
-    }
-    const size_t connections = network.widths.size() - 1;
-    for (auto* list : {&network.weights, &network.biases, &network.feedback}) {
-      const size_t count = list == &network.feedback ? (network.free_feedback ? network.layers - 1 : 0) : connections;
-      for (size_t i = 0; i < count; ++i) {
-        list->push_back(input_.array(arrays_));
-        if (list->back()) parameters_.push_back(arrays_.back());
-      }
-    }
-    call.batch.size = input_.integer();
-    call.batch.x = input_.array(arrays_);
-    call.batch.target = input_.array(arrays_);
-    call.nudge.beta = input_.real();
-    call.nudge.at = static_cast<NudgeAt>(input_.integer());
-    call.nudge.loss = static_cast<Loss>(input_.integer());
-    const double tolerance = input_.real();
-    if (tolerance >= 0) call.stop.tolerance = tolerance;
-    call.stop.steps_used = steps_used_.get();
-  }
-
-  void read_learning(LearnCall<T>& call) {
-    read_common(call);
-    call.free_steps = static_cast<int>(input_.integer());
-    call.nudged_steps = static_cast<int>(input_.integer());
-    call.symmetric = input_.integer();
-    call.shared_update = input_.integer();
-    call.free_states = results(call, 1);
-    call.nudged_states = results(call, call.symmetric ? 2 : 1);
-  }
-
-  T* result(int64_t count) {
-    results_.push_back(std::make_shared<cuda_emulation::DeviceArray<T>>(count));
-    return results_.back()->get();
-  }
-  template <class Call>
-  std::vector<T*> results(const Call& call, int phases) {
-    std::vector<T*> all;
-    for (int phase = 0; phase < phases; ++phase)
-      for (int l = 0; l < call.network.layers; ++l) all.push_back(result(call.batch.size * call.network.widths[l + 1]));
-    return all;
-  }
-
-  template <class Call>
-  void execute(const Call& call, cuda::Op op) {
-    const cuda::Device device{static_cast<int>(input_.integer()), static_cast<int>(input_.integer()), input_.integer(),
-                              static_cast<int>(input_.integer())};
-    const auto precision = static_cast<Precision>(input_.integer());
-    const bool wants_cluster = input_.integer(), wants_resident = input_.integer();
-    const std::optional<Plan> plan =
-        cuda::planning::try_plan(device, cuda::shape_of(call, sizeof(T)), precision,
-                                 wants_cluster ? cuda::Exchange::cluster : cuda::Exchange::grid, wants_resident);
-    if (!plan) throw std::runtime_error("does not fit");
-    cuda_emulation::DeviceArray<unsigned char> workspace(plan->workspace_bytes);
-    const cuda::Problem<T> problem = cuda::problem_of(call, *plan, workspace.get());
-    auto& options = cuda_emulation::options;
-    options.seed = static_cast<uint64_t>(input_.integer());
-    options.multiprocessors = static_cast<unsigned>(device.multiprocessors);
-    options.shared_bytes = static_cast<std::size_t>(device.shared_bytes);
-    options.cluster_blocks = static_cast<unsigned>(std::max(device.cluster_blocks, 1));
-    if (precision == Precision::exact)
-      launch<T, cuda::Exact>(*plan, problem);
-    else if constexpr (sizeof(T) == 4) {
-      if (precision == Precision::tf32)
-        launch<T, cuda::Tf32>(*plan, problem);
-      else
-        launch<T, cuda::Bf16>(*plan, problem);
-    }
-    for (int phase = 0; phase < 4; ++phase) {
-      const int64_t steps = steps_used_[phase];
-      output_.write(reinterpret_cast<const char*>(&steps), sizeof steps);
-    }
-    for (const auto& array : results_)
-      output_.write(reinterpret_cast<const char*>(array->get()), array->size() * sizeof(T));
-  }
-
-  Input& input_;
-  std::ofstream output_;
-  std::vector<std::shared_ptr<cuda_emulation::DeviceArray<T>>> arrays_, parameters_, results_;
-  cuda_emulation::DeviceArray<int64_t> steps_used_{4};
-};
-
-// run_call CALL RESULTS SITE: the barrier at SITE, "file:line", is left out, if it is not empty. Prints the barriers
-// that were met.
-// run_call CALL RESULTS turns: prints what shared_memory_turns() gives.
-int main(int, char** argv) {
-  auto& options = cuda_emulation::options;
-  options.counts_turns = std::string(argv[3]) == "turns";
-  if (!options.counts_turns) options.skipped_site = argv[3];
-  try {
-    Input input(argv[1]);
-    const auto op = static_cast<cuda::Op>(input.integer());
-    if (input.integer() == 4)
-      Run<float>(input, argv[2]).run(op);
+template <class T, class Call>
+void plan_and_launch(const Call& call, const cuda::Device& device, const Wanted& wanted) {
+  const std::optional<Plan> plan =
+      cuda::planning::try_plan(device, cuda::shape_of(call, sizeof(T)), wanted.precision,
+                               wanted.cluster ? cuda::Exchange::cluster : cuda::Exchange::grid, wanted.resident);
+  if (!plan) throw std::runtime_error("does not fit");
+  cuda_emulation::DeviceArray<unsigned char> workspace(plan->workspace_bytes);
+  const cuda::Problem<T> problem = cuda::problem_of(call, *plan, workspace.get());
+  if (wanted.precision == Precision::exact)
+    launch<T, cuda::Exact>(*plan, problem);
+  else if constexpr (sizeof(T) == 4) {
+    if (wanted.precision == Precision::tf32)
+      launch<T, cuda::Tf32>(*plan, problem);
     else
-      Run<double>(input, argv[2]).run(op);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
+      launch<T, cuda::Bf16>(*plan, problem);
   }
-  for (const auto& [address, turns] : cuda_emulation::shared_memory_turns())
-    std::printf("%zx %u\n", static_cast<std::size_t>(address), turns);
-  if (!options.counts_turns)
-    for (const std::string& site : cuda_emulation::barrier_sites()) std::printf("%s\n", site.c_str());
-  return 0;
 }
+
+int main(int, char** argv) { return run_program(argv); }
