@@ -46,14 +46,14 @@ def shared_bytes(
     """What a block of the plan needs if its weights are in shared memory or not, and its operands come by ``depth``."""
     columns, at_once = found["columns"], found["samples_at_once"]
     number_bytes, precision = settings.get("number_bytes", 4), settings.get("precision", "exact")
-    padding, of_weights = (0 if precision == "exact" else 8), (8 if precision == "tf32" else 0)
+    padding = 0 if precision == "exact" else 8
     pack = 16 // number_bytes
 
     def of_tile(layer: int) -> int:
         below = padded(widths[layer]) if layer > 0 else 0
         above = padded(widths[layer + 2]) if layer + 2 < len(widths) else 0  # of the layers, or the readout
         fields = 2 * 5 * columns + pack if found["exchange"] == "cluster" else 0
-        return TILE * fields + (TILE + of_weights) * (below + above) * resident
+        return TILE * fields + (TILE + padding) * (below + above) * resident
 
     operands, contrast = 2 * depth * (TILE + at_once + 2 * padding), 2 * (TILE + 64) * (at_once + pack)
     slices = 256 // (TILE // 4 * at_once // pack) if precision == "exact" else 8 // (at_once // 16)

@@ -54,7 +54,8 @@ class Contrast {
     const int pass = p_.layout.pass, stride = pass + pack;  // neighbouring rows begin in different banks
     T* own = network_.work();                               // [2][tile_units][stride]
     T* other = own + 2 * tile_units * stride;               // [2][tile_others][stride]
-    const int k = static_cast<int>(threadIdx.x) / 4, group = 4 * (static_cast<int>(threadIdx.x) % 4);
+    const int k = Network::Operand::row_in_turn(static_cast<int>(threadIdx.x) / 4);
+    const int group = 4 * (static_cast<int>(threadIdx.x) % 4);
     T sum[4] = {};
     for (int column = 0; column < p_.batch; column += pass) {
       __syncthreads();
@@ -80,12 +81,16 @@ class Contrast {
     if (other_first + k >= others) return;
     T* to = out + (first + group) * next_own + (other_first + k) * next_other;
     if (next_own < next_other) {
+      // In float64 every second row begins with its other pack, in other banks.
+      const bool flips = pack < 4 && k % 2;
 #pragma unroll
       for (int i = 0; i < 4; i += pack) {
-        Pack<T> now = load_pack(to + i);
+        constexpr int flip = pack % 4;
+        T* at = to + (flips ? i ^ flip : i);
+        Pack<T> now = load_pack(at);
 #pragma unroll
-        for (int j = 0; j < pack; ++j) now.v[j] = blend(now.v[j], sum[i + j]);
-        store_pack(to + i, now);
+        for (int j = 0; j < pack; ++j) now.v[j] = blend(now.v[j], flips ? sum[(i ^ flip) + j] : sum[i + j]);
+        store_pack(at, now);
       }
     } else {
 #pragma unroll

@@ -63,10 +63,10 @@ inline int64_t depth_above(const Shape& shape, int layer) {
 
 inline int padding_of(Precision precision) { return precision == Precision::exact ? 0 : tensor_padding; }
 
-// Weights that stay in shared memory are padded as tiles read them, but those that become bfloat16 on the way.
+// Weights that stay in shared memory are padded as tiles read them.
 inline int64_t weights_of_tile(const Shape& shape, int layer, Precision precision) {
   return (rounded_up(depth_below(shape, layer), 16) + rounded_up(depth_above(shape, layer), 16)) *
-         (tile_units + (precision == Precision::tf32 ? tensor_padding : 0));
+         (tile_units + padding_of(precision));
 }
 
 // Gives every block its share of the tiles of each half, by what they read, or one each if there are blocks enough;

@@ -89,8 +89,9 @@ class Learning {
         const T* weights = network_.packed(item, side);
         T* to = side ? p_.feedback[l] + item.first : p_.weights[l] + int64_t(item.first) * depth;
         constexpr int pack = Pack<T>::size, packs = tile_units / pack;
-        for (int i = static_cast<int>(threadIdx.x); i < depth * packs; i += block_threads) {
-          const int k = i / packs, u = i % packs * pack;
+        for (int i = static_cast<int>(threadIdx.x); i < padded_depth(depth) * packs; i += block_threads) {
+          const int k = Network::Operand::row_in_turn(i / packs), u = i % packs * pack;
+          if (k >= depth) continue;
           const Pack<T> moved = load_pack(weights + k * Network::packed_stride + u);
 #pragma unroll
           for (int j = 0; j < pack; ++j)

@@ -30,8 +30,14 @@ struct Operands {
 template <class T, class Tile, class States>
 class Products {
  public:
-  // Of weights that stay in shared memory; where a tile converts them, that is on their way to it.
-  static constexpr int packed_stride = Tile::converts ? tile_units : Tile::left_stride;
+  // Of weights that stay in shared memory.
+  static constexpr int packed_stride = Tile::left_stride;
+
+  // The order in which threads take rows of tile_units numbers side by side: where rows are padded, every second one,
+  // so that two of them fall into different banks.
+  __device__ static int row_in_turn(int index) {
+    return Tile::left_stride == tile_units ? index : index / 8 * 8 + index % 4 * 2 + index / 4 % 2;
+  }
 
   __device__ Products(const Problem<T>& problem, const States& states) : p_(problem), states_(states) {}
 
@@ -103,10 +109,7 @@ class Products {
           });
     } else {
       constexpr int packs = tile_units / pack;
-      const auto row_of = [](int i) {
-        const int row = i / packs;
-        return stride == tile_units ? row : row / 8 * 8 + row % 4 * 2 + row / 4 % 2;  // where rows are padded
-      };
+      const auto row_of = [](int i) { return row_in_turn(i / packs); };
       bring(
           rows * packs,
           [&](int i) { return load(row_of(i), i % packs * pack, row_of(i) < depth ? units - i % packs * pack : 0); },
