@@ -23,6 +23,7 @@ from ceprop_cuda.bench.contenders import CONTENDERS, contenders
 from ceprop_cuda.bench.figure import chart
 from ceprop_cuda.bench.report import breakdown_table, environment, lost, markdown_table, read_rows, write_csv
 from ceprop_cuda.cli import main
+from ceprop_cuda.network import FusedUnavailable
 from ceprop_cuda.presets import PRESETS, Convolutions
 
 SETTINGS = ("ep-1h", "ep-2h", "c-ep-1h", "c-ep-2h", "c-vf-1h", "c-vf-2h", "p-3h")
@@ -302,6 +303,27 @@ def test_the_command_on_a_gpu(
     shown = capsys.readouterr().out
     assert "| predicted, ms | eager / fused | same_algebra / fused | graph / fused |" in shown
     assert f"| {case.name} | GPU     |" in shown
+
+
+def test_cases_that_the_kernels_refuse_are_named_beside_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cases = [replace(small("ep-1h"), name=name) for name in ("refused", "taken")]
+    row = suite.Row("taken", "ep", "1", 1, 1, 1, 1, "fused", "n/a: a test")
+
+    def run(case: Case, threads: int, rounds: int) -> list[suite.Row]:
+        if case.name == "refused":
+            raise FusedUnavailable("too large")
+        return [row]
+
+    monkeypatch.setattr(suite, "run", run)
+    monkeypatch.setattr(command, "chart", lambda rows: b"")
+    monkeypatch.setattr(command, "chosen_cases", lambda _, device: cases)
+    command.bench([], "cpu", [1], 1, tmp_path, progress=False)
+    assert "refused was not run: too large" in capsys.readouterr().out
+    monkeypatch.setattr(command, "chosen_cases", lambda _, device: cases[:1])
+    with pytest.raises(FusedUnavailable, match="too large"):
+        command.bench([], "cpu", [1], 1, tmp_path, progress=False)
 
 
 def _circuit_and_input(case: Case) -> tuple[Any, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..network import FusedUnavailable
 from . import breakdown, suite
 from .cases import chosen_cases
 from .figure import chart
@@ -23,7 +24,8 @@ def bench(patterns: Sequence[str], device: str, threads: Sequence[int], rounds: 
 
     Raises:
         ValueError: a pattern matches no case.
-        FusedUnavailable: the kernels cannot run on this device.
+        FusedUnavailable: the kernels can run none of the cases on this device; those that they refuse beside others are
+            named below the tables.
         Disagreement: a contender computes something else than the reference; its case was not timed.
     """
     runs = list(product(chosen_cases(patterns, device), threads if device == "cpu" else [0]))
@@ -31,19 +33,28 @@ def bench(patterns: Sequence[str], device: str, threads: Sequence[int], rounds: 
     facts = environment(device)  # before anything below makes the sources' folder dirty
     rows: list[suite.Row] = []
     parts: list[breakdown.Part] = []
+    refused: dict[str, FusedUnavailable] = {}
     with tqdm(runs, unit="run", disable=not progress) as bar:
         for case, count in bar:
             bar.set_description(f"{case.name}, {threads_in_words(count)}")
-            rows += suite.run(case, count, rounds)
+            try:
+                rows += suite.run(case, count, rounds)
+            except FusedUnavailable as error:
+                refused[case.name] = error
+                continue
             write_csv(out / f"{device}.csv", rows, facts)
             if device == "cpu" and case.name in breakdown.CASES:
                 parts += breakdown.run(case, count, rounds)
                 write_csv(out / "breakdown.csv", parts, facts)
+    if refused and not rows:
+        raise next(iter(refused.values()))
     (out / f"{device}.png").write_bytes(chart(rows))
     print("".join(f"{key}: {value}\n" for key, value in facts.items()))
     print(markdown_table(rows))
     slower = lost(rows)
     print(f"\nfused kernels are slower in {len(slower)} comparisons", *slower, sep="\n- " if slower else "")
+    for name, reason in refused.items():
+        print(f"{name} was not run: {reason}")
     if parts:
         print(f"\n{breakdown_table(parts)}")
     print(f"\nresults in {out}")
