@@ -10,7 +10,6 @@ the barriers. What is learnt is left out.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cuda_model import A100, EAGER_US, H100, Device, Launches, markdown
+from cuda_model import A100, EAGER_US, H100, Device, Launches, main, markdown
 
 import ceprop_cuda as cep
 from ceprop_cuda import _C, ops
@@ -165,20 +164,5 @@ def report() -> str:
     )
 
 
-MARK = "## Tables\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--update", action="store_true", help="put the tables into cuda_convolution_model.md")
-    args = parser.parse_args()
-    tables = report()
-    print(tables)
-    if args.update:
-        path = Path(__file__).with_suffix(".md")
-        command = "`python benchmarks/cuda_convolution_model.py`"
-        path.write_text(path.read_text().partition(MARK)[0] + f"{MARK}\n{command}\n\n{tables}\n")
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, report, Path(__file__))

@@ -902,18 +902,18 @@ def report() -> str:
 MARK = "## Tables\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--update", action="store_true", help="put the tables into cuda_model.md")
+def main(description: str | None, report: Callable[[], str], script: Path) -> None:
+    """Prints the tables, and with --update puts them into the page beside ``script``, below its text."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    page = script.with_suffix(".md")
+    parser.add_argument("--update", action="store_true", help=f"put the tables into {page.name}")
     args = parser.parse_args()
     tables = report()
     print(tables)
     if args.update:
-        path = Path(__file__).with_suffix(".md")
-        path.write_text(
-            path.read_text().partition(MARK)[0] + f"{MARK}\n`python benchmarks/cuda_model.py`\n\n{tables}\n"
-        )
+        text = page.read_text().partition(MARK)[0]
+        page.write_text(f"{text}{MARK}\n`python benchmarks/{script.name}`\n\n{tables}\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, report, Path(__file__))

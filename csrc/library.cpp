@@ -159,8 +159,7 @@ std::map<std::string, int64_t> cuda_device(int index) {
 #endif
 
 // Which CUDA kernel a device would run a call by, and how it would lie in it; ValueError if none can. The workspace is
-// that of continual EP in low rank, which takes most. See
-// cuda/launch_plan.h.
+// that of continual EP in low rank, which takes most. See cuda/launch_plan.h.
 pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes, int cluster_blocks,
                            const std::vector<int64_t>& widths, bool readout, bool energy, bool asynchronous,
                            int64_t batch, int64_t number_bytes, const std::string& precision) {

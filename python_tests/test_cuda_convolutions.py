@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
-from itertools import chain as joined
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,10 +15,11 @@ from typing import Any
 import pytest
 import test_convolutions
 import torch
-from agreement import assert_agreement, results_of
+from agreement import assert_agreement
 from convolution_variants import Chain, build_chain, chain_variants, name_of_chain, same
 from emulated_device import EmulatedDevice, Refused, compiled_kernels
 from problems import Problem, relative_error
+from test_cuda_kernels import call_every_op_on
 from test_kernels import all_runs, rates
 from torch import Tensor
 from variants import TOLERANCES, copy_of
@@ -209,15 +209,7 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def call_every_op(device: EmulatedDevice, dtype: torch.dtype, what: str) -> list[Tensor]:
     """What one call of each op gives."""
     of_network, of_calls = CALLS[what]
-    problem, nudge = build({**VARIANTS[0], **of_network}, dtype)
-    settings = {"free_steps": 2, "nudged_steps": 2, **of_calls}
-    accumulate = settings.pop("accumulate", False)
-    circuit, x, _ = problem
-    relaxed = device.relax(circuit, x, settings["free_steps"], None, nudge, settings.get("tolerance"))
-    ep = device.ep_step(circuit, x, nudge, accumulate=accumulate, **settings)
-    cep = device.cep_step(copy_of(circuit), x, nudge, lr=rates(circuit), **settings)
-    learned = [*results_of(ep, circuit).values(), *results_of(cep, circuit).values()]
-    return [*relaxed.states, *joined.from_iterable(learned)]
+    return call_every_op_on(device, *build({**VARIANTS[0], **of_network}, dtype), of_calls)
 
 
 @pytest.mark.parametrize("what", CALLS)

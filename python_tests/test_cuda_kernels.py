@@ -233,7 +233,10 @@ def call_every_op(
     device: EmulatedDevice, dtype: torch.dtype, of_network: dict[str, Any], of_calls: dict[str, Any]
 ) -> list[Tensor]:
     """What one call of each op gives."""
-    problem, nudge = build({**SMALL, **of_network}, dtype)
+    return call_every_op_on(device, *build({**SMALL, **of_network}, dtype), of_calls)
+
+
+def call_every_op_on(device: EmulatedDevice, problem: Problem, nudge: Nudge, of_calls: dict[str, Any]) -> list[Tensor]:
     settings = {"free_steps": 2, "nudged_steps": 2, **of_calls}
     accumulate = settings.pop("accumulate", False)
     circuit, x, _ = problem

@@ -1,4 +1,4 @@
-// Between which states a contrast is taken, and how its sums enter what is learnt.
+// Between which states contrasts are taken, which of them count, and how their sums enter what is learnt.
 #pragma once
 
 #include "device.h"
@@ -19,6 +19,18 @@ struct Blend {
 
   __device__ T operator()(T out, T sum) const { return fresh ? scale * sum : out + (scale * sum - decay * out); }
 };
+
+// Nudged phases.
+template <class T>
+__device__ __forceinline__ int phases_of(const Given<T>& p) {
+  return p.symmetric ? 2 : 1;
+}
+
+// EP in a vector field: sums of the contrasts of consecutive steps. Else they telescope to that between the ends.
+template <class T>
+__device__ __forceinline__ bool accumulates(const Given<T>& p) {
+  return p.accumulate && p.free_feedback && !p.shared_update;
+}
 
 // How C-EP takes the contrast of connection c, over `divisor` and summed over the batch.
 template <class T>

@@ -1,5 +1,6 @@
 #include "kernels.h"
 
+#include "cooperative_launch.cuh"
 #include "run_op.cuh"
 
 namespace ceprop::cuda {
@@ -51,29 +52,8 @@ cudaError_t read_device(Device& device) {
 
 template <class T>
 cudaError_t launch(const Plan& plan, const Problem<T>& problem, cudaStream_t stream) {
-  const Kernel<T> kernel = kernel_of<T>(plan);
-  const bool in_cluster = plan.exchange == Exchange::cluster;
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
-  if (error == cudaSuccess && in_cluster)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute{};
-  if (in_cluster) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(plan.layout.blocks), 1, 1};
-  } else {
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-  }
-  cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(plan.layout.blocks);
-  config.blockDim = block_threads;
-  config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, problem);
+  return launch_cooperatively(kernel_of<T>(plan), problem, plan.layout.blocks, plan.shared_bytes,
+                              plan.exchange == Exchange::cluster, stream);
 }
 
 template cudaError_t launch<float>(const Plan&, const Problem<float>&, cudaStream_t);

@@ -17,8 +17,6 @@ class Learning {
 
   __device__ explicit Learning(const Network& network) : network_(network), contrast_(network), p_(network.p) {}
 
-  __device__ int phases() const { return p_.symmetric ? 2 : 1; }
-
   // C-EP: one update of everything that this block owns and that moves during the phase, by the contrast over `divisor`
   // (beta, or 2 beta). No barrier.
   __device__ void move_own(const Between& between, double divisor) const {
@@ -46,7 +44,7 @@ class Learning {
   // input's weights is left. No barrier.
   __device__ void learn(const Between& between, double divisor, bool fresh, bool at_end, int last, double keep) const {
     const bool ep = p_.op == Op::ep_step;
-    const int matrices = 2 * p_.layers + (at_end && p_.readout ? phases() : 0);
+    const int matrices = 2 * p_.layers + (at_end && p_.readout ? phases_of(p_) : 0);
     for (int m = 0; m < matrices; ++m) {
       const bool feedback = m >= p_.layers && m < 2 * p_.layers, readout = m >= 2 * p_.layers;
       const int c = readout ? p_.layers : m % p_.layers, phase = readout ? m - 2 * p_.layers : 0;
@@ -54,11 +52,11 @@ class Learning {
       Terms terms = contrast_.terms(c, feedback, between);
       Blend<T> how = ep ? Blend<T>{T(0), T(-1.0 / (divisor * double(p_.batch))), fresh} : blend(c, divisor);
       if (readout) {
-        terms = {Terms::Of::readout, c, 0, 0, {0, phase + 1 < phases() ? kept_plus : last, 0}, phase};
-        how = ep ? Blend<T>{T(0), T(-1.0 / (phases() * double(p_.batch))), phase == 0} : blend(c, phases());
+        terms = {Terms::Of::readout, c, 0, 0, {0, phase + 1 < phases_of(p_) ? kept_plus : last, 0}, phase};
+        how = ep ? Blend<T>{T(0), T(-1.0 / (phases_of(p_) * double(p_.batch))), phase == 0} : blend(c, phases_of(p_));
         if (phase > 0) how.decay = 0;
       } else if (ep) {
-        if (at_end && accumulates()) continue;
+        if (at_end && accumulates(p_)) continue;
       } else if (at_end && c == 0) {
         terms.of = Terms::Of::input_sums;
         how = {T(1 - keep), T(1), false};
@@ -74,9 +72,6 @@ class Learning {
             p_.widths[c + 1], how, bias);
     }
   }
-
-  // EP in a vector field: sums of the contrasts of consecutive steps. Else they telescope to that between the ends.
-  __device__ bool accumulates() const { return p_.accumulate && p_.free_feedback && !p_.shared_update; }
 
   // Writes the weights that moved in shared memory to the network's. No barrier.
   __device__ void store_resident() const {

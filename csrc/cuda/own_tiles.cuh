@@ -25,7 +25,7 @@ __device__ __forceinline__ int depth_above(const Problem<T>& p, int layer) {
 }
 
 // Goes through a block's tiles of one half of the layers; -1: of all. `weights`: where those of its first tile stay,
-// `stride` numbers a neighbour; after the last tile, item.weights + of the last is where they end.
+// `stride` numbers a neighbour.
 template <class T>
 class OwnTiles {
  public:

@@ -4,6 +4,7 @@
 // its states. A step reads the neighbours' states, writes the block's own and ends with a barrier of all blocks.
 #pragma once
 
+#include "blend.cuh"
 #include "own_tiles.cuh"
 #include "products.cuh"
 #include "settling.cuh"
@@ -55,8 +56,6 @@ class Relaxation {
   __device__ T* packed(const Item<T>& item, int side) const {
     return item.weights + side * padded_depth(depth_below(p, item.layer)) * packed_stride;
   }
-  // How connection c takes a contrast that is summed over the batch.
-  __device__ T scale(int c, double divisor) const { return T(p.rate[c] / (divisor * double(p.batch))); }
 
   // Brings x, the target, the starting states and the weights to where the steps read them. Ends with a barrier.
   __device__ void load() {
@@ -243,7 +242,7 @@ class Relaxation {
       of.less = rows_of(kept_free, neighbour);
       of.left_column = item.first;
       of.subtracts = l % 2;
-      of.scale = scale(side ? neighbour : l / 2, p.nudge.beta);
+      of.scale = blend_of(p, side ? neighbour : l / 2, p.nudge.beta).scale;
     } else if (step.kind == Kind::move && side < 2) {
       of = neighbours(item, side, seen);
       if (side == 1 && l + 1 == p.layers && step.beta == 0) of.depth = 0;  // a readout pulls only while nudged

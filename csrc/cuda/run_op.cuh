@@ -23,7 +23,7 @@ __device__ void run(const Problem<T>& p) {
     const double beta = nudged                        ? (phase ? -p.nudge.beta : p.nudge.beta)
                         : free && p.target && !learns ? p.nudge.beta
                                                       : 0;
-    const double divisor = beta * learning.phases();
+    const double divisor = beta * phases_of(p);
     if (stage == 3 && !cep) {
       field = (field + 1) % ring;  // the one that no slow block still reads
       network.copy_field(kept_free, field);
@@ -53,7 +53,7 @@ __device__ void run(const Problem<T>& p) {
         learning.move_own(between, divisor);
         keep *= 1 - p.rate[0] * p.weight_decay;
       }
-      if (nudged && (cep ? !p.low_rank && !p.layout.resident : learning.accumulates())) {
+      if (nudged && (cep ? !p.low_rank && !p.layout.resident : accumulates(p))) {
         learning.learn(between, divisor, phase + count == 0, false, to, keep);
         if (cep) network.states.sync();  // weights moved that other blocks read
       }
@@ -74,7 +74,7 @@ __device__ void run(const Problem<T>& p) {
     network.states.sync();  // what the phases kept is there for all blocks
     const Between ends =
         p.symmetric && !cep ? Between{field, kept_plus, kept_free} : Between{kept_free, field, kept_free};
-    learning.learn(ends, p.nudge.beta * learning.phases(), true, true, field, keep);
+    learning.learn(ends, p.nudge.beta * phases_of(p), true, true, field, keep);
     if (cep && !p.low_rank && p.layout.resident) learning.store_resident();
   }
   if (States::in_shared_memory) network.states.sync();  // no block may end while others read its memory

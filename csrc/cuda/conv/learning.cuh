@@ -3,10 +3,16 @@
 //
 // A contrast of connection c, with U the units of a map unpooled to the positions of the kernel and (.) the correlation
 // with the receptive fields, has the terms
-//   tied          dW = (U'r'[c] - U r[c]) (.) r'[c-1] + U r[c] (.) (r'[c-1] - r[c-1])
-//   vector field  dW = U*(s'[c] - s[c]) (.) r*[c-1],   dV = (U's - U s) r*[c] (.) s'[c-1] + U s r*[c] (.) (s'[c-1] -
-//   s[c-1]) shared        both get the mean of what tied weights would by either input         dW = U*(r'[0] - r[0])
-//   (.) x;   db = sum of (s'[c] - s[c]), tied of (r'[c] - r[c])
+//
+//   tied          dW = (U'r'[c] - U r[c]) (.) r'[c-1]  +  U r[c] (.) (r'[c-1] - r[c-1])
+//
+//   vector field  dW = U*(s'[c] - s[c]) (.) r*[c-1]
+//                 dV = (U's - U s) r*[c] (.) s'[c-1]  +  U s r*[c] (.) (s'[c-1] - s[c-1])
+//
+//   shared        both get the mean of what tied weights would by either
+//
+//   input         dW = U*(r'[0] - r[0]) (.) x;   db = sum of (s'[c] - s[c]), tied of (r'[c] - r[c])
+//
 // which the relaxation sums up over slices of the batch's positions. Here the slices are added in their order.
 #pragma once
 
@@ -19,17 +25,12 @@ class Learning {
  public:
   __device__ explicit Learning(const Problem<T>& problem) : parts_(problem), p_(problem) {}
 
-  __device__ int phases() const { return p_.symmetric ? 2 : 1; }
-
-  // EP in a vector field: sums of the contrasts of consecutive steps. Else they telescope to that between the ends.
-  __device__ bool accumulates() const { return p_.accumulate && p_.free_feedback && !p_.shared_update; }
-
   // All blocks: the part's contrasts, over `divisor`, into EP's gradients or C-EP's weights. No barrier.
   __device__ void learn(const Part<T>& part, double divisor, bool fresh) const {
     const bool ep = p_.op == Op::ep_step;
     for (int c = part.first; c < part.last; ++c) {
       const bool is_readout = c == p_.layers;
-      const double over = is_readout ? phases() : divisor;
+      const double over = is_readout ? phases_of(p_) : divisor;
       const Blend<T> how = ep ? Blend<T>{T(0), T(-1.0 / (over * double(p_.batch))), fresh} : blend_of(p_, c, over);
       add_weights(c, how);
       T* bias = (ep ? p_.bias_gradients : p_.biases)[c];

@@ -37,7 +37,7 @@ __device__ void run(const Problem<T>& p) {
       const int to = (field + 1) % ring;
       // Of the nudge, or, at the end of a nudged phase, that by which a readout learns.
       const bool has_error = ends ? nudged && p.readout : beta != 0 && p.nudge.loss == Loss::cross_entropy;
-      const bool contrasts = at_end || (nudged && !ends && (cep || learning.accumulates()));
+      const bool contrasts = at_end || (nudged && !ends && (cep || accumulates(p)));
       Part<T> part{};
       part.from = field;
       part.to = to;
@@ -46,7 +46,7 @@ __device__ void run(const Problem<T>& p) {
       part.between = !at_end               ? Between{field, to, field}
                      : p.symmetric && !cep ? Between{field, kept_plus, kept_free}
                                            : Between{kept_free, field, kept_free};
-      part.first = at_end && (cep || learning.accumulates()) ? p.layers : 0;
+      part.first = at_end && (cep || accumulates(p)) ? p.layers : 0;
       part.last = at_end ? p.layers + p.readout : p.layers;
       for (int i = 0; i < 7; ++i) {
         const bool steps_now = !ends && (i + 1) / 2 <= halves;
@@ -66,7 +66,7 @@ __device__ void run(const Problem<T>& p) {
         if (i == 1 && wanted) lifts_input = false;
       }
       if (contrasts) {
-        const double divisor = (at_end ? p.nudge.beta : beta) * learning.phases();
+        const double divisor = (at_end ? p.nudge.beta : beta) * phases_of(p);
         learning.learn(part, divisor, at_end || phase + count == 0);
         if (cep && !at_end) {
           lifts_input = true;
