@@ -159,20 +159,24 @@ class Contrast {
     return {nullptr, layer, is_field() ? between.fixed : upper ? between.earlier : between.later, -1, false};
   }
 
-  // Where one of a tile's own units is staged: those at a distance of 4, which threads side by side read at once, lie
-  // in neighbouring rows. Its own inverse.
-  __device__ static int own_row(int unit) { return unit % 4 * 4 + unit / 4; }
+  // Where one of a tile's own units is staged: 8 side by side, which are stored at once, and 4 at a distance of 4,
+  // which threads side by side read at once, lie in different rows of 8.
+  __device__ static int own_row(int unit) {
+    const int four = unit / 4, in_four = unit % 4;
+    return four / 2 * 8 + (four * 2 + in_four + in_four / 2 * 2) % 8;
+  }
 
   // to[row][stride] <- what is shown of a tile's units from `first` on, for one pass of the samples; zeros past the
   // end.
   __device__ void stage(const Shown<T>& shown, bool is_own, int first, int units, int column, T* to) const {
     // A warp brings 4 packs of 8 rows: whole sectors of memory, and 8 banks' worth of rows.
     const int pass = p_.layout.pass, stride = pass + pack, fours = (pass / pack + 3) / 4;
-    const auto row_of = [&](int i) { return i / 32 / fours * 8 + i % 8; };
+    const auto unit_of = [&](int i) { return i / 32 / fours * 8 + i % 8; };
+    const auto row_of = [&](int i) { return is_own ? own_row(unit_of(i)) : unit_of(i); };
     const auto column_of = [&](int i) { return (i / 32 % fours * 4 + i % 32 / 8) * pack; };
     bring((is_own ? tile_units : tile_others) * fours * 4,
           [&](int i) {
-            const int unit = first + (is_own ? own_row(row_of(i)) : row_of(i));
+            const int unit = first + unit_of(i);
             const bool there = unit < units && column_of(i) < pass && column + column_of(i) < p_.layout.columns;
             return there ? load(shown, unit, column + column_of(i)) : Pack<T>{};
           },

@@ -183,7 +183,9 @@ inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Pr
   plan.layout.blocks = static_cast<int>(std::min({most_tiles(shape), blocks, int64_t(most_blocks)}));
   plan.layout.resident = resident;
   plan.layout.columns = static_cast<int>(rounded_up(shape.batch, column_step));
-  plan.layout.unit_states = static_cast<int>(fields * 2 * plan.layout.columns + 16 / shape.number_bytes);
+  const int64_t pack = 16 / shape.number_bytes;
+  plan.layout.unit_states =
+      static_cast<int>(rounded_up(fields * (shape.energy ? 2 : 1) * plan.layout.columns + 7 * pack, 8 * pack));
   plan.layout.pass = static_cast<int>(std::min<int64_t>(plan.layout.columns, longest_pass));
   if (plan.layout.blocks == 0) return {};
   if (exchange == Exchange::cluster && 2 * most_tiles(shape) > most_cluster_tiles) return {};

@@ -102,18 +102,14 @@ class Learning {
 
   // C-EP's updates of W[0] so far: x times these.
   __device__ void sum_up(const Item<T>& item, const Shown<T>& moved, const Blend<T>& blend) const {
-    constexpr int pack = Pack<T>::size;
-    const int columns = p_.layout.columns, packs = columns / pack;
-    for (int i = static_cast<int>(threadIdx.x); i < tile_units * packs; i += block_threads) {
-      const int unit = item.first + i / packs, column = i % packs * pack;
-      if (unit >= p_.widths[item.layer + 1]) break;
-      T* to = p_.workspace.sum + int64_t(unit) * columns + column;
+    network_.for_each_pack(item, [&](int unit, int column) {
+      T* to = p_.workspace.sum + int64_t(unit) * p_.layout.columns + column;
       Pack<T> sum = load_pack(to);
       const Pack<T> change = contrast_.load(moved, unit, column);
 #pragma unroll
-      for (int j = 0; j < pack; ++j) sum.v[j] = blend(sum.v[j], change.v[j]);
+      for (int j = 0; j < Pack<T>::size; ++j) sum.v[j] = blend(sum.v[j], change.v[j]);
       store_pack(to, sum);
-    }
+    });
   }
 
   const Network& network_;

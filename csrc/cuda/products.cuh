@@ -108,12 +108,19 @@ class Products {
               at[(flips ? j ^ flip : j) * stride] = staged<Number>(flips ? got.v[j ^ flip] : got.v[j]);
           });
     } else {
+      // 8 threads stay within a row of a cluster's states: the next may begin in the same banks.
       constexpr int packs = tile_units / pack;
-      const auto row_of = [](int i) { return row_in_turn(i / packs); };
+      const int lanes = States::in_shared_memory && !of.left.base ? 8 : packs;
+      const auto row_of = [&](int i) { return row_in_turn(i / lanes); };
+      const auto unit_of = [&](int i) { return i % lanes * pack; };
       bring(
-          rows * packs,
-          [&](int i) { return load(row_of(i), i % packs * pack, row_of(i) < depth ? units - i % packs * pack : 0); },
-          [&](int i, const Pack<T>& got) { store_staged(to + row_of(i) * stride + i % packs * pack, got); });
+          rows * lanes,
+          [&](int i) {
+            return load(row_of(i), unit_of(i), row_of(i) < depth ? min(units, tile_units) - unit_of(i) : 0);
+          },
+          [&](int i, const Pack<T>& got) {
+            if (unit_of(i) < tile_units) store_staged(to + row_of(i) * stride + unit_of(i), got);
+          });
     }
   }
 
@@ -128,7 +135,7 @@ class Products {
       return Tile::staged(number);
   }
   template <class Number>
-  __device__ static void store_staged(Number* to, const Pack<T>& got) {
+  __device__ __forceinline__ static void store_staged(Number* to, const Pack<T>& got) {
     struct alignas(pack * sizeof(Number)) All {
       Number v[pack];
     } all;
@@ -139,7 +146,8 @@ class Products {
 
   // to[row][columns of the pass] <- rows k, k + 1, ..., for a part of the depth; zeros past the depth and the samples.
   __device__ void stage_rows(const Operands<T>& of, int column, int k, typename Tile::Staged* to) const {
-    const int pass = p_.layout.pass, packs = Tile::packs_of_row(pass), stride = Tile::rows_stride(pass);
+    const int pass = p_.layout.pass, stride = Tile::rows_stride(pass);
+    const int needed = Tile::packs_of_row(pass), packs = States::in_shared_memory ? (needed + 7) / 8 * 8 : needed;
     const int count = p_.layout.depth * packs;
     const auto is_in_pass = [&](int i) { return pack * (i % packs) < pass; };
     const auto target = [&](int i) { return to + i / packs * stride + pack * (i % packs); };

@@ -91,20 +91,26 @@ class Relaxation {
 
   // The block's own states; each thread those that it will read itself in store().
   __device__ void copy_field(int from, int to) const {
-    for_each_pack([&](int layer, int unit, int column) {
-      store_pack(states.state(to, layer, unit) + column, load_pack(states.state(from, layer, unit) + column));
-      store_pack(states.seen(to, layer, unit) + column, load_pack(states.seen(from, layer, unit) + column));
-    });
+    for (OwnTiles<T> own = tiles(); own.next();) {
+      const int layer = own.item.layer;
+      for_each_pack(own.item, [&](int unit, int column) {
+        store_pack(states.state(to, layer, unit) + column, load_pack(states.state(from, layer, unit) + column));
+        store_pack(states.seen(to, layer, unit) + column, load_pack(states.seen(from, layer, unit) + column));
+      });
+    }
   }
 
   // out[l] [B, n_l] <- the block's states.
   __device__ void store(int field, T* const* out) const {
-    for_each_pack([&](int layer, int unit, int column) {
-      const Pack<T> state = load_pack(states.state(field, layer, unit) + column);
+    for (OwnTiles<T> own = tiles(); own.next();) {
+      const int layer = own.item.layer;
+      for_each_pack(own.item, [&](int unit, int column) {
+        const Pack<T> state = load_pack(states.state(field, layer, unit) + column);
 #pragma unroll
-      for (int j = 0; j < Pack<T>::size; ++j)
-        if (column + j < p.batch) out[layer][int64_t(column + j) * p.widths[layer + 1] + unit] = state.v[j];
-    });
+        for (int j = 0; j < Pack<T>::size; ++j)
+          if (column + j < p.batch) out[layer][int64_t(column + j) * p.widths[layer + 1] + unit] = state.v[j];
+      });
+    }
   }
 
   // error = scale (y - softmax(logits)), of the states in `field`, or of a readout's logits, which are in `error`. Ends
@@ -122,21 +128,19 @@ class Relaxation {
     states.sync();
   }
 
-  __device__ int classes() const { return p.widths[p.layers + p.readout]; }
-
- private:
-  // body(layer, unit, column) for the block's units and all packs of samples, the padding too.
+  // body(unit, column) for a tile's units and all packs of samples, the padding too.
   template <class Body>
-  __device__ void for_each_pack(const Body& body) const {
+  __device__ void for_each_pack(const Item<T>& item, const Body& body) const {
     const int packs = p.layout.columns / Pack<T>::size;
-    for (OwnTiles<T> own = tiles(); own.next();) {
-      const int units = p.widths[own.item.layer + 1];
-      for (int i = static_cast<int>(threadIdx.x); i < tile_units * packs; i += block_threads)
-        if (own.item.first + i / packs < units)
-          body(own.item.layer, own.item.first + i / packs, i % packs * Pack<T>::size);
+    for (int i = static_cast<int>(threadIdx.x); i < tile_units * packs; i += block_threads) {
+      const int unit = item.first + States::unit_of(i, packs);
+      if (unit < p.widths[item.layer + 1]) body(unit, States::pack_of(i, packs) * Pack<T>::size);
     }
   }
 
+  __device__ int classes() const { return p.widths[p.layers + p.readout]; }
+
+ private:
   // to[k] [columns] <- from [B][width], by all blocks.
   __device__ void transpose(const T* from, int width, T* to, bool emits) const {
     constexpr int pack = Pack<T>::size;
@@ -156,21 +160,27 @@ class Relaxation {
   }
 
   __device__ void load_item(const Item<T>& item) const {
-    const int l = item.layer, units = p.widths[l + 1], columns = p.layout.columns;
+    const int l = item.layer, units = p.widths[l + 1];
     const bool has_seen = p.rules[l].dynamics == Dynamics::energy;
-    for (int i = static_cast<int>(threadIdx.x); i < tile_units * columns; i += block_threads) {
-      const int unit = item.first + i / columns, sample = i % columns;
-      if (unit >= units) break;
-      const bool given = p.initial[l] && sample < p.batch;
-      const T start = given ? p.initial[l][int64_t(sample) * units + unit] : T(0);
-      const T shown = has_seen && sample < p.batch ? rho_of(p.rules[l].activation, Pack<T>{start}).v[0] : T(0);
+    for_each_pack(item, [&](int unit, int column) {
+      Pack<T> start{}, shown{};
+      if (p.initial[l])
+#pragma unroll
+        for (int j = 0; j < Pack<T>::size; ++j)
+          if (column + j < p.batch) start.v[j] = p.initial[l][int64_t(column + j) * units + unit];
+      if (has_seen) {
+        shown = rho_of(p.rules[l].activation, start);
+#pragma unroll
+        for (int j = 0; j < Pack<T>::size; ++j)
+          if (column + j >= p.batch) shown.v[j] = 0;
+      }
 #pragma unroll 1
       for (int field = 0; field < fields; ++field) {
-        states.state(field, l, unit)[sample] = field == 0 ? start : T(0);
-        if (has_seen) states.seen(field, l, unit)[sample] = field == 0 ? shown : T(0);
+        store_pack(states.state(field, l, unit) + column, field == 0 ? start : Pack<T>{});
+        if (has_seen) store_pack(states.seen(field, l, unit) + column, field == 0 ? shown : Pack<T>{});
       }
-      if (l == 0) p.workspace.sum[int64_t(unit) * columns + sample] = 0;
-    }
+      if (l == 0) store_pack(p.workspace.sum + int64_t(unit) * p.layout.columns + column, Pack<T>{});
+    });
     if (!p.layout.resident) return;
     for (int side = 0; side < 2; ++side) {
       const Operands<T> of = neighbours(item, side, 0);

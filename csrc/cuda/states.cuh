@@ -24,6 +24,10 @@ template <class T>
 class GridStates {
  public:
   static constexpr bool in_shared_memory = false;
+  // Where in a tile of `packs` packs a unit the threads of a block find theirs: neighbours side by side in memory.
+  __device__ static int unit_of(int index, int packs) { return index / packs; }
+  __device__ static int pack_of(int index, int packs) { return index % packs; }
+
   __device__ GridStates(const Problem<T>& problem, void*) : problem_(problem) {}
 
   __device__ T* state(int field, int layer, int unit) const {
@@ -39,11 +43,18 @@ class GridStates {
 };
 
 #if DEVICE_HAS_CLUSTERS
-// In the shared memory of the blocks that own the units, of one cluster: [own unit][unit_states].
+// In the shared memory of the blocks that own the units, of one cluster: [own unit][unit_states], where rows of
+// [state, seen][field][columns] begin some packs late, each unit's so that 8 threads never meet in a bank, whether they
+// read 8 packs of a unit, the same pack of 8 units, or what follows each other in a product's sums; see
+// python_tests/test_cuda_banks.py.
 template <class T>
 class ClusterStates {
  public:
   static constexpr bool in_shared_memory = true;
+  // 8 units' packs, then their next ones: other banks, and whole sectors where the same is in global memory.
+  __device__ static int unit_of(int index, int) { return index % 8 + index / 16 % 2 * 8; }
+  __device__ static int pack_of(int index, int) { return index / 32 * 2 + index / 8 % 2; }
+
   __device__ ClusterStates(const Problem<T>& problem, void* memory)
       : problem_(problem), own_(static_cast<T*>(memory)) {}
 
@@ -62,7 +73,15 @@ class ClusterStates {
     const Layout& layout = problem_.layout;
     const int64_t own = layout.slot[tile] * tile_units + unit % tile_units;
     return cooperative_groups::this_cluster().map_shared_rank(own_, layout.owner[tile]) + own * layout.unit_states +
-           (field * 2 + which) * layout.columns;
+           shift(unit % tile_units) + (which * fields + field) * layout.columns;
+  }
+  // Numbers before a unit's states. Sums of a pass lie by fours of units and then by packs, 8 or what is left of them
+  // beside each other (tiles.cuh): with 2 or 6 left over, fours that are side by side must not begin 4 packs apart.
+  __device__ int shift(int unit) const {
+    constexpr int pack = 16 / sizeof(T);
+    const int left = problem_.layout.pass / pack % 8;
+    const int packs = left % 4 == 0 ? (left + 1) * unit : left * (unit / 4) + unit % 4 + unit % 4 / 2 * 2;
+    return packs % 8 * pack;
   }
 
   const Problem<T>& problem_;

@@ -131,7 +131,7 @@ class TensorTile {
   // Threads that store at once stay within a row: some have nothing to store.
   __device__ static int packs_of_row(int pass) { return is_tf32 ? (pass + 31) / 32 * 8 : 16; }
 
-  __device__ explicit TensorTile(int pass) : stride_(pass + tensor_padding) {
+  __device__ explicit TensorTile(int pass) : stride_(pass + tensor_padding), line_(pass % 32 == 0 ? pass : stride_) {
     const int groups = pass / 16, warp = static_cast<int>(threadIdx.x) / 32;
     slices_ = block_threads / 32 / groups;
     slice_ = warp / groups;
@@ -164,17 +164,17 @@ class TensorTile {
                                     nvcuda::wmma::mem_row_major);
   }
 
-  // In the order of memory, those of the padding too: their column is none of the pass.
-  __device__ int outputs() const { return tile_units * stride_ / 4; }
+  // Where 8 packs may go on in the next row, those of the padding too: their column is none of the pass.
+  __device__ int outputs() const { return tile_units * line_ / 4; }
   __device__ Output<float> output(const float* partial, int index) const {
-    Output<float> out{4 * index / stride_, 4 * index % stride_, {}};
+    Output<float> out{4 * index / line_, 4 * index % line_, {}};
     for (int slice = 0; slice < slices_; ++slice)
-      out.sum += load_pack(partial + slice * tile_units * stride_ + 4 * index);
+      out.sum += load_pack(partial + (slice * tile_units + out.unit) * stride_ + out.column);
     return out;
   }
 
  private:
-  int stride_, slices_, slice_, column_;
+  int stride_, line_, slices_, slice_, column_;
   nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, depth_of_product, float> sum_;
 };
 #endif

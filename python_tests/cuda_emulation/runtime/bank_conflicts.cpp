@@ -1,7 +1,7 @@
 // How many turns accesses to shared memory take: the memory has 32 banks of 4 bytes, and each gives one word a turn.
 //
 // What the lanes of a warp do at once is not known here, where they run one after the other. Taken for one instruction
-// are their n-th accesses from the same place of the code since the last barrier: wrong where a lane leaves one out in
+// are their n-th accesses from the same place of the code since they last met: wrong where a lane leaves one out in
 // the midst of a loop and others that are served with it do not.
 #include <algorithm>
 #include <array>
@@ -62,8 +62,9 @@ const std::map<std::uintptr_t, unsigned>& shared_memory_turns() { return most_tu
 
 void note_access(const void* memory, std::size_t bytes, const void* caller) {
   Fiber& self = *runtime.current;
-  const SharedMemory& own = self.block->dynamic;
-  if (!own.holds(memory)) return;
+  const std::vector<Block*>& cluster = self.block->cluster->blocks;
+  const auto holds = [&](const Block* block) { return block->dynamic.holds(memory); };
+  if (std::none_of(cluster.begin(), cluster.end(), holds)) return;
   if (!std::has_single_bit(bytes) || bytes > 16)
     stop("no instruction moves " + std::to_string(bytes) + " bytes of shared memory, in " + name(self));
   self.accesses.push_back({reinterpret_cast<std::uintptr_t>(memory), bytes, address_in_file(caller)});

@@ -86,10 +86,12 @@ void complete(Block& block, std::size_t at) {
     group.push_back(&block.fibers[meeting.warp * 32 + lane]);
     arguments[lane] = group.back()->argument;
   }
-  if (meeting.combine)
+  if (meeting.combine) {
     meeting.combine(arguments, meeting.arrived);
-  else
+    end_instructions(group);
+  } else {
     order(group);
+  }
   for (Fiber* fiber : group) make_ready(*fiber);
 }
 

@@ -63,7 +63,7 @@ struct Fiber {
   std::vector<Copy> copies;  // that were not waited for
   unsigned batch = 0;
 
-  std::vector<SharedAccess> accesses;  // since the last barrier, if turns are counted
+  std::vector<SharedAccess> accesses;  // since it last met others, if turns are counted
 
   std::uint32_t epoch = 1;
   Clock known;
