@@ -96,7 +96,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 
 def extension(with_cuda: bool):
     """One extension of all sources; kernels pick their instruction set at run time, so no flag names a machine."""
-    folders = ["csrc", "csrc/cpu"] + ["csrc/cuda", "csrc/cuda/conv"] * with_cuda
+    folders = ["csrc", "csrc/cpu"] + ["csrc/cuda", "csrc/cuda/conv", "csrc/cuda/library"] * with_cuda
     files = sorted(path for folder in folders for path in (ROOT / folder).iterdir())
     sources = [str(path.relative_to(ROOT)) for path in files if path.suffix in (".cpp", ".cu")]
     headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*h"))

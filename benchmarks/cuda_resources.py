@@ -3,7 +3,7 @@ a GPU.
 
     python benchmarks/cuda_resources.py [--architectures 80 90] [--jobs 2] [--out benchmarks/results]
 
-Compiles csrc/cuda/kernels.cu and csrc/cuda/conv/kernels.cu to binaries for every architecture; reads what ptxas and
+Compiles kernels.cu of csrc/cuda and of the folders in it to binaries for every architecture; reads what ptxas and
 the disassembler say. Prints a Markdown table of registers and, if all were compiled, writes cuda_resources.csv.
 Fails if a kernel
 
@@ -31,7 +31,7 @@ from itertools import product
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
-FILES = (SOURCES / "kernels.cu", SOURCES / "conv" / "kernels.cu")
+FILES = tuple(SOURCES / folder / "kernels.cu" for folder in (".", "conv", "library"))
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FIRST_TENSOR_FLOATS, FIRST_CLUSTERS = 80, 90  # architectures
 REGISTERS_OF_A_MULTIPROCESSOR, MOST_REGISTERS_OF_A_THREAD = 65536, 255
@@ -39,11 +39,12 @@ MOST_INSTRUCTIONS_OF_A_STUB = 16
 FRAME = ("stack_bytes", "spill_store_bytes", "spill_load_bytes")  # in ptxas' order
 
 TYPES = {"f": "float", "d": "double"}
+AROUND_A_LIBRARY = {"pool_windows": "Pooling", "show_units": "Showing", "move_units": "Move"}
 KERNELS = [  # as those files instantiate them; tensor cores take float alone
     f"{number}, {tile}, {exchange}"
     for number, tile, exchange in product(TYPES.values(), ("Exact", "Tf32", "Bf16"), ("InGrid", "InCluster"))
     if number == "float" or tile == "Exact"
-] + [f"{number}, Convolutions" for number in TYPES.values()]
+] + [f"{number}, {name}" for number in TYPES.values() for name in ("Convolutions", *AROUND_A_LIBRARY.values())]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ class Disassembled:
 
 
 def readable(symbol: str) -> str:
-    """A symbol of ``run_op`` as "float, Tf32, InGrid" or "float, Convolutions"; any other as it is."""
+    """A kernel's symbol as "float, Tf32, InGrid", "float, Convolutions" or "float, Pooling"; any other as it is."""
+    if around := re.search(rf"7library\d+({'|'.join(AROUND_A_LIBRARY)})I([fd])E", symbol):
+        return f"{TYPES[around[2]]}, {AROUND_A_LIBRARY[around[1]]}"
     if of_convolutions := re.search(r"4conv6run_opI([fd])E", symbol):
         return f"{TYPES[of_convolutions[1]]}, Convolutions"
     found = re.search(r"run_opI([fd])NS\d*_\d+(Exact|Tf32|Bf16)ENS\d*_\d+(InGrid|InCluster)E", symbol)

@@ -47,8 +47,8 @@ def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact") -> str | Non
 
 
 def launch_plan(circuit: Circuit, x: Tensor, precision: str = "exact") -> dict[str, Any]:
-    """How the CUDA kernels run a call on x's device; ValueError if they cannot. See launch_plan.h in csrc/cuda, or with
-    convolutions in csrc/cuda/conv."""
+    """How a call runs on x's CUDA device: in one launch, or by a library's calls if ``exchange`` is "library".
+    ValueError if it cannot. See launch_plan.h in csrc/cuda, or with convolutions in csrc/cuda/conv."""
     return _planned(**_launch_settings(circuit, x, precision))
 
 

@@ -189,7 +189,7 @@ pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t 
 
 // The same for a network with convolutions. maps: channels, height, width, of the input and above every connection;
 // made: of the connections that are convolutions kernel, stride, padding and window, height and width each, and a
-// letter of pools. See cuda/conv/launch_plan.h.
+// letter of pools. By a library's calls there are no blocks. See cuda/conv/launch_plan.h.
 pybind11::dict convolution_launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes,
                                        int cluster_blocks, const std::vector<std::array<int64_t, 3>>& maps,
                                        const std::vector<std::array<int64_t, 8>>& made, const std::string& pools,
@@ -205,10 +205,15 @@ pybind11::dict convolution_launch_plan(int compute_capability, int multiprocesso
   const cuda::conv::Planned planned = cuda::conv::plan_launch(
       {compute_capability, multiprocessors, shared_bytes, cluster_blocks}, shape, ceprop::parse_precision(precision));
   if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
+  pybind11::dict facts;
+  if (const auto* calls = std::get_if<cuda::conv::LibraryCalls>(&planned)) {
+    facts["exchange"] = "library";
+    facts["step_us"] = calls->step_us;
+    return facts;
+  }
   const cuda::conv::Plan& plan = std::get<cuda::conv::Plan>(planned);
   std::vector<int> slices;
   for (const cuda::conv::Link& link : plan.links) slices.push_back(link.slices);
-  pybind11::dict facts;
   facts["exchange"] = "grid";
   facts["blocks"] = plan.layout.blocks;
   facts["resident"] = false;

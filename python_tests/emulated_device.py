@@ -22,10 +22,11 @@ PRECISIONS = ("exact", "tf32", "bf16")
 POOLS = ("none", "max", "avg")
 
 
-def compiled_kernels(name: str, source: Path, folder: Path) -> Path:
-    """The program of ``source`` in one of the ways of ``cuda_emulation.builds``."""
+def compiled_kernels(name: str, source: Path, folder: Path, others: Sequence[object] = ()) -> Path:
+    """The program of ``source`` in one of the ways of ``cuda_emulation.builds``, linked with ``others``."""
     fused = ["-mfma"] if "avx2" in ops.build_info()["cpu_kernels_runnable"] else []
-    return compile_program(name, source, folder, *fused, *(["-O0"] if name == "asan" else []))  # compiles in half
+    quick = ["-O0"] if name == "asan" else []  # compiles in half
+    return compile_program(name, source, folder, *fused, *quick, others=others)
 
 
 class Refused(RuntimeError):
@@ -36,7 +37,7 @@ class Refused(RuntimeError):
 class EmulatedDevice:
     """Stands where the modules ops and reference stand; every call runs ``program`` once, under a new seed."""
 
-    program: Path  # run_call.cpp or run_convolutions.cpp, compiled
+    program: Path  # one of cuda_kernels, compiled
     folder: Path  # for the calls' files
     multiprocessors: int = 4
     cluster_blocks: int = 0
@@ -131,6 +132,12 @@ class EmulatedDevice:
         call.integers(PRECISIONS.index(self.precision), self.cluster_blocks > 0, self.resident, self.seed)
         given, gave = self.folder / "call", self.folder / "results"
         given.write_bytes(call.bytes)
+        self._execute(given, gave)
+        raw = gave.read_bytes()
+        made = torch.tensor(struct.unpack("4q", raw[:32]))
+        return made, _Results(torch.frombuffer(bytearray(raw[32:]), dtype=call.dtype))
+
+    def _execute(self, given: Path, gave: Path) -> None:
         command = [str(self.program), str(given), str(gave), "turns" if self.counts_turns else self.skipped_site]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if done.returncode != 0:
@@ -141,9 +148,6 @@ class EmulatedDevice:
                 self.turns[address] = max(self.turns.get(address, 0), int(turns))
         else:
             self.sites.update(done.stdout.split())
-        raw = gave.read_bytes()
-        made = torch.tensor(struct.unpack("4q", raw[:32]))
-        return made, _Results(torch.frombuffer(bytearray(raw[32:]), dtype=call.dtype))
 
 
 class _Call:

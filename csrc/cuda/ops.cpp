@@ -9,6 +9,7 @@
 #include "conv/problem_of.h"
 #include "devices.h"
 #include "kernels.h"
+#include "library/run.h"
 #include "problem_of.h"
 
 namespace ceprop {
@@ -30,19 +31,31 @@ class Cuda {
   void run(const Call& call) const {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;
     if (call.network.convolutions.empty())
-      plan_and_launch(call, cuda::shape_of(call, sizeof(T)));
+      launch_by(planned(cuda::shape_of(call, sizeof(T))), call);
     else
-      plan_and_launch(call, cuda::conv::shape_of(call, sizeof(T)));
+      launch_by(planned(cuda::conv::shape_of(call, sizeof(T))), call);
   }
 
  private:
   // Each kind of network has a shape, a plan, an argument and a kernel of its own.
-  template <class Call, class Shape>
-  void plan_and_launch(const Call& call, const Shape& shape) const {
-    const auto planned = cuda::plan_for(guard_.current_device().index(), shape, precision_);
-    const std::string* obstacle = std::get_if<std::string>(&planned);
-    TORCH_CHECK_VALUE(!obstacle, *obstacle);
-    const auto& plan = std::get<0>(planned);
+  template <class Shape>
+  auto planned(const Shape& shape) const {
+    return cuda::plan_for(guard_.current_device().index(), shape, precision_);
+  }
+  template <class Planned, class Call>
+  void launch_by(const Planned& planned, const Call& call) const {
+    std::visit([&](const auto& plan) { launch_one(plan, call); }, planned);
+  }
+  template <class Call>
+  void launch_one(const std::string& obstacle, const Call&) const {
+    TORCH_CHECK_VALUE(false, obstacle);
+  }
+  template <class Call>
+  void launch_one(const cuda::conv::LibraryCalls& calls, const Call& call) const {
+    cuda::library::run(call, options_, calls.tf32);
+  }
+  template <class Plan, class Call>
+  void launch_one(const Plan& plan, const Call& call) const {
     const Tensor workspace = at::empty({plan.workspace_bytes}, options_.dtype(at::kByte));
     // Found beside the plan's type: that of dense networks, or of convolutions.
     C10_CUDA_CHECK(

@@ -43,6 +43,15 @@ __device__ __forceinline__ Pack<T> load_some(const T* from, int there) {
   return pack;
 }
 
+// Only the first `there` numbers of a pack, to memory that may not be aligned.
+template <class T>
+__device__ __forceinline__ void store_some(T* to, const Pack<T>& pack, int there) {
+  if (there >= Pack<T>::size && reinterpret_cast<uintptr_t>(to) % 16 == 0) return store_pack(to, pack);
+#pragma unroll
+  for (int j = 0; j < Pack<T>::size; ++j)
+    if (j < there) to[j] = pack.v[j];
+}
+
 // A block's threads bring `count` packs from load(index) to store(index, pack), some of each thread under way at once.
 template <class Load, class Store>
 __device__ __forceinline__ void bring(int count, const Load& load, const Store& store) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -38,11 +39,11 @@ def runtime(folder: Path, *flags: str) -> Path:
     return file if file.exists() else compiled(HERE / "runtime.cpp", file, "-O2", *flags)
 
 
-def build(name: str, source: Path, folder: Path, *flags: object) -> Path:
-    """``source`` as a program in ``folder``."""
+def build(name: str, source: Path, folder: Path, *flags: object, others: Sequence[object] = ()) -> Path:
+    """``source`` as a program in ``folder``, linked with ``others``: objects and libraries."""
     of_runtime, of_program = BUILDS[name]
     object_file = folder / f"{source.stem}_{name}.o"
     compiled(source, object_file, "-O1", "-include", HERE / "cuda_emulation.h", *of_program, *flags)
     # Without libtsan, whose place the runtime takes.
     libraries = of_program if name == "asan" else []
-    return linked(folder / f"{source.stem}_{name}", object_file, runtime(folder, *of_runtime), *libraries)
+    return linked(folder / f"{source.stem}_{name}", object_file, runtime(folder, *of_runtime), *others, *libraries)

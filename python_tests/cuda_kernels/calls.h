@@ -190,6 +190,22 @@ class Run {
   cuda_emulation::DeviceArray<int64_t> steps_used_{4};
 };
 
+// Reads a call from one file and writes its results to another; what went wrong, on stderr, and false.
+inline bool run_one(const char* call, const char* results) {
+  try {
+    Input input(call);
+    const auto op = static_cast<cuda::Op>(input.integer());
+    if (input.integer() == 4)
+      Run<float>(input, results).run(op);
+    else
+      Run<double>(input, results).run(op);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return false;
+  }
+  return true;
+}
+
 // PROGRAM CALL RESULTS SITE: the barrier at SITE, "file:line", is left out, if it is not empty. Prints the barriers
 // that were met.
 // PROGRAM CALL RESULTS turns: prints what shared_memory_turns() gives.
@@ -197,17 +213,7 @@ inline int run_program(char** argv) {
   auto& options = cuda_emulation::options;
   options.counts_turns = std::string(argv[3]) == "turns";
   if (!options.counts_turns) options.skipped_site = argv[3];
-  try {
-    Input input(argv[1]);
-    const auto op = static_cast<cuda::Op>(input.integer());
-    if (input.integer() == 4)
-      Run<float>(input, argv[2]).run(op);
-    else
-      Run<double>(input, argv[2]).run(op);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
+  if (!run_one(argv[1], argv[2])) return 1;
   for (const auto& [address, turns] : cuda_emulation::shared_memory_turns())
     std::printf("%zx %u\n", static_cast<std::size_t>(address), turns);
   if (!options.counts_turns)

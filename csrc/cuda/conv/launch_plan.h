@@ -1,4 +1,4 @@
-// How a device runs a chain with convolutions in one launch, or why it should not: decided from the device's
+// How a device runs a chain with convolutions: in one launch, or by calls of a library. Decided from the device's
 // properties, on any machine. No torch, no CUDA.
 #pragma once
 
@@ -34,8 +34,14 @@ struct Plan {
   double step_us;           // by arithmetic
 };
 
-// A plan, or why there is none.
-using Planned = std::variant<Plan, std::string>;
+// By a library's convolutions with small kernels around them; see ../library.
+struct LibraryCalls {
+  bool tf32;
+  double step_us;  // by arithmetic
+};
+
+// Which of them, or why neither.
+using Planned = std::variant<Plan, LibraryCalls, std::string>;
 
 namespace planning {
 
@@ -158,17 +164,22 @@ inline double step_microseconds(const Shape& shape, const std::vector<Link>& lin
   return all;
 }
 
-// The same for a library that is called for every convolution, pooling and sum of a step, with four fifths of the
-// device's FP32 rate: assumptions, too. Its convolutions: up, up again for the places picked, and down.
-inline double library_microseconds(const Device& device, const Shape& shape, const std::vector<Link>& links) {
-  constexpr double calls_of_connection = 8, call = 4, gigahertz = 1.5;
+// The same for a library's kernels in a CUDA graph, one after the other, with four fifths of the device's FP32 rate, or
+// four times that in tensor cores: assumptions, too. Up, up again where V picks its own maxima or those below have
+// moved within the step, and down.
+inline double library_microseconds(const Device& device, const Shape& shape, const std::vector<Link>& links,
+                                   bool tf32) {
+  constexpr double kernels_of_connection = 6, kernel = 3, gigahertz = 1.5;
   const double lanes = device.compute_capability == 75 || device.compute_capability == 80 ? 64 : 128;
   double multiplications = 0;
   for (int c = 1; c < shape.layers(); ++c)
-    multiplications += (links[c].pool == Pool::max ? 3.0 : 2.0) *
+    multiplications += (links[c].pool == Pool::max && (shape.free_feedback || shape.asynchronous) ? 3.0 : 2.0) *
                        static_cast<double>(shape.batch * links[c].positions) * links[c].channels * links[c].depth;
-  const double rate = 0.8 * device.multiprocessors * lanes * gigahertz * 1000 * (shape.number_bytes == 4 ? 1 : 0.5);
-  return calls_of_connection * call * shape.layers() + multiplications / rate;
+  const double rate = 0.8 * device.multiprocessors * lanes * gigahertz * 1000 *
+                      (shape.number_bytes == 8 ? 0.5
+                       : tf32                  ? 4
+                                               : 1);
+  return kernels_of_connection * kernel * shape.layers() + multiplications / rate;
 }
 
 // Contrasts are cut so that there are about two tiles for every block, of at least 64 positions.
@@ -233,15 +244,11 @@ int64_t lay_out(const Shape& shape, const std::vector<Link>& links, const Layout
 }
 
 // The plan by which a step takes least by arithmetic; null if no block has room for a tile.
-inline std::optional<Plan> fastest(const Device& device, const Shape& shape) {
+inline std::optional<Plan> fastest(const Device& device, const Shape& shape, const std::vector<Link>& links) {
   const int longest_pass = shape.number_bytes == 4 ? 64 : 32;
   std::optional<Plan> best;
-  std::vector<Link> links;
   int widest = 1;
-  for (int c = 0; c < shape.connections(); ++c) {
-    links.push_back(link_of(shape, c));
-    widest = std::max(widest, links[c].window);
-  }
+  for (const Link& link : links) widest = std::max(widest, link.window);
   for (int pass = static_cast<int>(rounded_up(widest, 8)); pass <= longest_pass; pass += 8) {
     Plan plan{{0, pass, 0}, links, 0, 0, 0};
     int64_t most = 1;
@@ -266,33 +273,27 @@ inline std::optional<Plan> fastest(const Device& device, const Shape& shape) {
 
 }  // namespace planning
 
-// A plan for what the calls of a library would take longer than.
+// One launch, where it takes less time than a library's calls.
 inline Planned plan_launch(const Device& device, const Shape& shape, Precision precision) {
   using namespace planning;
-  if (precision != Precision::exact)
-    return "the CUDA kernel of networks with convolutions takes precision 'exact' only";
-  if (shape.layers() > most_layers)
-    return "the CUDA kernels take networks of at most " + std::to_string(most_layers) + " layers, got " +
-           std::to_string(shape.layers());
-  if (largest_count(shape) > std::numeric_limits<int>::max())
-    return "the CUDA kernel of networks with convolutions takes maps of a batch and weights of at most 2^31 - 1 "
-           "numbers "
-           "each";
+  if (precision == Precision::bf16)
+    return "networks with convolutions take precision 'exact' or 'tf32' on CUDA, got 'bf16'";
+  const bool tf32 = precision == Precision::tf32;
+  if (tf32 && shape.number_bytes != 4) return "precision 'tf32' takes float32 numbers, got float64";
+  if (tf32 && device.compute_capability < 80)
+    return "precision 'tf32' needs a device of compute capability 8.0, got " +
+           std::to_string(device.compute_capability / 10) + "." + std::to_string(device.compute_capability % 10);
+  std::vector<Link> links;
+  for (int c = 0; c < shape.connections(); ++c) links.push_back(link_of(shape, c));
+  const LibraryCalls calls{tf32, library_microseconds(device, shape, links, tf32)};
   const int64_t longest_pass = shape.number_bytes == 4 ? 64 : 32;
-  for (const Convolution& made : shape.convolutions)
-    if (made.places() > longest_pass)
-      return "the CUDA kernel of networks with convolutions takes pooling windows of at most " +
-             std::to_string(longest_pass) + " places, got " + std::to_string(made.places());
-  const std::optional<Plan> plan = fastest(device, shape);
-  if (!plan)
-    return "the CUDA kernels need more shared memory for a tile than the " + std::to_string(device.shared_bytes) +
-           " bytes that a block of this device may have";
-  if (const double library = library_microseconds(device, shape, plan->links); plan->step_us > library)
-    return "its convolutions fill this device, where one fused kernel would be slower than the libraries that the "
-           "reference calls: a step takes " +
-           std::to_string(static_cast<int64_t>(plan->step_us)) + " us against " +
-           std::to_string(static_cast<int64_t>(library)) + " by arithmetic";
-  return *plan;
+  const bool has_room = std::all_of(shape.convolutions.begin(), shape.convolutions.end(),
+                                    [&](const Convolution& made) { return made.places() <= longest_pass; });
+  if (tf32 || !has_room || shape.layers() > most_layers || largest_count(shape) > std::numeric_limits<int>::max())
+    return calls;
+  const std::optional<Plan> plan = fastest(device, shape, links);
+  if (plan && plan->step_us <= calls.step_us) return *plan;
+  return calls;
 }
 
 }  // namespace ceprop::cuda::conv

@@ -1,0 +1,55 @@
+// What the kernels around a library's convolutions are told. No torch, no CUDA.
+#pragma once
+
+#include <cstdint>
+
+#include "../../network.h"
+
+namespace ceprop::cuda::library {
+
+// Windows that lie side by side in maps: height x width of them in each, of window_height x window_width places.
+struct Windows {
+  Pool pool;      // maximum or average
+  int64_t count;  // in all maps
+  int height, width, window_height, window_width;
+  int map_height, map_width;
+};
+
+// A pooling on its way up, its transpose on the way down, or both in one pass over the map.
+template <class T>
+struct Pooling {
+  Windows windows;
+  const T* map;     // [maps][map_height][map_width]; may be null where averages only go down
+  const T* values;  // [maps][height][width], or null: what goes down
+  T* pooled;        // [maps][height][width], or null
+  T* unpooled;      // [maps][map_height][map_width], or null: `values` at the map's maxima, the first of equal ones,
+                    // and zeros, or in equal parts; what no window covers stays as it is
+};
+
+// What units show to their neighbours in energy dynamics: seen = rho(state).
+template <class T>
+struct Showing {
+  Activation activation;
+  int64_t count;
+  const T* state;
+  T* seen;
+};
+
+// Units of one layer and of all samples.
+template <class T>
+struct Move {
+  UnitRule rule;
+  int64_t count;
+  const T *below, *above;  // what drives them; above may be null
+  const T* state;
+  const T* pull;  // null, the target, or beta times the error
+  bool squares;   // it is the target, of a squared error
+  NudgeAt at;
+  T beta;
+  T* next;
+  T* seen;  // rho(next), or null
+  double tolerance;
+  int* moves;  // becomes 1 where a unit moves by more than the tolerance; null: nobody asks
+};
+
+}  // namespace ceprop::cuda::library

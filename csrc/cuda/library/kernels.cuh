@@ -1,0 +1,105 @@
+// The kernels around a library's convolutions, see arguments.h.
+#pragma once
+
+#include "../units.cuh"
+#include "arguments.h"
+
+namespace ceprop::cuda::library {
+
+// A thread has a window at a time.
+template <class T>
+__global__ void __launch_bounds__(block_threads) pool_windows(const Pooling<T> given) {
+  const Windows& w = given.windows;
+  const bool is_max = w.pool == Pool::max;
+  const int64_t at_once = int64_t(gridDim.x) * block_threads;
+  for (int64_t i = int64_t(blockIdx.x) * block_threads + threadIdx.x; i < w.count; i += at_once) {
+    const int64_t row = i / w.width, map = row / w.height;
+    const int64_t first =
+        (map * w.map_height + row % w.height * w.window_height) * w.map_width + i % w.width * w.window_width;
+    int64_t picked = first;
+    T pooled = 0;
+    if (given.map)
+      for (int y = 0; y < w.window_height; ++y)
+        for (int x = 0; x < w.window_width; ++x) {
+          const int64_t at = first + int64_t(y) * w.map_width + x;
+          const T number = given.map[at];
+          if (!is_max) {
+            pooled += number;
+          } else if (at == first || number > pooled || number != number) {  // the first of equal ones; one that is none
+            pooled = number;
+            picked = at;
+          }
+        }
+    const T places = T(w.window_height * w.window_width);
+    if (given.pooled) given.pooled[i] = is_max ? pooled : pooled / places;
+    if (!given.unpooled) continue;
+    const T value = given.values[i];
+    for (int y = 0; y < w.window_height; ++y)
+      for (int x = 0; x < w.window_width; ++x) {
+        const int64_t at = first + int64_t(y) * w.map_width + x;
+        given.unpooled[at] = !is_max ? value / places : at == picked ? value : T(0);
+      }
+  }
+}
+
+// body(first, there) for packs of so many units, of which a thread has one at a time.
+template <class T, class Body>
+__device__ __forceinline__ void for_each_pack(int64_t count, const Body& body) {
+  constexpr int pack = Pack<T>::size;
+  const int64_t at_once = int64_t(gridDim.x) * block_threads * pack;
+  for (int64_t first = (int64_t(blockIdx.x) * block_threads + threadIdx.x) * pack; first < count; first += at_once)
+    body(first, count - first < pack ? static_cast<int>(count - first) : pack);
+}
+
+template <class T>
+__global__ void __launch_bounds__(block_threads) show_units(const Showing<T> given) {
+  for_each_pack<T>(given.count, [&](int64_t first, int there) {
+    store_some(given.seen + first, rho_of(given.activation, load_some(given.state + first, there)), there);
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(block_threads) move_units(const Move<T> given) {
+  constexpr int pack = Pack<T>::size;
+  bool moves = false;
+  for_each_pack<T>(given.count, [&](int64_t first, int there) {
+    const Pack<T> state = load_some(given.state + first, there);
+    Pack<T> drive = load_some(given.below + first, there), inside{}, outside{};
+    if (given.above) drive += load_some(given.above + first, there);
+    if (given.pull) {
+      Pack<T> pull = load_some(given.pull + first, there);
+#pragma unroll
+      for (int j = 0; j < pack; ++j) {
+        if (given.squares) pull.v[j] = given.beta * (pull.v[j] - state.v[j]);
+        inside.v[j] = given.at == NudgeAt::drive ? pull.v[j] : T(0);
+        outside.v[j] = given.at == NudgeAt::drive ? T(0) : pull.v[j];
+      }
+    }
+    const Pack<T> next = next_of(given.rule, drive, state, inside, outside);
+    store_some(given.next + first, next, there);
+    if (given.seen) store_some(given.seen + first, rho_of(given.rule.activation, next), there);
+#pragma unroll
+    for (int j = 0; j < pack; ++j) {
+      const double moved = static_cast<double>(next.v[j]) - static_cast<double>(state.v[j]);
+      moves = moves || (j < there && !(moved <= given.tolerance && -moved <= given.tolerance));
+    }
+  });
+  if (given.moves && moves) atomicExch(given.moves, 1);
+}
+
+// Blocks for so many items of work.
+inline unsigned blocks_for(int64_t items) {
+  constexpr int64_t most = 1 << 16;
+  const int64_t blocks = (items + block_threads - 1) / block_threads;
+  return static_cast<unsigned>(blocks < most ? blocks : most);
+}
+template <class T>
+unsigned blocks_of(const Pooling<T>& given) {
+  return blocks_for(given.windows.count);
+}
+template <template <class> class Units, class T>
+unsigned blocks_of(const Units<T>& given) {
+  return blocks_for((given.count + Pack<T>::size - 1) / Pack<T>::size);
+}
+
+}  // namespace ceprop::cuda::library

@@ -1,0 +1,118 @@
+// Calls that came before, as CUDA graphs.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/cuda/CUDAEvent.h>
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include <algorithm>
+#include <list>
+#include <memory>
+#include <mutex>
+
+#include "call_arrays.h"
+
+namespace ceprop::cuda::library {
+
+// A call on memory of its own, captured. Its graph keeps what a step needs.
+template <class Call>
+class Recording {
+ public:
+  template <class Enqueue>
+  Recording(const Call& call, const at::TensorOptions& options, const Enqueue& enqueue) : call_(call) {
+    const auto own = [&](auto*& pointer, int64_t count) {
+      using Number = std::remove_const_t<std::remove_reference_t<decltype(*pointer)>>;
+      const at::ScalarType type = c10::CppTypeToScalarType<Number>::value;
+      memory_.push_back(at::zeros({count}, options.dtype(type)));
+      pointer = memory_.back().template mutable_data_ptr<Number>();
+    };
+    for_each_input(call_, own);
+    for_each_output(call_, own);
+    // Capturing wants a stream that nothing else uses, and notes what is enqueued without doing it.
+    const c10::cuda::CUDAStreamGuard stream(c10::cuda::getStreamFromPool());
+    graph_.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+    try {
+      enqueue(call_);
+    } catch (...) {
+      graph_.capture_end();
+      throw;
+    }
+    graph_.capture_end();
+  }
+  // Others get its memory only when nothing runs in it any more.
+  ~Recording() { done_.synchronize(); }
+
+  // The same call with other inputs and outputs.
+  void replay(Call call) {
+    const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
+    done_.block(stream);  // perhaps another stream still runs it
+    size_t next = 0;
+    const auto given = [&](const auto* pointer) {
+      const at::Tensor& own = memory_[next];
+      return at::for_blob(const_cast<void*>(static_cast<const void*>(pointer)), own.sizes())
+          .options(own.options())
+          .target_device(own.device())
+          .make_tensor();
+    };
+    for_each_input(call, [&](auto*& pointer, int64_t) {
+      memory_[next].copy_(given(pointer));
+      ++next;
+    });
+    graph_.replay();
+    for_each_output(call, [&](auto*& pointer, int64_t) {
+      given(pointer).copy_(memory_[next]);
+      ++next;
+    });
+    done_.record(stream);
+  }
+
+ private:
+  Call call_;
+  std::vector<at::Tensor> memory_;  // inputs, then outputs
+  at::cuda::CUDAGraph graph_;
+  at::cuda::CUDAEvent done_;
+};
+
+// The last few calls that were unlike each other.
+template <class Call>
+class Recordings {
+ public:
+  template <class Enqueue>
+  void run(const Call& call, const at::TensorOptions& options, bool tf32, const Enqueue& enqueue) {
+    Key key;
+    key.add(call);
+    key.add(options.device().index(), tf32);
+    const std::lock_guard lock(mutex_);
+    auto found = std::find_if(known_.begin(), known_.end(), [&](const Known& one) { return one.key == key; });
+    if (found == known_.end()) {
+      // For the first time, step by step: libraries set themselves up, which cannot be captured.
+      enqueue(call);
+      known_.push_front({std::move(key), nullptr});
+      if (known_.size() > most_) known_.pop_back();
+      return;
+    }
+    known_.splice(known_.begin(), known_, found);
+    if (!found->recording) found->recording = std::make_unique<Recording<Call>>(call, options, enqueue);
+    found->recording->replay(call);
+  }
+
+ private:
+  // Both signs of beta, for a whole batch and for what is left at the end of the data.
+  static constexpr size_t most_ = 4;
+  struct Known {
+    Key key;
+    std::unique_ptr<Recording<Call>> recording;
+  };
+  std::list<Known> known_;  // the last first
+  std::mutex mutex_;
+};
+
+// Never destroyed: when a program ends, CUDA may end first.
+template <class Call>
+Recordings<Call>& recordings_of() {
+  static auto* recordings = new Recordings<Call>;
+  return *recordings;
+}
+
+}  // namespace ceprop::cuda::library

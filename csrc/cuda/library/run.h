@@ -1,0 +1,19 @@
+// A call on a chain whose convolutions fill the GPU: a library's, with the kernels of this folder around them.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include "../../network.h"
+
+namespace ceprop::cuda::library {
+
+// Enqueues a call on the current stream. `options`: of its tensors, on the current device. With `tf32` the
+// convolutions' operands are rounded.
+//
+// Without a tolerance all phases are one CUDA graph: captured when a call comes for the second time with the same
+// parameters' memory and the same settings, and replayed from then on. With one the host waits for the device after
+// every few steps, which a stream that is being captured cannot.
+template <class Call>
+void run(const Call& call, const at::TensorOptions& options, bool tf32);
+
+}  // namespace ceprop::cuda::library
