@@ -11,34 +11,29 @@ template <class T>
 __global__ void __launch_bounds__(block_threads) pool_windows(const Pooling<T> given) {
   const Windows& w = given.windows;
   const bool is_max = w.pool == Pool::max;
+  const int windows = w.height * w.width, places = w.window_height * w.window_width;  // of a map; of a window
   const int64_t at_once = int64_t(gridDim.x) * block_threads;
   for (int64_t i = int64_t(blockIdx.x) * block_threads + threadIdx.x; i < w.count; i += at_once) {
-    const int64_t row = i / w.width, map = row / w.height;
-    const int64_t first =
-        (map * w.map_height + row % w.height * w.window_height) * w.map_width + i % w.width * w.window_width;
-    int64_t picked = first;
+    const int in_map = static_cast<int>(i % windows);
+    const int64_t first = i / windows * w.map_height * w.map_width + in_map / w.width * w.window_height * w.map_width +
+                          in_map % w.width * w.window_width;
+    const auto place_of = [&](int place) { return place / w.window_width * w.map_width + place % w.window_width; };
+    int picked = 0;
     T pooled = 0;
-    if (given.map)
-      for (int y = 0; y < w.window_height; ++y)
-        for (int x = 0; x < w.window_width; ++x) {
-          const int64_t at = first + int64_t(y) * w.map_width + x;
-          const T number = given.map[at];
-          if (!is_max) {
-            pooled += number;
-          } else if (at == first || number > pooled || number != number) {  // the first of equal ones; one that is none
-            pooled = number;
-            picked = at;
-          }
-        }
-    const T places = T(w.window_height * w.window_width);
-    if (given.pooled) given.pooled[i] = is_max ? pooled : pooled / places;
+    for (int place = 0; given.map && place < places; ++place) {
+      const T number = given.map[first + place_of(place)];
+      if (!is_max) {
+        pooled += number;
+      } else if (place == 0 || number > pooled || number != number) {  // the first of equal ones; one that is none
+        pooled = number;
+        picked = place;
+      }
+    }
+    if (given.pooled) given.pooled[i] = is_max ? pooled : pooled / T(places);
     if (!given.unpooled) continue;
     const T value = given.values[i];
-    for (int y = 0; y < w.window_height; ++y)
-      for (int x = 0; x < w.window_width; ++x) {
-        const int64_t at = first + int64_t(y) * w.map_width + x;
-        given.unpooled[at] = !is_max ? value / places : at == picked ? value : T(0);
-      }
+    for (int place = 0; place < places; ++place)
+      given.unpooled[first + place_of(place)] = !is_max ? value / T(places) : place == picked ? value : T(0);
   }
 }
 
