@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What builds, tests and checks; the package's own dependencies come with its installation.
-TOOLS := "torch>=2.10" torchvision "setuptools>=77" wheel ninja pybind11 numpy scipy pytest build \
+TOOLS := "torch>=2.10" torchvision "setuptools>=77" wheel ninja pybind11 numpy scipy pytest pytest-xdist build \
          ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
@@ -24,8 +24,9 @@ help:
 train: $(VENV)/built
 	$(BIN)/ceprop train
 
+# Two files at a time, each by one worker, which compiles once what its tests run; in the order of conftest.py.
 test: $(VENV)/built
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .
