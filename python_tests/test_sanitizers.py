@@ -19,7 +19,7 @@ def exercise(folder: Path, sanitizers: str, csrc: Path = ROOT / "csrc") -> subpr
     """Compile exercise.cpp against the kernels in ``csrc`` with these sanitizers, and run it to its first fault."""
     program = folder / "exercise"
     source = csrc.parent / "python_tests" / "sanitizers" / "exercise.cpp"
-    flags = ["-std=c++20", "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-math-errno", "-fno-trapping-math"]
+    flags = ["-std=c++20", "-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-math-errno", "-fno-trapping-math"]
     threads = [] if sanitizers == "thread" else ["-fopenmp"]
     files = [str(source), *(str(csrc / "cpu" / name) for name in ("kernels_default.cpp", "memory.cpp"))]
     built = subprocess.run(
