@@ -269,11 +269,12 @@ def main() -> None:
     print(f"nvcc {version}", flush=True)
     rows: list[Resources] = []
     began = time.perf_counter()
+    newest_first = sorted(args.architectures, reverse=True)  # which have most kernels: none of these is left at the end
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = pool.map(lambda architecture: compiled(nvcc, disassembler, architecture), args.architectures)
-        for architecture, (of_one, seconds) in zip(args.architectures, results, strict=True):
+        results = pool.map(lambda architecture: compiled(nvcc, disassembler, architecture), newest_first)
+        for architecture, (of_one, seconds) in zip(newest_first, results, strict=True):
             print(f"sm_{architecture}: {seconds:.0f} s", flush=True)
-            rows += of_one
+            rows = of_one + rows
     print(f"all: {time.perf_counter() - began:.0f} s\n\n{table(rows)}\n")
     found = faults(rows, args.architectures, block_threads())
     if found:
