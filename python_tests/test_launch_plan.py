@@ -47,12 +47,14 @@ def shared_bytes(
     columns, at_once = found["columns"], found["samples_at_once"]
     number_bytes, precision = settings.get("number_bytes", 4), settings.get("precision", "exact")
     padding = 0 if precision == "exact" else 8
-    pack = 16 // number_bytes
+    pack, copies = 16 // number_bytes, 2 if settings.get("energy") else 1
 
     def of_tile(layer: int) -> int:
         below = padded(widths[layer]) if layer > 0 else 0
         above = padded(widths[layer + 2]) if layer + 2 < len(widths) else 0  # of the layers, or the readout
-        fields = 2 * 5 * columns + pack if found["exchange"] == "cluster" else 0
+        in_cluster = found["exchange"] == "cluster"
+        # Of a unit, in whole eights of packs, of which seven are to spare.
+        fields = -(-(copies * 5 * columns + 7 * pack) // (8 * pack)) * 8 * pack if in_cluster else 0
         return TILE * fields + (TILE + padding) * (below + above) * resident
 
     operands, contrast = 2 * depth * (TILE + at_once + 2 * padding), 2 * (TILE + 64) * (at_once + pack)

@@ -122,13 +122,13 @@ def _error(mean: float | None, deviation: float | None) -> str:
 
 def curves(runs: Sequence[Run]) -> bytes:
     """A PNG image: training and test error of each row over the epochs, mean over its complete runs and, shaded, their
-    range; published test errors as crosses at the end."""
+    range; published test errors as crosses at the end. Without the sweep of angles, which has a figure of its own."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(10, 4.5), dpi=130, layout="constrained")
     panels = figure.subplots(1, 2)
-    for index, group in enumerate(_groups(runs)):
+    for index, group in enumerate(_groups([run for run in runs if run.row.angle is None])):
         complete = [run.history() for run in group if run.is_complete()]
         if not complete:
             continue

@@ -40,8 +40,6 @@ class Recording {
     }
     graph_.capture_end();
   }
-  // Others get its memory only when nothing runs in it any more.
-  ~Recording() { done_.synchronize(); }
 
   // The same call with other inputs and outputs.
   void replay(Call call) {
@@ -67,6 +65,9 @@ class Recording {
     done_.record(stream);
   }
 
+  // Until nothing runs in its memory any more.
+  void wait() const { done_.synchronize(); }
+
  private:
   Call call_;
   std::vector<at::Tensor> memory_;  // inputs, then outputs
@@ -89,7 +90,9 @@ class Recordings {
       // For the first time, step by step: libraries set themselves up, which cannot be captured.
       enqueue(call);
       known_.push_front({std::move(key), nullptr});
-      if (known_.size() > most_) known_.pop_back();
+      if (known_.size() <= most_) return;
+      if (known_.back().recording) known_.back().recording->wait();
+      known_.pop_back();
       return;
     }
     known_.splice(known_.begin(), known_, found);
