@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def fake_run(name: str, seed: int, errors: list[float], epochs: int, data: str =
     row, preset = ROWS[name], PRESETS[ROWS[name].preset]
     config: dict[str, Any] = {"preset": row.preset, "data": data, "seed": seed, "bptt": row.bptt, "epochs": epochs}
     config |= {"angle": row.angle or 0.0, "lr": preset.lr, "steps": [30, 10], "batch": 20, "data_dir": "data"}
-    config |= {"rule": {"name": "EP", "beta": 0.1}}
+    config |= {"rule": {"name": "EP", "beta": 0.1}, "schedule": row.schedule or preset.schedule, "tolerance": None}
     (folder / "config.json").write_text(json.dumps(config))
     return Run(name, row, seed, epochs, folder, data)
 
@@ -81,8 +82,9 @@ def fake_run(name: str, seed: int, errors: list[float], epochs: int, data: str =
 def test_published_numbers() -> None:
     assert {name: tuple(row.published) for name, row in ROWS.items() if row.published is not None} == PUBLISHED
     for name, row in ROWS.items():
-        assert row.preset == name.removesuffix("-bptt").removesuffix(f"-{row.angle or 0:g}")
+        assert row.preset == name.removesuffix("-bptt").removesuffix("-async").removesuffix(f"-{row.angle or 0:g}")
         assert row.bptt == name.endswith("-bptt")
+        assert (row.schedule == "asynchronous") == name.endswith("-async")
     angles = [row.angle for row in ROWS.values() if row.angle is not None]
     assert angles == [0, 22.5, 45, 67.5, 90, 112.5, 135, 157.5, 180]
 
@@ -110,6 +112,15 @@ def test_means_and_deviations_over_complete_runs() -> None:
     assert cells[4] == ["eb-1h", "2.06 +- 0.17 (0.13)", "", "0 of 1", "2", ""]
     assert lines[-1] == "cpu fast"
     assert curves(made).startswith(b"\x89PNG")
+
+
+def test_what_differs_from_synchronous_steps_of_full_length_is_told() -> None:
+    (result,) = results([fake_run("ep-2h-async", 0, [2.0], 1)])
+    assert result.settings == "EP on mnist: T 30 K 10 beta 0.1 B 20 lr 0.2 0.05 0.005 asynchronous"
+    run = fake_run("p-3h", 0, [2.0], 1)
+    config = run.folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tolerance": 1e-3}))
+    assert results([run])[0].settings.endswith("tolerance 0.001")
 
 
 def test_numbers_published_on_mnist_stand_beside_no_other_data() -> None:
@@ -223,6 +234,16 @@ def test_the_commands_are_those_of_ceprop_train() -> None:
     run.folder.mkdir(parents=True)
     (run.folder / "checkpoint.pt").write_text("")
     assert run.command([]) == [*begin, "--out", "r/p-2h-bptt/seed-0", "--resume"]
+    (other,) = runs.planned(Path("r"), {"ep-2h-async": ROWS["ep-2h-async"]}, 1, 3, "kmnist")
+    schedule = ["--preset", "ep-2h", "--schedule", "asynchronous", "--data", "kmnist", "--seed", "0", "--epochs", "3"]
+    assert other.command([]) == ["train", *schedule, "--out", "r/ep-2h-async/seed-0"]
+
+
+def test_a_run_with_another_schedule_is_not_gone_on_with() -> None:
+    fake_run("ep-2h", 0, [2.0], 1)
+    (run,) = runs.planned(Path("r"), {"ep-2h": replace(ROWS["ep-2h"], schedule="asynchronous")}, 1, 1, None)
+    with pytest.raises(ValueError, match="holds a run with schedule 'synchronous', wanted is 'asynchronous'"):
+        run.refuse_another()
 
 
 def test_the_angle_to_the_gradient_is_that_of_the_network_that_was_trained() -> None:

@@ -81,7 +81,10 @@ def _settings(run: Run) -> str:
     free_steps, nudged_steps = config["steps"]
     beta = f" beta {rule['beta']:g}" if "beta" in rule else ""
     rates = " ".join(f"{rate:g}" for rate in config["lr"])
-    return f"{rule['name']} on {config['data']}: T {free_steps} K {nudged_steps}{beta} B {config['batch']} lr {rates}"
+    unusual = " asynchronous" if config["schedule"] == "asynchronous" else ""
+    unusual += "" if config["tolerance"] is None else f" tolerance {config['tolerance']:g}"
+    phases = f"T {free_steps} K {nudged_steps}{beta} B {config['batch']}"
+    return f"{rule['name']} on {config['data']}: {phases} lr {rates}{unusual}"
 
 
 def _mean(values: Sequence[float]) -> float | None:

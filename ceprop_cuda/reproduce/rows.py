@@ -22,12 +22,17 @@ class Row:
     published: Published | None = None
     bptt: bool = False
     angle: float | None = None  # degrees between free feedback and forward weights at the start; None: the preset's
+    schedule: str | None = None  # None: the preset's
 
     def options(self) -> list[str]:
         """Of ``ceprop train``."""
         rule = ["--rule", "bptt"] if self.bptt else []
-        return ["--preset", self.preset, *rule, *([] if self.angle is None else ["--angle", f"{self.angle:g}"])]
+        angle = [] if self.angle is None else ["--angle", f"{self.angle:g}"]
+        schedule = [] if self.schedule is None else ["--schedule", self.schedule]
+        return ["--preset", self.preset, *rule, *angle, *schedule]
 
+
+ASYNCHRONOUS = ("ep-1h", "ep-2h", "c-ep-1h", "c-ep-2h", "c-vf-1h", "c-vf-2h", "p-conv")
 
 # arXiv 1905.13633 and 2005.04168; EP-1h and EP-2h are the latter's names.
 ROWS = {
@@ -50,6 +55,8 @@ ROWS = {
     # The papers have no numbers for these, or only a figure.
     "ep-1h-bptt": Row("ep-1h", bptt=True),
     "digits": Row("digits"),
+    # As many steps, in which layers do not move at once: what the tables would be without samples that oscillate.
+    **{f"{name}-async": Row(name, schedule="asynchronous") for name in ASYNCHRONOUS},
     **{f"c-vf-1h-{angle:g}": Row("c-vf-1h", angle=angle) for angle in (0, 22.5, 45, 67.5, 90, 112.5, 135, 157.5, 180)},
 }
 

@@ -53,6 +53,7 @@ class Run:
         config = self.config()
         wanted = {"preset": self.row.preset, "data": self.data, "seed": self.seed, "bptt": self.row.bptt}
         wanted |= {"angle": self.row.angle} if self.row.angle is not None else {}
+        wanted |= {"schedule": self.row.schedule or PRESETS[self.row.preset].schedule}
         for key, value in wanted.items():
             if config.get(key) != value:
                 raise ValueError(
