@@ -23,6 +23,7 @@ from .dynamics import SCHEDULES
 from .network import BACKENDS, FusedUnavailable, real_number
 from .presets import PRESETS, Preset
 from .reproduce import command as reproduce_command
+from .rules import NUDGINGS
 from .run_directory import read_checkpoint
 from .trainer import Diverged, Trainer
 
@@ -36,6 +37,7 @@ SETTINGS = (
     "lr",
     "steps",
     "angle",
+    "nudging",
     "schedule",
     "tolerance",
 )  # options of a run
@@ -98,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--angle", type=float, metavar="DEG", help="between free feedback and forward weights at first (default: 0)"
     )
+    train.add_argument("--nudging", choices=NUDGINGS, help="signs of beta (default: the preset's)")
     train.add_argument(
         "--schedule", choices=SCHEDULES, help="order of moves; asynchronous needs half the steps (default: synchronous)"
     )
@@ -209,6 +212,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "lr": args.lr or list(preset.lr),
         "steps": args.steps or [preset.free_steps, preset.nudged_steps],
         "angle": preset.feedback_angle if args.angle is None else args.angle,
+        "nudging": args.nudging or preset.nudging,
         "schedule": args.schedule or preset.schedule,
         "tolerance": preset.tolerance if args.tolerance is None else args.tolerance,
     }
@@ -255,6 +259,7 @@ def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Pres
         free_steps=free_steps,
         nudged_steps=nudged_steps,
         feedback_angle=config["angle"],
+        nudging=config["nudging"],
         schedule=config["schedule"],
         tolerance=config["tolerance"],
         bptt=config["bptt"],

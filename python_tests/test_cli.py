@@ -120,11 +120,12 @@ def test_settings_of_a_run(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     options = ["--preset", "c-vf-1h", "--data-dir", str(tmp_path), "--epochs", "1", "--seed", "3", "--lr", "0.2", "0.1"]
     options += ["--batch", "25", "--steps", "12", "6", "--schedule", "asynchronous", "--tolerance", "1e-3"]
+    options += ["--nudging", "symmetric"]
     assert cli.main([*QUICK, *options, "--threads", "3"]) == 0
     config = config_of("runs/c-vf-1h-mnist-3")
     del config["versions"]
     rule = config.pop("rule")
-    assert (rule["name"], rule["lr"], rule["nudging"]) == ("CEP", [0.2, 0.1], "random_sign")
+    assert (rule["name"], rule["lr"], rule["nudging"]) == ("CEP", [0.2, 0.1], "symmetric")
     assert (rule["free_steps"], rule["nudged_steps"], rule["tolerance"]) == (12, 6, 1e-3)
     assert "schedule='asynchronous'" in rule["network"]
     assert config == {
@@ -138,13 +139,15 @@ def test_settings_of_a_run(tmp_path: Path) -> None:
         "lr": [0.2, 0.1],
         "steps": [12, 6],
         "angle": 0.0,
+        "nudging": "symmetric",
         "schedule": "asynchronous",
         "tolerance": 1e-3,
         "epochs": 1,
     }
-    free_steps, nudged_steps = metrics_of("runs/c-vf-1h-mnist-3")[0]["steps"]
+    free_steps, *nudged_steps = metrics_of("runs/c-vf-1h-mnist-3")[0]["steps"]
     assert 4 <= free_steps <= 12
-    assert 4 <= nudged_steps <= 6
+    assert len(nudged_steps) == 3  # with +beta, the way back, with -beta
+    assert all(4 <= steps <= 6 for steps in nudged_steps)
     assert torch.get_num_threads() == 3
     orders = torch.Generator().manual_seed(3)
     torch.randperm(30, generator=orders)  # that of the only epoch
@@ -157,6 +160,7 @@ def test_defaults_come_from_the_preset(tmp_path: Path) -> None:
     config = config_of("runs/p-1h-mnist-0")
     assert config["lr"] == list(PRESETS["p-1h"].lr)
     assert (config["steps"], config["schedule"], config["tolerance"]) == ([40, 15], "synchronous", None)
+    assert config["nudging"] == "positive"
     assert metrics_of("runs/p-1h-mnist-0")[0]["steps"] == [40, 15]
     assert config["data_dir"] == str(tmp_path / "data")
 
@@ -229,6 +233,7 @@ def test_unknown_choices_and_commands_show_usage(capsys: pytest.CaptureFixture[s
         (["train", "--preset", "ep-9h"], "invalid choice: 'ep-9h'"),
         (["train", "--data", "cifar"], "invalid choice: 'cifar'"),
         (["train", "--schedule", "random"], "invalid choice: 'random'"),
+        (["train", "--nudging", "negative"], "invalid choice: 'negative'"),
         (["train", "--steps", "5"], "argument --steps: expected 2 arguments"),
         (["fly"], "invalid choice: 'fly'"),
         ([], "required: COMMAND"),

@@ -75,6 +75,7 @@ def fake_run(name: str, seed: int, errors: list[float], epochs: int, data: str =
     config: dict[str, Any] = {"preset": row.preset, "data": data, "seed": seed, "bptt": row.bptt, "epochs": epochs}
     config |= {"angle": row.angle or 0.0, "lr": preset.lr, "steps": [30, 10], "batch": 20, "data_dir": "data"}
     config |= {"rule": {"name": "EP", "beta": 0.1}, "schedule": row.schedule or preset.schedule, "tolerance": None}
+    config |= {"nudging": row.nudging or preset.nudging}
     (folder / "config.json").write_text(json.dumps(config))
     return Run(name, row, seed, epochs, folder, data)
 
@@ -82,9 +83,11 @@ def fake_run(name: str, seed: int, errors: list[float], epochs: int, data: str =
 def test_published_numbers() -> None:
     assert {name: tuple(row.published) for name, row in ROWS.items() if row.published is not None} == PUBLISHED
     for name, row in ROWS.items():
-        assert row.preset == name.removesuffix("-bptt").removesuffix("-async").removesuffix(f"-{row.angle or 0:g}")
+        base = name.removesuffix("-bptt").removesuffix("-async").removesuffix("-symmetric")
+        assert row.preset == base.removesuffix(f"-{row.angle or 0:g}")
         assert row.bptt == name.endswith("-bptt")
         assert (row.schedule == "asynchronous") == name.endswith("-async")
+        assert (row.nudging == "symmetric") == name.endswith("-symmetric")
     angles = [row.angle for row in ROWS.values() if row.angle is not None]
     assert angles == [0, 22.5, 45, 67.5, 90, 112.5, 135, 157.5, 180]
 
@@ -117,6 +120,8 @@ def test_means_and_deviations_over_complete_runs() -> None:
 def test_what_differs_from_synchronous_steps_of_full_length_is_told() -> None:
     (result,) = results([fake_run("ep-2h-async", 0, [2.0], 1)])
     assert result.settings == "EP on mnist: T 30 K 10 beta 0.1 B 20 lr 0.2 0.05 0.005 asynchronous"
+    (result,) = results([fake_run("ep-2h-symmetric", 0, [2.0], 1)])
+    assert result.settings.endswith("lr 0.2 0.05 0.005 symmetric")
     run = fake_run("p-3h", 0, [2.0], 1)
     config = run.folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"tolerance": 1e-3}))
@@ -234,6 +239,8 @@ def test_the_commands_are_those_of_ceprop_train() -> None:
     run.folder.mkdir(parents=True)
     (run.folder / "checkpoint.pt").write_text("")
     assert run.command([]) == [*begin, "--out", "r/p-2h-bptt/seed-0", "--resume"]
+    (other,) = runs.planned(Path("r"), {"c-vf-1h-symmetric": ROWS["c-vf-1h-symmetric"]}, 1, None, None)
+    assert other.command([])[:5] == ["train", "--preset", "c-vf-1h", "--nudging", "symmetric"]
     (other,) = runs.planned(Path("r"), {"ep-2h-async": ROWS["ep-2h-async"]}, 1, 3, "kmnist")
     schedule = ["--preset", "ep-2h", "--schedule", "asynchronous", "--data", "kmnist", "--seed", "0", "--epochs", "3"]
     assert other.command([]) == ["train", *schedule, "--out", "r/ep-2h-async/seed-0"]

@@ -82,6 +82,7 @@ def _settings(run: Run) -> str:
     beta = f" beta {rule['beta']:g}" if "beta" in rule else ""
     rates = " ".join(f"{rate:g}" for rate in config["lr"])
     unusual = " asynchronous" if config["schedule"] == "asynchronous" else ""
+    unusual += "" if config["nudging"] == "positive" else f" {config['nudging'].replace('_', ' ')}"
     unusual += "" if config["tolerance"] is None else f" tolerance {config['tolerance']:g}"
     phases = f"T {free_steps} K {nudged_steps}{beta} B {config['batch']}"
     return f"{rule['name']} on {config['data']}: {phases} lr {rates}{unusual}"

@@ -23,16 +23,18 @@ class Row:
     bptt: bool = False
     angle: float | None = None  # degrees between free feedback and forward weights at the start; None: the preset's
     schedule: str | None = None  # None: the preset's
+    nudging: str | None = None
 
     def options(self) -> list[str]:
         """Of ``ceprop train``."""
         rule = ["--rule", "bptt"] if self.bptt else []
         angle = [] if self.angle is None else ["--angle", f"{self.angle:g}"]
         schedule = [] if self.schedule is None else ["--schedule", self.schedule]
-        return ["--preset", self.preset, *rule, *angle, *schedule]
+        nudging = [] if self.nudging is None else ["--nudging", self.nudging]
+        return ["--preset", self.preset, *rule, *angle, *schedule, *nudging]
 
 
-ASYNCHRONOUS = ("ep-1h", "ep-2h", "c-ep-1h", "c-ep-2h", "c-vf-1h", "c-vf-2h", "p-conv")
+TRAINED = ("ep-1h", "ep-2h", "c-ep-1h", "c-ep-2h", "c-vf-1h", "c-vf-2h", "p-conv")
 
 # arXiv 1905.13633 and 2005.04168; EP-1h and EP-2h are the latter's names.
 ROWS = {
@@ -55,8 +57,10 @@ ROWS = {
     # The papers have no numbers for these, or only a figure.
     "ep-1h-bptt": Row("ep-1h", bptt=True),
     "digits": Row("digits"),
-    # As many steps, in which layers do not move at once: what the tables would be without samples that oscillate.
-    **{f"{name}-async": Row(name, schedule="asynchronous") for name in ASYNCHRONOUS},
+    # As many steps, in which layers do not move at once: no sample oscillates.
+    **{f"{name}-async": Row(name, schedule="asynchronous") for name in TRAINED},
+    # Nudged by +beta and by -beta: the estimate errs by beta^2 where one nudge errs by beta.
+    **{f"{name}-symmetric": Row(name, nudging="symmetric") for name in TRAINED},
     **{f"c-vf-1h-{angle:g}": Row("c-vf-1h", angle=angle) for angle in (0, 22.5, 45, 67.5, 90, 112.5, 135, 157.5, 180)},
 }
 

@@ -53,7 +53,8 @@ class Run:
         config = self.config()
         wanted = {"preset": self.row.preset, "data": self.data, "seed": self.seed, "bptt": self.row.bptt}
         wanted |= {"angle": self.row.angle} if self.row.angle is not None else {}
-        wanted |= {"schedule": self.row.schedule or PRESETS[self.row.preset].schedule}
+        preset = PRESETS[self.row.preset]
+        wanted |= {"schedule": self.row.schedule or preset.schedule, "nudging": self.row.nudging or preset.nudging}
         for key, value in wanted.items():
             if config.get(key) != value:
                 raise ValueError(
