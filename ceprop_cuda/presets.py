@@ -273,6 +273,18 @@ _P_CONV = Preset(
     activation="hard_sigmoid",
 )
 
+# The nudge of P-conv is large: what one such nudge errs by drives the network to where it hardly settles and hardly
+# learns, what two of opposite signs err by does not.
+_EP_CONV = replace(
+    _P_CONV,
+    source="EP on the network of P-conv, nudged both ways, asynchronous",
+    free_steps=100,
+    nudged_steps=5,
+    nudging="symmetric",
+    schedule="asynchronous",
+    tolerance=1e-3,
+)
+
 _CIFAR10_MSE = Preset(
     source="arXiv 2006.03824, squared error",
     continual=False,
@@ -296,14 +308,12 @@ _CIFAR10_MSE = Preset(
 
 CONVOLUTIONAL = {
     "p-conv": _P_CONV,
-    # Continual EP on P-conv's network. Its rates are not published and come from short trials on MNIST, 150 to 200
-    # batches: with a fifth of P-conv's nothing is learnt, a twentieth learns more slowly than a fortieth does, because
-    # weights that move too far within the nudged phase take the fixed point with them.
+    "ep-conv": _EP_CONV,
     "c-ep-conv": replace(
-        _P_CONV,
-        source="C-EP on the network of P-conv, with rates not published but a fiftieth of its",
+        _EP_CONV,
+        source="C-EP on the network of P-conv, as ep-conv with a twentieth of its rates",
         continual=True,
-        lr=(0.003, 0.0007, 0.0003),
+        lr=(0.0075, 0.00175, 0.00075),
     ),
     "cifar10-ep-mse": _CIFAR10_MSE,
     "cifar10-ep-ce": replace(

@@ -444,7 +444,7 @@ def test_deep_convnets() -> None:
 
 @pytest.mark.parametrize("continual", [False, True])
 def test_the_convnet_of_mnist(continual: bool) -> None:
-    preset = PRESETS["c-ep-conv" if continual else "p-conv"]
+    preset = replace(PRESETS["p-conv"], continual=continual, lr=PRESETS["c-ep-conv"].lr)
     x, y = torch.rand(20, 1, 28, 28), torch.arange(20) % 10
     results = []
     for device, backend in ((GPU, "fused"), ("cpu", "reference")):

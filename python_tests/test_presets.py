@@ -30,7 +30,7 @@ PUBLISHED = {
 
 def test_the_presets_are_the_published_ones_and_the_default() -> None:
     assert set(DENSE) == {*PUBLISHED, "digits"}
-    assert set(CONVOLUTIONAL) == {"p-conv", "c-ep-conv", "cifar10-ep-mse", "cifar10-ep-ce", "cifar10-kp-vf"}
+    assert set(CONVOLUTIONAL) == {"p-conv", "ep-conv", "c-ep-conv", "cifar10-ep-mse", "cifar10-ep-ce", "cifar10-kp-vf"}
     assert {**DENSE, **CONVOLUTIONAL} == PRESETS
 
 
@@ -107,12 +107,18 @@ def test_p_conv() -> None:
     assert preset.scheduler(optimizer) is None
 
 
-def test_c_ep_conv_is_p_conv_with_continual_ep_and_small_rates() -> None:
-    preset, parent = PRESETS["c-ep-conv"], PRESETS["p-conv"]
+def test_ep_conv_is_p_conv_nudged_both_ways_in_shorter_phases() -> None:
+    preset, parent = PRESETS["ep-conv"], PRESETS["p-conv"]
+    phases = {"free_steps": 100, "nudged_steps": 5, "tolerance": 1e-3, "schedule": "asynchronous"}
+    assert preset == replace(parent, source=preset.source, nudging="symmetric", **phases)
+
+
+def test_c_ep_conv_is_ep_conv_with_continual_ep_and_small_rates() -> None:
+    preset, parent = PRESETS["c-ep-conv"], PRESETS["ep-conv"]
     assert replace(preset, source=parent.source, continual=False, lr=parent.lr) == parent
     rule = preset.rule(preset.network((1, 28, 28), 10))
     assert isinstance(rule, CEP)
-    assert rule.lr == pytest.approx([rate / 50 for rate in parent.lr])
+    assert rule.lr == pytest.approx([rate / 20 for rate in parent.lr])
 
 
 @pytest.mark.parametrize(
@@ -219,7 +225,7 @@ def test_every_parameter_of_a_network_with_feedback_reaches_the_optimizer() -> N
     assert set.union(*groups) == {id(p) for p in net.parameters()}
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "cifar10-kp-vf"])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("cifar10-kp-vf", "ep-conv", "c-ep-conv")])
 def test_bptt_learns_with_the_steps_and_rates_of_the_preset(name: str) -> None:
     preset = replace(PRESETS[name], bptt=True)
     net = preset.network({"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "digits": (1, 8, 8)}[preset.data], 10)

@@ -1,0 +1,118 @@
+"""Whether samples still move at the end of the free phase, epoch by epoch, and what the errors do then.
+
+Layers that move at once can fall into an oscillation of period two, in which no fixed point is left to compare with:
+the same training is made with synchronous and with asynchronous steps. Writes oscillations-PRESET.csv and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ceprop_cuda import Network, data
+from ceprop_cuda.bench.report import environment, write_csv
+from ceprop_cuda.dynamics import SCHEDULES
+from ceprop_cuda.presets import PRESETS
+from ceprop_cuda.trainer import Trainer
+
+SAMPLES = 5000  # of the test set, which are watched
+MOVES = 0.1  # a unit that changes by more than this in a step moves
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Errors and shares of samples in percent."""
+
+    schedule: str
+    epoch: int
+    train_error: float
+    test_error: float
+    moving: float  # some unit still moves in the step after the free phase
+    oscillating: float  # and all are back after another one
+
+
+def moving(net: Network, x: torch.Tensor, free_steps: int) -> tuple[float, float]:
+    """Percentages of the samples x (B, ...) that move after so many steps, and of those with period two."""
+    states = net.relax(x, steps=free_steps)
+
+    def largest(steps: int) -> torch.Tensor:
+        moved = net.relax(x, steps=steps, states=states)
+        return torch.stack([(a - b).abs().flatten(1).amax(1) for a, b in zip(moved, states, strict=True)]).amax(0)
+
+    moves = largest(1) > MOVES
+    return 100 * moves.double().mean().item(), 100 * (moves & (largest(2) < MOVES)).double().mean().item()
+
+
+def train(name: str, schedule: str, epochs: int, seed: int, mnist: data.Dataset) -> list[Epoch]:
+    """As ``ceprop train --preset NAME --schedule SCHEDULE --seed SEED`` does."""
+    preset = replace(PRESETS[name], schedule=schedule)
+    torch.manual_seed(seed)
+    net = preset.network(tuple(mnist.train_x.shape[1:]), mnist.classes)
+    trainer = Trainer(preset.rule(net), preset.optimizer(net))
+    batches, test = mnist.train_batches(preset.batch_size, seed), mnist.test_batches(SAMPLES)
+    watched, _ = next(iter(test))
+    made = []
+    for epoch in range(1, epochs + 1):
+        (metrics,) = trainer.fit(batches, 1, test=test, progress=False)
+        assert metrics["test_error"] is not None
+        made.append(
+            Epoch(
+                schedule,
+                epoch,
+                metrics["train_error"],
+                metrics["test_error"],
+                *moving(net, watched, preset.free_steps),
+            )
+        )
+        print(made[-1], flush=True)
+    return made
+
+
+def figure(epochs: Sequence[Epoch], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(6, 5), dpi=150, layout="constrained")
+    above, below = drawn.subplots(2, sharex=True)
+    for color, schedule in zip(("C0", "C1"), SCHEDULES, strict=True):
+        of_it = [epoch for epoch in epochs if epoch.schedule == schedule]
+        at = [epoch.epoch for epoch in of_it]
+        above.plot(at, [epoch.test_error for epoch in of_it], color=color, label=f"{schedule}, test")
+        above.plot(
+            at, [epoch.train_error for epoch in of_it], color=color, linestyle=":", label=f"{schedule}, training"
+        )
+        below.plot(at, [epoch.moving for epoch in of_it], color=color, label=schedule)
+    above.set(ylabel="error, %", yscale="log")
+    below.set(ylabel="samples still moving, %", xlabel="epoch")
+    below.set_yscale("symlog", linthresh=0.1)
+    for axes in (above, below):
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    drawn.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="c-vf-1h", choices=PRESETS)
+    parser.add_argument("--epochs", type=int, help="(default: the preset's)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data-dir", default="data", help="folder with torchvision's MNIST")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    mnist = data.load("mnist", arguments.data_dir)
+    count = arguments.epochs or PRESETS[arguments.preset].epochs
+    epochs = [
+        epoch for schedule in SCHEDULES for epoch in train(arguments.preset, schedule, count, arguments.seed, mnist)
+    ]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_csv(arguments.out / f"oscillations-{arguments.preset}.csv", epochs, environment())
+    figure(epochs, arguments.out / f"oscillations-{arguments.preset}.png")
+
+
+if __name__ == "__main__":
+    main()
