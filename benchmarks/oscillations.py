@@ -88,6 +88,7 @@ def figure(epochs: Sequence[Epoch], path: Path) -> None:
     above.set(ylabel="error, %", yscale="log")
     below.set(ylabel="samples still moving, %", xlabel="epoch")
     below.set_yscale("symlog", linthresh=0.1)
+    below.set_ylim(bottom=0)
     for axes in (above, below):
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
