@@ -273,8 +273,7 @@ _P_CONV = Preset(
     activation="hard_sigmoid",
 )
 
-# The nudge of P-conv is large: what one such nudge errs by drives the network to where it hardly settles and hardly
-# learns, what two of opposite signs err by does not.
+# One nudge as large as P-conv's errs by much; two of opposite signs err by less, and the same rates learn better.
 _EP_CONV = replace(
     _P_CONV,
     source="EP on the network of P-conv, nudged both ways, asynchronous",

@@ -225,9 +225,9 @@ def test_every_parameter_of_a_network_with_feedback_reaches_the_optimizer() -> N
     assert set.union(*groups) == {id(p) for p in net.parameters()}
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("cifar10-kp-vf", "ep-conv", "c-ep-conv")])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "cifar10-kp-vf"])
 def test_bptt_learns_with_the_steps_and_rates_of_the_preset(name: str) -> None:
-    preset = replace(PRESETS[name], bptt=True)
+    preset = replace(PRESETS[name], bptt=True, tolerance=None)  # which it has not
     net = preset.network({"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "digits": (1, 8, 8)}[preset.data], 10)
     rule = preset.rule(net, "reference")
     assert isinstance(rule, BPTT)
