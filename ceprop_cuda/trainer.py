@@ -100,8 +100,9 @@ class Trainer:
                 there is no batch, or one that does not fit the network.
             Diverged: states or parameters are no longer finite.
             Whatever ends the training once it has begun, the network and the optimizer stay as the last batch left
-            them, and ``out`` as the last finished epoch did: ``resume`` goes on from there. Before the first epoch is
-            finished a new run may take ``out`` as well.
+            them, and ``out``'s checkpoint as the last finished epoch did: ``resume`` goes on from there, and brings the
+            other files up to date if they were just being written. Before the first epoch is finished a new run may
+            take ``out`` as well.
         """
         epochs = whole_number("epochs", epochs, 1)
         for name, batches in (("train_batches", train_batches), ("test", test)):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli import ENVIRONMENT, assert_refused, metrics_of
+from test_cli import ENVIRONMENT, assert_refused, kept_of, metrics_of
 
 from ceprop_cuda import cli
 from ceprop_cuda.data import load
@@ -221,7 +221,7 @@ def test_an_interrupt_ends_all_processes_and_the_same_command_goes_on() -> None:
             process.kill()
     assert process.returncode == 130
     assert shown.splitlines()[-1] == "ceprop: interrupted; finished epochs are kept, the same command goes on"
-    kept = [metrics_of(str(folder)) for folder in folders]
+    kept = [kept_of(str(folder)) for folder in folders]
     for folder, history in zip(folders, kept, strict=True):
         log = folder.with_name(f"{folder.name}.log").read_text()
         assert log.splitlines()[-1].startswith(f"ceprop: interrupted; {len(history)} finished epochs are kept")
