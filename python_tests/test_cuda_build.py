@@ -1,41 +1,14 @@
-"""What `make cuda-check` reads of ptxas and of the disassembler, and what it refuses; no compiler is run. And that the
-cost model of the kernels predicts something for every preset."""
+"""What `make cuda-check` reads of ptxas and of the disassembler, and what it refuses; no compiler is run."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
+import cuda_resources
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from ceprop_cuda import reference
-from ceprop_cuda.bench.cases import all_cases
-from ceprop_cuda.presets import DENSE, PRESETS
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-SCRIPT = BENCHMARKS / "cuda_resources.py"
-
-
-def imported(script: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[script.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-check = imported(SCRIPT)
-model = imported(BENCHMARKS / "cuda_model.py")
-of_convolutions = imported(BENCHMARKS / "cuda_convolution_model.py")
 
 EXACT = "_ZN6ceprop4cuda6run_opIfNS0_5ExactENS0_6InGridEEEvNS0_7ProblemIT_EE"
 TENSOR = "_ZN6ceprop4cuda6run_opIfNS0_4Bf16ENS0_9InClusterEEEvNS0_7ProblemIT_EE"
@@ -96,21 +69,21 @@ LINES = (
 @pytest.mark.parametrize("exchange", ["6InGrid", "9InCluster"])
 def test_symbols_become_readable(number: tuple[str, str], tile: str, exchange: str) -> None:
     symbol = f"_ZN6ceprop4cuda6run_opI{number[0]}NS0_{tile}ENS0_{exchange}EEEvNS0_7ProblemIT_EE"
-    assert check.readable(symbol) == f"{number[1]}, {tile[1:]}, {exchange[1:]}"
+    assert cuda_resources.readable(symbol) == f"{number[1]}, {tile[1:]}, {exchange[1:]}"
 
 
 @pytest.mark.parametrize("number", [("f", "float"), ("d", "double")])
 def test_symbols_of_convolutions_become_readable(number: tuple[str, str]) -> None:
     symbol = f"_ZN6ceprop4cuda4conv6run_opI{number[0]}EEvNS1_7ProblemIT_EE"
-    assert check.readable(symbol) == f"{number[1]}, Convolutions"
+    assert cuda_resources.readable(symbol) == f"{number[1]}, Convolutions"
 
 
 def test_other_symbols_stay() -> None:
-    assert check.readable("_Z5otherv") == "_Z5otherv"
+    assert cuda_resources.readable("_Z5otherv") == "_Z5otherv"
 
 
 def test_a_report_is_read() -> None:
-    read = check.parse_report(report(registers=170, stack=8, stores=12, loads=16, shared=", 1024 bytes smem"))
+    read = cuda_resources.parse_report(report(registers=170, stack=8, stores=12, loads=16, shared=", 1024 bytes smem"))
     assert read["float, Exact, InGrid"] == {
         "registers": 170,
         "static_shared_bytes": 1024,
@@ -123,17 +96,17 @@ def test_a_report_is_read() -> None:
 
 
 def test_frames_of_called_functions_count() -> None:
-    assert check.parse_report(report(stack=8, called=24))["float, Exact, InGrid"]["stack_bytes"] == 32
+    assert cuda_resources.parse_report(report(stack=8, called=24))["float, Exact, InGrid"]["stack_bytes"] == 32
 
 
 def test_instructions_are_counted() -> None:
-    read = check.parse_disassembly(disassembly(LINES * 20))
-    assert read["float, Exact, InGrid"] == check.Disassembled(instructions=40, tensor_instructions=20, traps=0)
-    assert read["float, Bf16, InCluster"] == check.Disassembled(instructions=3, tensor_instructions=0, traps=1)
+    read = cuda_resources.parse_disassembly(disassembly(LINES * 20))
+    assert read["float, Exact, InGrid"] == cuda_resources.Disassembled(instructions=40, tensor_instructions=20, traps=0)
+    assert read["float, Bf16, InCluster"] == cuda_resources.Disassembled(instructions=3, tensor_instructions=0, traps=1)
 
 
 def test_rows_of_both() -> None:
-    exact, tensor = check.resources(75, report(), disassembly(LINES * 20))
+    exact, tensor = cuda_resources.resources(75, report(), disassembly(LINES * 20))
     assert (exact.kernel, exact.registers, exact.is_stub) == ("float, Exact, InGrid", 168, False)
     assert (tensor.kernel, tensor.registers, tensor.is_stub) == ("float, Bf16, InCluster", 4, True)
 
@@ -144,21 +117,23 @@ def test_rows_of_both() -> None:
 def sound(architecture: int) -> list:
     """What all kernels should be like."""
     rows = []
-    for kernel in check.KERNELS:
-        there, tensor = check.exists_on(kernel, architecture), "Tf32" in kernel or "Bf16" in kernel
+    for kernel in cuda_resources.KERNELS:
+        there, tensor = cuda_resources.exists_on(kernel, architecture), "Tf32" in kernel or "Bf16" in kernel
         counted = (14000, 4 if tensor else 0, 9) if there else (3, 0, 1)
-        rows.append(check.Resources(architecture, kernel, 168 if there else 4, 0, 0, 0, 0, *counted))
+        rows.append(cuda_resources.Resources(architecture, kernel, 168 if there else 4, 0, 0, 0, 0, *counted))
     return rows
 
 
-@pytest.mark.parametrize("architecture", check.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", cuda_resources.ARCHITECTURES)
 def test_sound_kernels_pass(architecture: int) -> None:
-    assert len(check.KERNELS) == 16
-    assert check.faults(sound(architecture), [architecture], 256) == []
+    assert len(cuda_resources.KERNELS) == 16
+    assert cuda_resources.faults(sound(architecture), [architecture], 256) == []
 
 
 def test_what_architectures_have() -> None:
-    exist = {a: sum(check.exists_on(kernel, a) for kernel in check.KERNELS) for a in (75, 80, 89, 90, 120)}
+    exist = {
+        a: sum(cuda_resources.exists_on(kernel, a) for kernel in cuda_resources.KERNELS) for a in (75, 80, 89, 90, 120)
+    }
     assert exist == {75: 10, 80: 12, 89: 12, 90: 16, 120: 16}
 
 
@@ -175,14 +150,14 @@ def test_what_architectures_have() -> None:
 )
 def test_faults_are_named(changes: dict[str, int], message: str) -> None:
     rows = [replace(row, **changes) if row.kernel == "float, Tf32, InGrid" else row for row in sound(90)]
-    (fault,) = check.faults(rows, [90], 256)
+    (fault,) = cuda_resources.faults(rows, [90], 256)
     assert fault.startswith("sm_90, float, Tf32, InGrid: ")
     assert message in fault
 
 
 def test_faults_are_found_in_the_tools_words() -> None:
-    rows = check.resources(75, report(registers=256, stack=40, stores=8), disassembly(LINES * 20))
-    found = [fault for fault in check.faults(rows, [75], 256) if "not found" not in fault]
+    rows = cuda_resources.resources(75, report(registers=256, stack=40, stores=8), disassembly(LINES * 20))
+    found = [fault for fault in cuda_resources.faults(rows, [75], 256) if "not found" not in fault]
     assert [re.sub(r".*: ", "", fault) for fault in found] == [
         "spills registers, 8 bytes stored and 0 loaded",
         "a stack frame of 40 bytes",
@@ -191,7 +166,7 @@ def test_faults_are_found_in_the_tools_words() -> None:
 
 
 def test_larger_blocks_leave_fewer_registers() -> None:
-    faults = check.faults(sound(90), [90], 512)
+    faults = cuda_resources.faults(sound(90), [90], 512)
     assert len(faults) == 16
     assert all("168 registers, where blocks of 512 threads leave 128" in fault for fault in faults)
 
@@ -199,23 +174,23 @@ def test_larger_blocks_leave_fewer_registers() -> None:
 @pytest.mark.parametrize("kernel", ["float, Bf16, InGrid", "double, Exact, InCluster"])
 def test_kernels_that_cannot_run_must_be_stubs(kernel: str) -> None:
     rows = [replace(row, instructions=9000) if row.kernel == kernel else row for row in sound(75)]
-    (fault,) = check.faults(rows, [75], 256)
+    (fault,) = cuda_resources.faults(rows, [75], 256)
     assert fault == f"sm_75, {kernel}: 9000 instructions, where a stub must trap"
 
 
 def test_missing_kernels_are_named() -> None:
-    (fault,) = check.faults(sound(90)[1:], [90], 256)
-    assert fault == f"sm_90, {check.KERNELS[0]}: not found in what the compiler reports"
+    (fault,) = cuda_resources.faults(sound(90)[1:], [90], 256)
+    assert fault == f"sm_90, {cuda_resources.KERNELS[0]}: not found in what the compiler reports"
 
 
 def test_threads_of_the_launch_bounds() -> None:
-    threads = check.block_threads()
+    threads = cuda_resources.block_threads()
     assert threads >= 32
     assert threads % 32 == 0
 
 
 def test_a_table_of_registers() -> None:
-    lines = check.table(sound(75) + sound(90)).splitlines()
+    lines = cuda_resources.table(sound(75) + sound(90)).splitlines()
     assert lines[0] == "| kernel | sm_75 | sm_90 |"
     assert "| float, Exact, InGrid | 168 | 168 |" in lines
     assert "| float, Bf16, InCluster | - | 168 |" in lines
@@ -226,15 +201,15 @@ def test_a_table_of_registers() -> None:
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "find_nvcc", lambda environment: None)
-    monkeypatch.setattr(sys, "argv", [SCRIPT.name])
+    monkeypatch.setattr(cuda_resources, "find_nvcc", lambda environment: None)
+    monkeypatch.setattr(sys, "argv", ["cuda_resources.py"])
 
 
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CEPROP_CUDA", raising=False)
     with pytest.raises(SystemExit, match="no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda"):
-        check.main()
+        cuda_resources.main()
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -242,16 +217,16 @@ def test_without_a_compiler_it_is_skipped_where_cuda_is_not_wanted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CEPROP_CUDA", "0")
-    check.main()
+    cuda_resources.main()
     assert "as CEPROP_CUDA=0 asks" in capsys.readouterr().out
 
 
 def test_without_a_disassembler_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "find_nvcc", lambda environment: Path("/nowhere/nvcc"))
-    monkeypatch.setattr(check, "find_disassembler", lambda nvcc: None)
-    monkeypatch.setattr(sys, "argv", [SCRIPT.name])
+    monkeypatch.setattr(cuda_resources, "find_nvcc", lambda environment: Path("/nowhere/nvcc"))
+    monkeypatch.setattr(cuda_resources, "find_disassembler", lambda nvcc: None)
+    monkeypatch.setattr(sys, "argv", ["cuda_resources.py"])
     with pytest.raises(SystemExit, match="no cuobjdump"):
-        check.main()
+        cuda_resources.main()
 
 
 def test_where_nvcc_is_sought(tmp_path: Path) -> None:
@@ -263,102 +238,20 @@ def test_where_nvcc_is_sought(tmp_path: Path) -> None:
 
     home, on_path = toolkit("home"), toolkit("other")
     path = str(on_path.parent)
-    assert check.find_nvcc({"CUDA_HOME": str(tmp_path / "home"), "PATH": path}) == home
-    assert check.find_nvcc({"CUDA_HOME": str(tmp_path / "empty"), "PATH": path}) == on_path
-    assert check.find_nvcc({"PATH": path}) == on_path
+    assert cuda_resources.find_nvcc({"CUDA_HOME": str(tmp_path / "home"), "PATH": path}) == home
+    assert cuda_resources.find_nvcc({"CUDA_HOME": str(tmp_path / "empty"), "PATH": path}) == on_path
+    assert cuda_resources.find_nvcc({"PATH": path}) == on_path
 
 
 def test_results_stay_while_nothing_changes(tmp_path: Path) -> None:
     path = tmp_path / "cuda_resources.csv"
     rows = sound(90)
-    assert check.write_if_changed(path, rows, "13.0.88")
+    assert cuda_resources.write_if_changed(path, rows, "13.0.88")
     held = path.read_text()
     assert {"# date", "# commit", "# nvcc"} == set(re.findall(r"^# \w+", held, re.MULTILINE))
     path.write_text(held.replace("# date: ", "# date: earlier than "))
-    assert not check.write_if_changed(path, rows, "13.0.88")
+    assert not cuda_resources.write_if_changed(path, rows, "13.0.88")
     assert "earlier than" in path.read_text()
-    assert check.write_if_changed(path, [replace(rows[0], registers=99), *rows[1:]], "13.0.88")
+    assert cuda_resources.write_if_changed(path, [replace(rows[0], registers=99), *rows[1:]], "13.0.88")
     assert "earlier than" not in path.read_text()
-    assert check.write_if_changed(path, [replace(rows[0], registers=99), *rows[1:]], "14.0.1")
-
-
-# --- The cost model
-
-
-@pytest.mark.parametrize("name", DENSE)
-@pytest.mark.parametrize("precision", ["exact", "tf32", "bf16"])
-def test_every_dense_preset_has_a_prediction(name: str, precision: str) -> None:
-    for device in ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3"):
-        ms = model.predicted_ms(name, device, precision)
-        assert model.known_device(device).launch_us / 1e3 < ms < 100
-        preset = DENSE[name]
-        assert model.predicted_ms(preset, device, precision) == ms
-        longer = replace(preset, free_steps=2 * preset.free_steps)
-        assert ms < model.predicted_ms(longer, device, precision) < 2 * ms
-
-
-def test_convolutions_have_none() -> None:
-    with pytest.raises(ValueError, match="no convolutions"):
-        model.predicted_ms("p-conv", "H100")
-
-
-def test_unknown_devices_have_none() -> None:
-    assert model.predicted_ms("ep-1h", "NVIDIA GeForce RTX 2080") is None
-
-
-def test_cases_of_the_benchmark_have_predictions() -> None:
-    (relaxing,) = (case for case in all_cases() if case.name == "relax-2h-b20")
-    assert 0 < model.predicted_ms(relaxing, "H100") < model.predicted_ms("ep-2h-b20", "H100")
-
-
-def test_launches_of_eager_are_counted() -> None:
-    """Layer 0: two products, their sum, zeros for the nudge, rho as three operators with a sum before it and one after;
-    layer 1 lacks what comes from above. A nudge adds y - s and its product with beta."""
-    free, nudged = model.eager_launches_of_steps(model.case_of("ep-1h-b20"))
-    assert free == (2 + 1 + 1 + 3 + 2) + (1 + 1 + 3 + 2)
-    assert nudged == free + 2
-
-
-@pytest.mark.parametrize("device", [model.A100, model.H100], ids=lambda device: device.name)
-@pytest.mark.parametrize("batch", [1, 8, 20])
-def test_the_model_of_convnets_is_near_the_planner(batch: int, device: Any) -> None:
-    """They count the same tiles, by other rates."""
-    asked = of_convolutions.settings_of("p-conv", batch)
-    found = of_convolutions.plan_of(asked, device)
-    predicted = sum(of_convolutions.step_us(asked, device, found).values())
-    assert found["step_us"] / 3 < predicted < found["step_us"] * 3
-
-
-def test_a_larger_batch_takes_longer() -> None:
-    def predicted(batch: int) -> float:
-        asked = of_convolutions.settings_of("p-conv", batch)
-        found = of_convolutions.plan_of(asked, model.A100)
-        return sum(of_convolutions.step_us(asked, model.A100, found).values())
-
-    assert predicted(1) < predicted(8) < predicted(20)
-
-
-def test_multiplications_of_a_librarys_step() -> None:
-    """What eager PyTorch multiplies, as torch counts it, is more by known convolutions."""
-    net, x = PRESETS["p-conv"].network((1, 28, 28), 10), torch.rand(2, 1, 28, 28)
-
-    def flops(steps: int) -> int:
-        with FlopCounterMode(display=False) as counted, torch.no_grad():
-            reference.relax(net.circuit(), x, steps)
-        return counted.get_total_flops()
-
-    step = of_convolutions.library_step(of_convolutions.settings_of("p-conv", 2))
-    assert 2 * step.eager_multiply_adds == flops(3) - flops(2)
-    picked = 2 * 64 * 8 * 8 * 32 * 25
-    of_input = 2 * 32 * 24 * 24 * 25
-    assert step.eager_multiply_adds - step.multiply_adds == picked + of_input
-
-
-@pytest.mark.parametrize("device", [model.A100, model.H100], ids=lambda device: device.name)
-def test_the_model_of_a_library_is_near_the_planner(device: Any) -> None:
-    for preset, batch in (("p-conv", 1024), ("cifar10-ep-mse", 128)):
-        asked = of_convolutions.settings_of(preset, batch)
-        predicted = sum(
-            list(of_convolutions.library_ms(of_convolutions.library_step(asked), device, False).values())[:3]
-        )
-        assert predicted == pytest.approx(of_convolutions.plan_of(asked, device)["step_us"] / 1e3, rel=0.6)
+    assert cuda_resources.write_if_changed(path, [replace(rows[0], registers=99), *rows[1:]], "14.0.1")

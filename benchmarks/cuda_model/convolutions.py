@@ -1,8 +1,8 @@
 """A prediction of what ConvNets take on a GPU, in one launch or by a library's convolutions, from their plans and from
 numbers of data sheets. Nothing is measured.
 
-    python benchmarks/cuda_convolution_model.py            # the tables
-    python benchmarks/cuda_convolution_model.py --update   # and puts them below the text of cuda_convolution_model.md
+    python benchmarks/cuda_model/convolutions.py            # the tables
+    python benchmarks/cuda_model/convolutions.py --update   # and puts them below the text of convolutions.md
 
 Of one launch, follows the busiest block through a free step: what it gathers, reads in shared memory and multiplies;
 then the barriers. Of a library's calls, adds up multiplications, the bytes of the kernels around them, and how many
@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cuda_model import A100, EAGER_US, H100, Device, Launches, main, markdown
+from devices import A100, EAGER_US, H100, Device
+from eager_launches import Launches
+from tables import main, markdown
 
 import ceprop_cuda as cep
 from ceprop_cuda import _C, ops
