@@ -200,6 +200,8 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         real_number("--angle", args.angle, lambda value: 0 <= value <= 180, "a number of degrees in [0, 180]")
         if preset.feedback == "tied":
             raise ValueError(f"--angle needs a preset with free feedback, {name} has tied feedback")
+    if args.rule == "bptt" and args.nudging is not None:
+        raise ValueError(f"--nudging {args.nudging} is for rules that nudge, --rule bptt takes the exact gradient")
     data_dir = args.data_dir or Path("data")
     return {
         "preset": name,

@@ -46,6 +46,9 @@ def test_training_by_bptt(capsys: pytest.CaptureFixture[str]) -> None:
     resumed = ["train", "--resume", "--out", "a", "--rule", "bptt"]
     assert_refused(capsys, resumed, "--rule bptt contradicts the run in a, which learns by its preset's rule")
     assert_refused(capsys, [*QUICK, *options, "--tolerance", "1e-3", "--out", "c"], "BPTT has no tolerance")
+    assert_refused(
+        capsys, [*QUICK, *options, "--nudging", "symmetric", "--out", "c"], "--nudging symmetric is for rules that nudge"
+    )
     assert_refused(capsys, [*QUICK, "--rule", "bptt", "--steps", "5", "6", "--out", "c"], "at most free_steps=5, got 6")
     assert not Path("c").exists()
 
