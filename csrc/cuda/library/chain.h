@@ -12,6 +12,7 @@
 
 #include "../../network.h"
 #include "arguments.h"
+#include "tensor_on.h"
 
 namespace ceprop::cuda::library {
 
@@ -60,9 +61,7 @@ class Chain {
     }
     return all;
   }
-  Tensor wrap(const T* memory, at::IntArrayRef sizes) const {
-    return at::for_blob(const_cast<T*>(memory), sizes).options(options_).target_device(options_.device()).make_tensor();
-  }
+  Tensor wrap(const T* memory, at::IntArrayRef sizes) const { return tensor_on(memory, sizes, options_); }
   // What every layer starts from, [B, n_l] each; none: zeros.
   Field start(const std::vector<const T*>& initial) const {
     Field field;

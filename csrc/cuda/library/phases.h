@@ -2,6 +2,7 @@
 #pragma once
 
 #include "chain.h"
+#include "tensor_on.h"
 
 namespace ceprop::cuda::library {
 
@@ -104,11 +105,7 @@ class Phases {
       ++count;
       stays = asks && moves.template item<int>() == 0;
     }
-    at::for_blob(stop.steps_used + phase, {1})
-        .options(options_.dtype(at::kLong))
-        .target_device(options_.device())
-        .make_tensor()
-        .fill_(count);
+    tensor_on(stop.steps_used + phase, {1}, options_).fill_(count);
     return field;
   }
   Field relax(OfChain& chain, const Field& field, int steps, const Nudge& nudge, const Stop& stop, int phase) const {

@@ -12,6 +12,7 @@
 #include <mutex>
 
 #include "call_arrays.h"
+#include "tensor_on.h"
 
 namespace ceprop::cuda::library {
 
@@ -48,10 +49,7 @@ class Recording {
     size_t next = 0;
     const auto given = [&](const auto* pointer) {
       const at::Tensor& own = memory_[next];
-      return at::for_blob(const_cast<void*>(static_cast<const void*>(pointer)), own.sizes())
-          .options(own.options())
-          .target_device(own.device())
-          .make_tensor();
+      return tensor_on(pointer, own.sizes(), own.options());
     };
     for_each_input(call, [&](auto*& pointer, int64_t) {
       memory_[next].copy_(given(pointer));
