@@ -47,7 +47,9 @@ def test_training_by_bptt(capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused(capsys, resumed, "--rule bptt contradicts the run in a, which learns by its preset's rule")
     assert_refused(capsys, [*QUICK, *options, "--tolerance", "1e-3", "--out", "c"], "BPTT has no tolerance")
     assert_refused(
-        capsys, [*QUICK, *options, "--nudging", "symmetric", "--out", "c"], "--nudging symmetric is for rules that nudge"
+        capsys,
+        [*QUICK, *options, "--nudging", "symmetric", "--out", "c"],
+        "--nudging symmetric is for rules that nudge",
     )
     assert_refused(capsys, [*QUICK, "--rule", "bptt", "--steps", "5", "6", "--out", "c"], "at most free_steps=5, got 6")
     assert not Path("c").exists()

@@ -1,0 +1,100 @@
+"""The scripts of benchmarks/ that run networks: they work on a few random images, and write what they say."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import oscillations
+import public_run
+import pytest
+import shorter_phases
+import torch
+import two_threads
+from test_data import write_mnist
+
+import ceprop_cuda as cep
+from ceprop_cuda.presets import PRESETS
+
+Run = Callable[..., str]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a script by its name with these arguments, on 30 images; returns what it prints."""
+    write_mnist(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+
+    def main(script: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+        import_module(script).main()
+        return capsys.readouterr().out
+
+    return main
+
+
+def lines_of(file: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(line for line in Path(file).read_text().splitlines() if not line.startswith("#")))
+
+
+def is_image(file: str) -> bool:
+    return Path(file).read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_of_period_two_are_found() -> None:
+    """Two units that switch each other off: both are on, both are off, and so on, where they move at once. The second
+    sample holds the first one off."""
+    for schedule, share in (("synchronous", 50), ("asynchronous", 0)):
+        net = cep.mlp(1, 1, 1, schedule=schedule)
+        with torch.no_grad():
+            for p, value in zip([*net.weights, *net.biases], (5.0, -20.0, 0.0, 5.0), strict=True):
+                p.fill_(value)
+        assert oscillations.moving(net, torch.tensor([[1.0], [-1.0]]), 10) == (share, share)
+
+
+def test_oscillations(run: Run) -> None:
+    run("oscillations", "--preset", "c-vf-1h", "--epochs", "2", "--threads", "1", "--out", "o", "--data-dir", "data")
+    lines = lines_of("o/oscillations-c-vf-1h.csv")
+    assert [(line["schedule"], line["epoch"]) for line in lines] == [
+        (schedule, epoch) for schedule in ("synchronous", "asynchronous") for epoch in ("1", "2")
+    ]
+    assert all(0 <= float(line["oscillating"]) <= float(line["moving"]) <= 100 for line in lines)
+    assert is_image("o/oscillations-c-vf-1h.png")
+
+
+def test_public_run(run: Run) -> None:
+    shown = run("public_run", "--epochs", "3", "--out", "o", "--data-dir", "data")
+    lines = lines_of("o/public-run.csv")
+    assert [float(line["public_test"]) for line in lines] == public_run.TEST[:3]
+    assert [float(line["public_train"]) for line in lines] == public_run.TRAIN[:3]
+    furthest = max(abs(float(line["test"]) - float(line["public_test"])) for line in lines[1:])
+    assert f"test: {float(lines[-1]['test']):.2f} %, theirs 12.34 %, at most {furthest:.2f} apart" in shown
+    assert is_image("o/public-run.png")
+
+
+def test_shorter_phases(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shorter_phases, "RUNS", [("c-ep-1h", 1, (0, 1))])
+    shown = run("shorter_phases", "--out", "o", "--data-dir", "data")
+    lines = lines_of("o/shorter_phases.csv")
+    ways = shorter_phases.ways(PRESETS["c-ep-1h"])
+    assert [(line["seed"], line["way"]) for line in lines] == [(seed, way) for seed in "01" for way in ways]
+    assert [(line["free_steps"], line["nudged_steps"]) for line in lines[:3]] == [("40", "15"), *[("20", "8")] * 2]
+    for way in ways:
+        errors = ", ".join(f"{float(line['test_error']):.2f}" for line in lines if line["way"] == way)
+        assert f"| c-ep-1h, 2 seeds | 1 | {way} | {errors} |" in shown
+
+
+def test_training_loop(run: Run) -> None:
+    shown = run("training_loop", "--rounds", "1", "--data-dir", "data").splitlines()
+    assert [line.split(":")[0] for line in shown] == ["c-ep-1h", "ep-1h", "c-ep-2h", "ep-2h"]
+
+
+def test_two_threads(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_threads, "STEPS", 20)
+    shown = run("two_threads").splitlines()
+    assert [line.split(":")[0] for line in shown] == [f"{t} threads, B = {b}" for t in (1, 2) for b in (7, 8)]
