@@ -20,7 +20,7 @@ from .bench.cases import QUICK
 from .bench.command import bench
 from .data import DATASETS, Dataset, load
 from .dynamics import SCHEDULES
-from .network import BACKENDS, FusedUnavailable, real_number
+from .network import BACKENDS, FusedUnavailable, one_of, real_number
 from .presets import PRESETS, Preset
 from .reproduce import command as reproduce_command
 from .rules import NUDGINGS
@@ -37,9 +37,11 @@ SETTINGS = (
     "lr",
     "steps",
     "angle",
+    "beta",
     "nudging",
     "schedule",
     "tolerance",
+    "device",
 )  # options of a run
 
 
@@ -92,23 +94,35 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--epochs", type=_positive, metavar="N", help="epochs in all (default: the preset's)")
     train.add_argument("--batch", type=_positive, metavar="N", help="samples in a batch (default: the preset's)")
     train.add_argument(
-        "--lr", type=float, nargs="+", metavar="X", help="learning rate per connection, input side first"
+        "--lr",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help="learning rate per connection, input side first (default: the preset's)",
     )
     train.add_argument(
         "--steps", type=int, nargs=2, metavar=("T", "K"), help="free and nudged steps (default: the preset's)"
     )
     train.add_argument(
-        "--angle", type=float, metavar="DEG", help="between free feedback and forward weights at first (default: 0)"
+        "--angle",
+        type=float,
+        metavar="DEG",
+        help="between free feedback and forward weights at first (default: the preset's)",
     )
+    train.add_argument("--beta", type=float, metavar="X", help="strength of the nudge (default: the preset's)")
     train.add_argument("--nudging", choices=NUDGINGS, help="signs of beta (default: the preset's)")
     train.add_argument(
-        "--schedule", choices=SCHEDULES, help="order of moves; asynchronous needs half the steps (default: synchronous)"
+        "--schedule", choices=SCHEDULES, help="order of moves; asynchronous needs half the steps (default: preset's)"
     )
     train.add_argument(
-        "--tolerance", type=float, metavar="X", help="end a phase once no unit moves more than this (default: never)"
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="end a phase once no unit moves more than this (default: the preset's, of most none)",
     )
     train.add_argument("--seed", type=int, metavar="S", help="of weights, signs of beta and orders (default: 0)")
     train.add_argument("--backend", choices=BACKENDS, help="what runs the network (default: auto)")
+    _add_device_option(train)
     train.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: a new one under runs/)")
     train.add_argument("--resume", action="store_true", help="go on with the run in --out, by its own settings")
     train.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's)")
@@ -116,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("eval", help="measure a trained network on its test set")
     evaluate.set_defaults(run=_eval)
     evaluate.add_argument("--run", dest="out", type=Path, required=True, metavar="DIR", help="run directory")
+    _add_device_option(evaluate)
     _add_data_options(evaluate)
 
     theorem = commands.add_parser("theorem", help="compare the updates of EP with the gradients of BPTT step by step")
@@ -148,6 +163,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_device_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
+
+
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of torchvision data sets (default: data)")
     parser.add_argument("--download", action="store_true", help="fetch a missing data set into --data-dir")
@@ -172,7 +191,8 @@ def _train(args: argparse.Namespace) -> None:
     else:
         config = _settings(args)
         epochs = PRESETS[config["preset"]].epochs
-    dataset = _dataset(config, args)
+    device = _device(config["device"])  # before data is read
+    dataset = _dataset(config, args).to(device)
     # The seed comes last before the weights are drawn, so that nothing above can change them.
     torch.manual_seed(config["seed"])
     trainer, preset = _trainer(config, dataset)
@@ -200,12 +220,15 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         real_number("--angle", args.angle, lambda value: 0 <= value <= 180, "a number of degrees in [0, 180]")
         if preset.feedback == "tied":
             raise ValueError(f"--angle needs a preset with free feedback, {name} has tied feedback")
-    if args.rule == "bptt" and args.nudging is not None:
-        raise ValueError(f"--nudging {args.nudging} is for rules that nudge, --rule bptt takes the exact gradient")
+    is_bptt = args.rule == "bptt"
+    for option in ("beta", "nudging", "tolerance"):
+        given = getattr(args, option)
+        if is_bptt and given is not None:
+            raise ValueError(f"--{option} {given} is not for --rule bptt, the exact gradient through --steps T K")
     data_dir = args.data_dir or Path("data")
     return {
         "preset": name,
-        "bptt": args.rule == "bptt",
+        "bptt": is_bptt,
         "data": args.data or preset.data,
         "data_dir": str(data_dir.absolute()),
         "seed": args.seed or 0,
@@ -214,9 +237,11 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "lr": args.lr or list(preset.lr),
         "steps": args.steps or [preset.free_steps, preset.nudged_steps],
         "angle": preset.feedback_angle if args.angle is None else args.angle,
+        "beta": preset.beta if args.beta is None else args.beta,
         "nudging": args.nudging or preset.nudging,
         "schedule": args.schedule or preset.schedule,
-        "tolerance": preset.tolerance if args.tolerance is None else args.tolerance,
+        "tolerance": None if is_bptt else preset.tolerance if args.tolerance is None else args.tolerance,
+        "device": args.device or "cpu",
     }
 
 
@@ -249,6 +274,14 @@ def _dataset(config: Mapping[str, Any], args: argparse.Namespace) -> Dataset:
     return load(config["data"], args.data_dir or config["data_dir"], download=args.download)
 
 
+def _device(name: str) -> torch.device:
+    """The --device of this name; ValueError if torch does not see it."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch sees no CUDA GPU")
+    one_of("--device", name, ["cpu", "cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+    return torch.device(name)
+
+
 def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Preset]:
     preset = PRESETS[config["preset"]]
     if len(config["lr"]) != len(preset.lr):
@@ -261,6 +294,7 @@ def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Pres
         free_steps=free_steps,
         nudged_steps=nudged_steps,
         feedback_angle=config["angle"],
+        beta=config["beta"],
         nudging=config["nudging"],
         schedule=config["schedule"],
         tolerance=config["tolerance"],
@@ -273,6 +307,7 @@ def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Pres
         raise ValueError(
             f"--preset {config['preset']} does not fit {config['data']}, whose images are {shape}: {error}"
         ) from error
+    net.to(dataset.train_x.device)  # drawn on the CPU: the same weights everywhere
     optimizer = preset.optimizer(net)
     return Trainer(preset.rule(net, config["backend"]), optimizer, preset.scheduler(optimizer)), preset
 
@@ -301,7 +336,8 @@ def _how_to_resume(out: Path) -> str:
 def _eval(args: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(args.out)
     config = _settings_of(checkpoint, args.out)
-    dataset = _dataset(config, args)
+    device = _device(args.device or "cpu")
+    dataset = _dataset(config, args).to(device)
     trainer, _ = _trainer(config, dataset)
     trainer.rule.net.load_state_dict(checkpoint["network"])
     result = trainer.evaluate(dataset.test_batches(TEST_BATCH))
@@ -314,9 +350,7 @@ def _eval(args: argparse.Namespace) -> None:
 def _bench(args: argparse.Namespace) -> None:
     most = torch.get_num_threads()
     patterns, threads, rounds = (QUICK, [most], 3) if args.quick else (args.cases, sorted({1, most}), 5)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no CUDA GPU")
-    if args.device == "cuda" and args.threads:
+    if _device(args.device).type == "cuda" and args.threads:
         raise ValueError("--threads is about the CPU, got --device cuda")
     bench(patterns, args.device, args.threads or threads, args.rounds or rounds, args.out, progress=_has_bar())
 

@@ -38,14 +38,25 @@ class Dataset(NamedTuple):
     normalise: Normalisation | None = None  # bytes to what the network sees
     mirrors: bool = False  # whether an image's mirror image shows the same class
 
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same on ``device``, where the batches then are, too."""
+        tensors = {name: getattr(self, name).to(device) for name in ("train_x", "train_y", "test_x", "test_y")}
+        return self._replace(**tensors)
+
     def train_batches(self, batch_size: int, seed: int = 0, augmented: bool = False) -> Batches:
-        """The training set in a new order every epoch; ``augmented``: each image moved by up to 4 pixels each way and,
-        if the data set allows, mirrored or not, drawn anew every epoch."""
+        """The training set in a new order every epoch, x ``(B, C, H, W)``, y ``(B,)``.
+
+        Args:
+            batch_size: samples in a batch; the last one holds what is left.
+            seed: of the orders, and of what ``augmented`` draws.
+            augmented: each image moved by up to 4 pixels each way and, if the data set allows, mirrored or not, drawn
+                anew every epoch.
+        """
         augment = partial(random_crop, mirror=self.mirrors) if augmented else None
         return Batches(self.train_x, self.train_y, batch_size, True, seed, augment=augment, normalise=self.normalise)
 
     def test_batches(self, batch_size: int) -> Batches:
-        """The test set, in order."""
+        """The test set in order, x ``(B, C, H, W)``, y ``(B,)``."""
         return Batches(self.test_x, self.test_y, batch_size, normalise=self.normalise)
 
 

@@ -33,7 +33,7 @@ class Dynamics:
     activation: str = "sigmoid"
     output_activation: str = "sigmoid"
     kind: str = "prototypical"  # | "energy"
-    dt: float = 0.5
+    dt: float = 0.2
     clip: bool = True
     schedule: str = "synchronous"  # | "asynchronous"
 

@@ -14,7 +14,10 @@ from .network import Network, one_of, whole_number
 
 
 def mlp(*sizes: int, bias: bool = True, **settings: Any) -> Network:
-    """A :class:`Network` of dense layers of these ``sizes``, input first; ``settings`` as for Network."""
+    """A :class:`Network` of dense layers of these ``sizes``, input first; ``settings`` as for Network.
+
+    Raises ValueError if there are fewer than two sizes, or one is no int >= 1.
+    """
     if len(sizes) < 2:
         raise ValueError(f"mlp needs at least an input and an output size, got {sizes}")
     for position, size in enumerate(sizes):
@@ -41,6 +44,7 @@ def convnet(
         kernels, paddings: of each convolution, or one for all.
         pools: a letter for each convolution: "m" 2x2 maximum, "a" 2x2 average, "i" none; "": none anywhere.
         fc: units of the dense layers; the last are the output units or, with a readout, the classes.
+        bias: whether connections have one.
         settings: as for Network.
 
     Raises:

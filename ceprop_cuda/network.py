@@ -92,13 +92,15 @@ class Network(nn.Module):
     Args:
         model: ``nn.Sequential`` of any number of ``nn.Conv2d``, each followed by an ``nn.MaxPool2d``, an
             ``nn.AvgPool2d`` or none, then an ``nn.Flatten`` and at least one ``nn.Linear``. A layer's state is what
-            comes after the pooling. On a GPU the fused kernels take networks whose convolutions do not fill it.
+            comes after the pooling.
         input_shape: shape of one sample, e.g. ``(784,)``, or ``(1, 28, 28)`` where a Conv2d or an nn.Flatten leads.
         activation: of the hidden units: "sigmoid" 1/(1+exp(-4(x-1/2))), "hard_sigmoid" clip(x, 0, 1),
             "half_hard_sigmoid" clip(x/2, 0, 1), "centered_hard_sigmoid" clip(x, -1/2, 1/2), "tanh" or "linear".
         output_activation: of the output units; None: the same. With a readout there are none.
         dynamics: "prototypical", s <- rho(a) (arXiv 1905.13633, section 3), or "energy",
-            s <- clip(s + dt (-s + rho'(s) a)).
+            s <- clip(s + dt (-s + rho'(s) a)), without rho' at the output and with free feedback. The drive a comes
+            from the states of the layers below and above, in energy dynamics from rho of them; a nudge adds
+            beta (y - s) to the output units, in energy dynamics dt times as much.
         dt: step size of the energy dynamics.
         clip: whether the energy dynamics keep states in [0, 1].
         feedback: "tied", layer l reaches layer l-1 through W[l]^T, or "free", through a Parameter V[l] of its own
@@ -247,10 +249,13 @@ class Network(nn.Module):
         return_steps: bool = False,
         precision: str = "exact",
     ) -> list[Tensor] | tuple[list[Tensor], Tensor]:
-        """The layers' states ``(B, n_l)`` after ``steps`` steps from ``states`` (default: zeros).
+        """The layers' states after ``steps`` steps, ``(B, n_l)`` each, of convolutions ``(B, C, H, W)`` after the
+        pooling.
 
         Args:
             x: ``(B, *input_shape)``.
+            steps: number of steps, at least 0; ``tolerance`` may end them before.
+            states: of every layer, what to start from (default: zeros).
             target: None for a free phase; class indices ``(B,)`` int64 or float targets ``(B, classes)`` for a nudged
                 one of strength ``beta`` (may be negative, not 0).
             nudge_at, loss: as for :class:`ceprop_cuda.EP`.

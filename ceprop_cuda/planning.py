@@ -19,6 +19,8 @@ PARTS = ("free phase", "nudged phases", "contrast", "input update", "inner updat
 
 @dataclass(frozen=True)
 class Cost:
+    """Operations and traffic of one batch."""
+
     flops: float  # a multiplication and an addition are two
     bytes: float  # of weights, read and written; states are small beside them
 
@@ -30,9 +32,9 @@ class Plan:
 
     ``costs`` holds those of the parts of the step: "free phase", "nudged phases", for EP "contrast", for continual EP
     "input update" and "inner updates" (of connection 0 and of those between layers). ``forms`` says by which form the
-    kernels compute the two updates, "literal" or "low_rank"; empty for EP. ``other_forms`` holds what the forms not
-    taken would cost, where they are exact; empty for EP. ``expected_ms`` follows from the measured speed of a free
-    step; None where the fused kernels cannot run the network.
+    kernels compute the two updates, called "input" and "inner": "literal" or "low_rank"; empty for EP. ``other_forms``
+    holds what the forms not taken would cost, where they are exact; empty for EP. ``expected_ms`` follows from the
+    measured speed of a free step; None where the fused kernels cannot run the network.
     """
 
     costs: dict[str, Cost]
@@ -68,7 +70,7 @@ def plan(net: Network, rule: EP | CEP, batch: int) -> Plan:
 
     The kernels take, for continual EP, the form of each update that needs fewer operations (2005.04168's update moves
     the weights at every step; the exact low-rank form keeps them constant), or the one that ``rule.update`` names.
-    Runs a few free steps to measure their speed, with as many threads as torch has.
+    Runs a few free steps to measure their speed, with as many threads as torch has; waits for a GPU.
 
     Raises:
         TypeError: ``rule`` is no EP or CEP.

@@ -20,9 +20,9 @@ UPDATES = ("auto", "literal", "low_rank")
 @dataclass
 class StepResult:
     """What one call of a rule saw. ``output`` ``(B, classes)`` is the free phase's output units or logits, ``target``
-    ``(B, classes)`` what they should be; states are lists of ``(B, n_l)``, the input side first; ``steps`` int64 holds
-    the number of steps made in each phase that was run, in order: free, +beta (random_sign: its sign), and when
-    symmetric -beta, before it continual EP's way back."""
+    ``(B, classes)`` what they should be; states are lists, the input side first, of ``(B, n_l)`` or, of convolutions,
+    ``(B, C, H, W)`` after the pooling; ``steps`` int64 holds the number of steps made in each phase that was run, in
+    order: free, +beta (random_sign: its sign), and when symmetric -beta, before it continual EP's way back."""
 
     loss_kind: str  # "mse" or "cross_entropy"
     target: Tensor
@@ -118,6 +118,13 @@ class NudgedRule(Rule):
 class EP(NudgedRule):
     """Equilibrium propagation: free phase, nudged phase, one contrast per batch (arXiv 1905.13633, 2006.03824).
 
+    With r and r' the states at the ends of the free and of the nudged phase (in energy dynamics rho of them), r[-1] the
+    input, and tied feedback:
+
+        dL/dW[l] ~ -(r'[l]^T r'[l-1] - r[l]^T r[l-1]) / (beta B)
+
+    Free feedback and ``shared_update``: see ``ceprop_cuda.reference.contrast``.
+
     Args:
         net: the network; its ``free_steps`` becomes ``free_steps``.
         free_steps, nudged_steps: lengths T and K of the phases.
@@ -134,7 +141,11 @@ class EP(NudgedRule):
         tolerance: None, or end a phase already after 4, 8, 12, ... of its steps if the last of them moved no unit of
             any sample of the batch by more than this. 0 ends it only where further steps would change nothing.
         precision: "exact", or on a GPU "tf32" or "bf16": tensor cores compute the steps' products, whose factors are
-            rounded to 11 or 8 bits; sums, states, parameters and contrasts stay float32. The reference is always exact.
+            rounded to 11 or 8 bits; sums, states, parameters and contrasts stay float32. The reference is always exact,
+            and what ``backend="auto"`` runs where the kernels have no such products, as on the CPU.
+
+    Raises:
+        ValueError, TypeError: a setting is none of the choices, or the network cannot have it.
     """
 
     def __init__(
@@ -193,8 +204,12 @@ class EP(NudgedRule):
 class CEP(NudgedRule):
     """Continual equilibrium propagation: the weights move at every nudged step (arXiv 2005.04168, 2005.04169).
 
-    With tied feedback C-EP, with free feedback C-VF. The rule is its own optimizer: plain gradient steps on every
-    parameter, whether it requires grad or not; ``lr`` 0 keeps a connection as it is.
+    With tied feedback C-EP, with free feedback C-VF. After every nudged step, from r to r' in :class:`EP`'s words,
+
+        W[l] <- W[l] + lr[l] ((r'[l]^T r'[l-1] - r[l]^T r[l-1]) / (beta B) - weight_decay W[l])
+
+    and the next step is made with these weights. A readout moves once, at the end. The rule is its own optimizer: plain
+    gradient steps on every parameter, whether it requires grad or not; ``lr`` 0 keeps a connection as it is.
 
     Args:
         lr: learning rate of each connection, input side first (with a readout, its rate comes last); one number: all.
@@ -206,6 +221,9 @@ class CEP(NudgedRule):
             "low_rank" keeps them constant and adds the change as products with B x B matrices wherever that is exact,
             "auto" takes the one with fewer operations, see :func:`ceprop_cuda.plan`. All give the same numbers up to
             rounding; the reference has only one form.
+
+    Raises:
+        ValueError, TypeError: as :class:`EP`; or a rate is negative, or there is not one for every connection.
     """
 
     def __init__(
@@ -277,9 +295,14 @@ class BPTT(Rule):
     """Backpropagation through the last steps of the free phase: the exact gradient that EP estimates (1905.13633).
 
     Args:
+        net: the network; its ``free_steps`` becomes ``free_steps``.
+        free_steps: number T of steps of the free phase, the unrolled ones among them.
         unrolled_steps: number K <= ``free_steps`` of last steps that the gradient goes back through.
         loss: as for :class:`EP`.
         backend: of the steps before the unrolled ones, which always run in PyTorch under autograd.
+
+    Raises:
+        ValueError, TypeError: a setting is none of the choices, or the network cannot have it.
     """
 
     def __init__(

@@ -6,8 +6,10 @@ it has settled at least K steps before its end, then for t = 0 .. K-1, as beta a
     neurons      (s_{t+1} - s_t) / beta                ->  - dL/ds_{T-t}
     parameters   contrast of s_t and s_{t+1} / beta    ->  - dL/dtheta_{T-t}
 
-where s_t are the states of the nudged phase, s_0 = s_T: what the nudge has reached after t steps forward is what the
-gradient has reached after t steps back. Exact for dynamics that are the gradient of a scalar function; how close others
+where s_t are the states of the nudged phase, s_0 = s_T, and the contrast is ``reference.contrast``, for W[l]
+(s_{t+1}[l]^T s_{t+1}[l-1] - s_t[l]^T s_t[l-1]) / B: what the nudge has reached after t steps forward is what the
+gradient has reached after t steps back. Energy dynamics, with rho(s) in place of s there, move neurons by dt times as
+much, which the comparison divides by. Exact for dynamics that are the gradient of a scalar function; how close others
 come, and how much of it a finite beta, T and K leave, is what :func:`compare` measures.
 """
 

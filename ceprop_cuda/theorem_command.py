@@ -48,12 +48,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--case", choices=CASES, metavar="NAME", help="network and settings, see below")
-    chosen.add_argument("--preset", choices=PRESETS, metavar="NAME", help="those of `ceprop train`, before training")
-    parser.add_argument("--data", choices=DATASETS, help="images (default: digits, enlarged to 28x28; the preset's)")
+    chosen.add_argument(
+        "--preset",
+        choices=PRESETS,
+        metavar="NAME",
+        help="of `ceprop train`, before training; not continual EP nudged both ways",
+    )
+    parser.add_argument(
+        "--data", choices=DATASETS, help="images (default: of a case digits, enlarged to 28x28, of a preset its own)"
+    )
     parser.add_argument("--steps", type=int, nargs=2, metavar=("T", "K"), help="free and nudged (default: the case's)")
     parser.add_argument("--beta", type=float, metavar="X", help="strength of the nudge (default: the case's)")
     parser.add_argument("--batch", type=int, metavar="B", help="samples in a batch (default: the case's)")
-    parser.add_argument("--batches", type=int, default=1, metavar="N", help="to average over; the papers' recipe: 20")
+    parser.add_argument(
+        "--batches", type=int, default=1, metavar="N", help="to average over (default: 1; the papers take 20)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of weights and samples (default: 0)")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the free phase (default: auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")

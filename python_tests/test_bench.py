@@ -149,6 +149,24 @@ def test_rows_tables_and_figure(relaxes_only: bool, tmp_path: Path) -> None:
     assert chart(rows).startswith(b"\x89PNG")
 
 
+def test_a_table_and_a_figure_of_dense_and_convolutional_cases() -> None:
+    """As of the whole grid: not every contender is there for every case."""
+    dense, convolutional = (
+        [
+            suite.Row(case, "EP", "7-3", 5, 4, 3, 1, contender, "ok", ms=2.0, ms_q1=1.0, ms_q3=3.0, over_fused=ratio,
+                      over_fused_q1=ratio, over_fused_q3=ratio, fraction_of_mm=0.5)
+            for contender, ratio in ratios.items()
+        ]
+        for case, ratios in (("a", {"fused": 1.0, "same_algebra": 1.5}), ("b", {"fused": 1.0, "autograd": 2.5}))
+    )  # fmt: skip
+    for rows in (dense + convolutional, convolutional + dense):
+        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown_table(rows).splitlines()]
+        columns = {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+        ratios = {case: (cells["same_algebra / fused"], cells["autograd / fused"]) for case, cells in columns.items()}
+        assert ratios == {"a": ("1.5 (1.5 - 1.5)", ""), "b": ("", "2.5 (2.5 - 2.5)")}
+        assert chart(rows).startswith(b"\x89PNG")
+
+
 def test_the_parts_of_a_step_add_up() -> None:
     threads = torch.get_num_threads()
     try:

@@ -129,12 +129,12 @@ def test_settings_of_a_run(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     options = ["--preset", "c-vf-1h", "--data-dir", str(tmp_path), "--epochs", "1", "--seed", "3", "--lr", "0.2", "0.1"]
     options += ["--batch", "25", "--steps", "12", "6", "--schedule", "asynchronous", "--tolerance", "1e-3"]
-    options += ["--nudging", "symmetric"]
+    options += ["--nudging", "symmetric", "--beta", "0.3", "--device", "cpu"]
     assert cli.main([*QUICK, *options, "--threads", "3"]) == 0
     config = config_of("runs/c-vf-1h-mnist-3")
     del config["versions"]
     rule = config.pop("rule")
-    assert (rule["name"], rule["lr"], rule["nudging"]) == ("CEP", [0.2, 0.1], "symmetric")
+    assert (rule["name"], rule["lr"], rule["beta"], rule["nudging"]) == ("CEP", [0.2, 0.1], 0.3, "symmetric")
     assert (rule["free_steps"], rule["nudged_steps"], rule["tolerance"]) == (12, 6, 1e-3)
     assert "schedule='asynchronous'" in rule["network"]
     assert config == {
@@ -148,9 +148,11 @@ def test_settings_of_a_run(tmp_path: Path) -> None:
         "lr": [0.2, 0.1],
         "steps": [12, 6],
         "angle": 0.0,
+        "beta": 0.3,
         "nudging": "symmetric",
         "schedule": "asynchronous",
         "tolerance": 1e-3,
+        "device": "cpu",
         "epochs": 1,
     }
     free_steps, *nudged_steps = metrics_of("runs/c-vf-1h-mnist-3")[0]["steps"]
@@ -169,7 +171,7 @@ def test_defaults_come_from_the_preset(tmp_path: Path) -> None:
     config = config_of("runs/p-1h-mnist-0")
     assert config["lr"] == list(PRESETS["p-1h"].lr)
     assert (config["steps"], config["schedule"], config["tolerance"]) == ([40, 15], "synchronous", None)
-    assert config["nudging"] == "positive"
+    assert (config["beta"], config["nudging"], config["device"]) == (PRESETS["p-1h"].beta, "positive", "cpu")
     assert metrics_of("runs/p-1h-mnist-0")[0]["steps"] == [40, 15]
     assert config["data_dir"] == str(tmp_path / "data")
 
@@ -198,6 +200,8 @@ def test_resume_takes_the_settings_of_the_run_and_refuses_others(capsys: pytest.
         capsys, [*resume, "--schedule", "asynchronous"], "asynchronous contradicts the run in a, which has s"
     )
     assert_refused(capsys, [*resume, "--tolerance", "0"], "--tolerance 0.0 contradicts the run in a, which has None")
+    assert_refused(capsys, [*resume, "--beta", "9"], "--beta 9.0 contradicts the run in a, which has ")
+    assert_refused(capsys, [*resume, "--device", "cuda"], "--device cuda contradicts the run in a, which has cpu")
     assert_refused(capsys, [*QUICK, *out], "a holds a run already (checkpoint.pt): go on with it by")
     assert len(metrics_of("a")) == 1
     assert cli.main([*resume, "--seed", "4", "--epochs", "2", "--threads", "1"]) == 0
@@ -284,6 +288,17 @@ def test_a_fused_backend_that_cannot_run_is_one_line_and_other_runtime_errors_ar
     monkeypatch.setattr(ops, "obstacle", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         cli.main(train)
+
+
+@pytest.mark.parametrize("arguments", [("train", "--out", "b"), ("eval", "--run", "a")])
+def test_a_device_that_is_not_there_is_refused(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main([*QUICK, "--epochs", "1", "--out", "a"]) == 0
+    assert_refused(capsys, [*arguments, "--device", "tpu"], "--device must be one of 'cpu', 'cuda'")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert_refused(capsys, [*arguments, "--device", "cuda:1"], "--device cuda:1: torch sees no CUDA GPU")
+    assert not Path("b").exists()
 
 
 def test_runs_of_others_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

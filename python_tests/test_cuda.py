@@ -31,7 +31,6 @@ from variants import TOLERANCES, build, copy_of, name_of
 
 import ceprop_cuda as cep
 from ceprop_cuda import network, ops, reference
-from ceprop_cuda.data import Batches, load
 from ceprop_cuda.dynamics import Circuit, Nudge
 from ceprop_cuda.presets import PRESETS
 
@@ -440,36 +439,3 @@ def test_deep_convnets() -> None:
     for state, other, true in zip(exact, rounded, wanted, strict=True):
         assert relative_error(state.double(), true) < 1e-5
         assert 1e-5 < relative_error(other.double(), true) < 1e-2
-
-
-@pytest.mark.parametrize("continual", [False, True])
-def test_the_convnet_of_mnist(continual: bool) -> None:
-    preset = replace(PRESETS["p-conv"], continual=continual, lr=PRESETS["c-ep-conv"].lr)
-    x, y = torch.rand(20, 1, 28, 28), torch.arange(20) % 10
-    results = []
-    for device, backend in ((GPU, "fused"), ("cpu", "reference")):
-        torch.manual_seed(0)
-        net = preset.network((1, 28, 28), 10).to(device)
-        rule = preset.rule(net, backend)
-        out = (rule.step if isinstance(rule, cep.CEP) else rule.backward)(*there((x, y), device))
-        results.append(there([*out.free_states, *learned(net)], "cpu"))
-    for found, wanted in zip(*results, strict=True):
-        assert relative_error(found, wanted) < 1e-3
-
-
-def trained(continual: bool, device: str) -> dict[str, Any]:
-    """What an epoch on the digits measures."""
-    preset, data = replace(PRESETS["digits"], continual=continual), there(load("digits"), device)
-    torch.manual_seed(0)
-    net = preset.network(64, data.classes).to(device)
-    trainer = cep.Trainer(preset.rule(net, "fused"), preset.optimizer(net))
-    train = Batches(data.train_x, data.train_y, preset.batch_size, shuffle=True)
-    return trainer.fit(train, 1, test=Batches(data.test_x, data.test_y, 500), progress=False)[0]
-
-
-@pytest.mark.parametrize("continual", [False, True])
-def test_training(continual: bool) -> None:
-    on_gpu, on_cpu = (trained(continual, device) for device in (GPU, "cpu"))
-    assert on_gpu["train_loss"] == pytest.approx(on_cpu["train_loss"], rel=1e-2)
-    assert on_gpu["test_error"] == pytest.approx(on_cpu["test_error"], abs=2)  # percent
-    assert on_gpu["steps"] == on_cpu["steps"]

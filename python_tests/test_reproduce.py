@@ -75,7 +75,7 @@ def fake_run(name: str, seed: int, errors: list[float], epochs: int, data: str =
     config: dict[str, Any] = {"preset": row.preset, "data": data, "seed": seed, "bptt": row.bptt, "epochs": epochs}
     config |= {"angle": row.angle or 0.0, "lr": preset.lr, "steps": [30, 10], "batch": 20, "data_dir": "data"}
     config |= {"rule": {"name": "EP", "beta": 0.1}, "schedule": row.schedule or preset.schedule, "tolerance": None}
-    config |= {"nudging": row.nudging or preset.nudging}
+    config |= {"nudging": row.nudging or preset.nudging, "device": "cpu"}
     (folder / "config.json").write_text(json.dumps(config))
     return Run(name, row, seed, epochs, folder, data)
 
@@ -124,8 +124,8 @@ def test_what_differs_from_synchronous_steps_of_full_length_is_told() -> None:
     assert result.settings.endswith("lr 0.2 0.05 0.005 symmetric")
     run = fake_run("p-3h", 0, [2.0], 1)
     config = run.folder / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"tolerance": 1e-3}))
-    assert results([run])[0].settings.endswith("tolerance 0.001")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tolerance": 1e-3, "device": "cuda:1"}))
+    assert results([run])[0].settings.endswith("tolerance 0.001 on cuda:1")
 
 
 def test_numbers_published_on_mnist_stand_beside_no_other_data() -> None:
@@ -150,6 +150,9 @@ def test_without_rows_it_reports_on_what_is_there(capsys: pytest.CaptureFixture[
     assert measured()["p-3h"]["test"] == "1.5"
     assert Path("r/results.md").read_text().startswith("| row ")
     assert Path("r/curves.png").exists()
+    lines = [tuple(line.values()) for line in lines_of("r/curves.csv")]
+    begin = ("p-3h", "mnist", "0")
+    assert lines == [("ep-1h", "mnist", "0", "1", "0.3", "3"), (*begin, "1", "0.2", "2"), (*begin, "2", "0.15", "1.5")]
     assert not Path("r/angles.csv").exists()
 
 

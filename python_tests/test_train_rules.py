@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_cli import QUICK, assert_refused, config_of, metrics_of
+from test_data import write_mnist
 
 from ceprop_cuda import cli
 from ceprop_cuda.presets import PRESETS
@@ -45,14 +46,19 @@ def test_training_by_bptt(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*QUICK, "--epochs", "1", "--out", "a"]) == 0
     resumed = ["train", "--resume", "--out", "a", "--rule", "bptt"]
     assert_refused(capsys, resumed, "--rule bptt contradicts the run in a, which learns by its preset's rule")
-    assert_refused(capsys, [*QUICK, *options, "--tolerance", "1e-3", "--out", "c"], "BPTT has no tolerance")
-    assert_refused(
-        capsys,
-        [*QUICK, *options, "--nudging", "symmetric", "--out", "c"],
-        "--nudging symmetric is for rules that nudge",
-    )
+    for option in (["--tolerance", "0.001"], ["--nudging", "symmetric"], ["--beta", "0.1"]):
+        message = f"{' '.join(option)} is not for --rule bptt, the exact gradient through --steps T K"
+        assert_refused(capsys, [*QUICK, *options, *option, "--out", "c"], message)
     assert_refused(capsys, [*QUICK, "--rule", "bptt", "--steps", "5", "6", "--out", "c"], "at most free_steps=5, got 6")
     assert not Path("c").exists()
+
+
+def test_bptt_has_no_use_for_a_presets_tolerance(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "data", train=8, test=4)
+    options = ["--preset", "ep-conv", "--rule", "bptt", "--steps", "3", "2", "--batch", "4", "--epochs", "1"]
+    assert cli.main([*QUICK, *options, "--out", "a"]) == 0
+    assert config_of("a")["tolerance"] is None
+    assert metrics_of("a")[0]["steps"] == [3]
 
 
 def test_the_angle_of_free_feedback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def _parsed(text: str, kind: str) -> Any:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """A line per case and number of threads: the fused step, with what was predicted of it, and how many times as long
-    the others take."""
+    the others take; nothing in the column of a contender that is not of a case's kind."""
     others = list(dict.fromkeys(row.contender for row in rows if row.contender != "fused"))
     predicted = ["predicted, ms"] if any(row.predicted_ms is not None for row in rows) else []
     ratios = [f"{name} / fused" for name in others]
@@ -112,8 +112,9 @@ def markdown_table(rows: Sequence[Row]) -> str:
         cells = [case, str(threads or "GPU"), _between(fused.ms, fused.ms_q1, fused.ms_q3) or fused.status]
         if predicted:
             cells.append("" if fused.predicted_ms is None else f"{fused.predicted_ms:.3g}")
-        for other in (by_name[name] for name in others):
-            cells.append(_between(other.over_fused, other.over_fused_q1, other.over_fused_q3) or other.status)
+        for other in map(by_name.get, others):
+            ratio = other and (_between(other.over_fused, other.over_fused_q1, other.over_fused_q3) or other.status)
+            cells.append(ratio or "")
         if fused.needed_gflop_per_s is not None and fused.fraction_of_mm is not None:
             cells += [f"{fused.needed_gflop_per_s:.0f}", f"{fused.fraction_of_mm:.2f}"]
         lines.append(cells + [""] * (len(lines[0]) - len(cells)))

@@ -12,7 +12,7 @@ from ..bench.report import environment, write_csv
 from ..data import DATASETS
 from ..network import whole_number
 from .angles import angle_figure, sweep
-from .report import curves, results, table
+from .report import curves, epochs_of, results, table
 from .rows import ROWS, chosen_rows
 from .runs import Run, found, planned, train
 
@@ -31,12 +31,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="of every run (default: the presets')")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of a run (default: all over --jobs)")
+    parser.add_argument("--device", metavar="NAME", help="of `ceprop train` (default: cpu)")
     parser.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR", help="(default: reproduce)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Complete the runs ``out/ROW/seed-N`` and report on them and all others in ``out``: results.csv, results.md and
-    curves.png, written again after every run; at the end angles.csv and angles.png of rows that set the angle.
+    """Complete the runs ``out/ROW/seed-N`` and report on them and all others in ``out``: results.csv, results.md,
+    curves.png and, once a run is complete, curves.csv, written again after every run; at the end angles.csv and
+    angles.png of rows that set the angle.
 
     Raises:
         ValueError: a wrong option, or a folder that holds another run; nothing was changed.
@@ -68,11 +70,15 @@ def run(args: argparse.Namespace) -> None:
         write_csv(args.out / "results.csv", measured, facts)
         (args.out / "results.md").write_text(text)
         (args.out / "curves.png").write_bytes(curves(all_runs()))
+        epochs = epochs_of(all_runs())
+        if epochs:
+            write_csv(args.out / "curves.csv", epochs, facts)
         return text
 
     options = ["--threads", str(threads)]
     options += ["--data-dir", str(args.data_dir)] if args.data_dir is not None else []
     options += ["--download"] if args.download else []
+    options += ["--device", args.device] if args.device is not None else []
     try:
         failed = train(runs, jobs, options, sys.stderr.isatty(), report)
     except KeyboardInterrupt:

@@ -33,6 +33,28 @@ class Result:
     commits: str
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch of a complete run came to; errors in percent."""
+
+    row: str
+    data: str
+    seed: int
+    epoch: int
+    train_error: float
+    test_error: float | None
+
+
+def epochs_of(runs: Sequence[Run]) -> list[Epoch]:
+    """All epochs of the complete ones of ``runs``."""
+    return [
+        Epoch(run.name, run.data, run.seed, number, metrics["train_error"], metrics["test_error"])
+        for run in runs
+        if run.is_complete()
+        for number, metrics in enumerate(run.history(), 1)
+    ]
+
+
 def results(runs: Sequence[Run]) -> list[Result]:
     """A result for each row, number of epochs and data set of ``runs``, in their order."""
     return [_result(group) for group in _groups(runs)]
@@ -84,6 +106,7 @@ def _settings(run: Run) -> str:
     unusual = " asynchronous" if config["schedule"] == "asynchronous" else ""
     unusual += "" if config["nudging"] == "positive" else f" {config['nudging'].replace('_', ' ')}"
     unusual += "" if config["tolerance"] is None else f" tolerance {config['tolerance']:g}"
+    unusual += "" if config["device"] == "cpu" else f" on {config['device']}"
     phases = f"T {free_steps} K {nudged_steps}{beta} B {config['batch']}"
     return f"{rule['name']} on {config['data']}: {phases} lr {rates}{unusual}"
 
@@ -98,7 +121,9 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 def table(found: Sequence[Result], facts: Mapping[str, str]) -> str:
     """As Markdown, above a list of the settings."""
-    lines = [["row", "published test (train), %", "measured test (train), %", "runs", "epochs", "minutes a run"]]
+    lines = [
+        ["row", "published test (train), %", "measured test (train), %", "complete runs", "epochs", "minutes a run"]
+    ]
     for result in found:
         published = _error(result.published_test, result.published_deviation)
         measured = _error(result.test, result.test_deviation)
