@@ -10,6 +10,7 @@ Fails if a kernel
 - spills registers or has a stack frame, or is missing;
 - needs more registers than its blocks leave a thread;
 - is for tensor cores and has no HMMA instruction;
+- has many loads that ask which memory an address is in: so a function that is not inlined reads what it is passed;
 - is compiled for an architecture that cannot run it, or is the stub that stands for such a one where it could run.
 """
 
@@ -36,6 +37,7 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FIRST_TENSOR_FLOATS, FIRST_CLUSTERS = 80, 90  # architectures
 REGISTERS_OF_A_MULTIPROCESSOR, MOST_REGISTERS_OF_A_THREAD = 65536, 255
 MOST_INSTRUCTIONS_OF_A_STUB = 16
+MOST_GENERIC_LOADS = 0.03  # of the instructions
 FRAME = ("stack_bytes", "spill_store_bytes", "spill_load_bytes")  # in ptxas' order
 
 TYPES = {"f": "float", "d": "double"}
@@ -60,6 +62,7 @@ class Resources:
     spill_load_bytes: int
     instructions: int  # without those that fill up its memory
     tensor_instructions: int
+    generic_loads: int  # from an address in any memory
     traps: int
 
     @property
@@ -74,6 +77,7 @@ class Disassembled:
 
     instructions: int
     tensor_instructions: int
+    generic_loads: int
     traps: int
 
 
@@ -115,7 +119,10 @@ def parse_disassembly(text: str) -> dict[str, Disassembled]:
         symbol, _, body = part.partition("\n")
         names = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)", body, re.MULTILINE)
         found[readable(symbol.strip())] = Disassembled(
-            sum(name != "NOP" for name in names), names.count("HMMA"), len(re.findall(r"\bBPT\.TRAP\b", body))
+            instructions=sum(name != "NOP" for name in names),
+            tensor_instructions=names.count("HMMA"),
+            generic_loads=names.count("LD"),
+            traps=len(re.findall(r"\bBPT\.TRAP\b", body)),
         )
     return found
 
@@ -159,6 +166,8 @@ def faults(rows: Sequence[Resources], architectures: Sequence[int], threads: int
             found.append(f"{who}: a stack frame of {row.stack_bytes} bytes")
         if row.registers > most:
             found.append(f"{who}: {row.registers} registers, where blocks of {threads} threads leave {most}")
+        if row.generic_loads > MOST_GENERIC_LOADS * row.instructions:
+            found.append(f"{who}: {row.generic_loads} of {row.instructions} instructions are loads from any memory")
         if not exists_on(row.kernel, row.architecture):
             if not row.is_stub:
                 found.append(f"{who}: {row.instructions} instructions, where a stub must trap")

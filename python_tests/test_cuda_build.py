@@ -58,6 +58,8 @@ LINES = (
     "        /*38490*/              @!P3 IMAD.MOV.U32 R30, RZ, RZ, RZ ;      /* 0x000000ffff1eb224 */\n"
     "                                                                        /* 0x000fcc00078e00ff */\n"
     "        /*384a0*/                   HMMA.1688.F32.TF32 R4, R8, R12, R4; /* 0x0000001e181cb228 */\n"
+    "        /*384b0*/              @P0  LD.E.64 R8, [R2.64+0x10] ;          /* 0x0000100402087980 */\n"
+    "        /*384c0*/                   LDG.E R9, [R4.64] ;                 /* 0x0000000404097981 */\n"
 )
 
 
@@ -101,8 +103,12 @@ def test_frames_of_called_functions_count() -> None:
 
 def test_instructions_are_counted() -> None:
     read = cuda_resources.parse_disassembly(disassembly(LINES * 20))
-    assert read["float, Exact, InGrid"] == cuda_resources.Disassembled(instructions=40, tensor_instructions=20, traps=0)
-    assert read["float, Bf16, InCluster"] == cuda_resources.Disassembled(instructions=3, tensor_instructions=0, traps=1)
+    assert read["float, Exact, InGrid"] == cuda_resources.Disassembled(
+        80, tensor_instructions=20, generic_loads=20, traps=0
+    )
+    assert read["float, Bf16, InCluster"] == cuda_resources.Disassembled(
+        3, tensor_instructions=0, generic_loads=0, traps=1
+    )
 
 
 def test_rows_of_both() -> None:
@@ -119,7 +125,7 @@ def sound(architecture: int) -> list:
     rows = []
     for kernel in cuda_resources.KERNELS:
         there, tensor = cuda_resources.exists_on(kernel, architecture), "Tf32" in kernel or "Bf16" in kernel
-        counted = (14000, 4 if tensor else 0, 9) if there else (3, 0, 1)
+        counted = (14000, 4 if tensor else 0, 130, 9) if there else (3, 0, 0, 1)
         rows.append(cuda_resources.Resources(architecture, kernel, 168 if there else 4, 0, 0, 0, 0, *counted))
     return rows
 
@@ -145,7 +151,8 @@ def test_what_architectures_have() -> None:
         ({"stack_bytes": 40}, "a stack frame of 40 bytes"),
         ({"registers": 256}, "256 registers, where blocks of 256 threads leave 255"),
         ({"tensor_instructions": 0}, "no HMMA instruction"),
-        ({"instructions": 3, "traps": 1}, "a stub that traps, where the architecture could run it"),
+        ({"generic_loads": 1848}, "1848 of 14000 instructions are loads from any memory"),
+        ({"instructions": 3, "generic_loads": 0, "traps": 1}, "a stub that traps, where the architecture could run it"),
     ],
 )
 def test_faults_are_named(changes: dict[str, int], message: str) -> None:
@@ -162,6 +169,7 @@ def test_faults_are_found_in_the_tools_words() -> None:
         "spills registers, 8 bytes stored and 0 loaded",
         "a stack frame of 40 bytes",
         "256 registers, where blocks of 256 threads leave 255",
+        "20 of 80 instructions are loads from any memory",
     ]
 
 

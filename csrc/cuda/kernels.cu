@@ -1,5 +1,7 @@
 #include "kernels.h"
 
+#include <algorithm>
+
 #include "cooperative_launch.cuh"
 #include "run_op.cuh"
 
@@ -33,10 +35,13 @@ cudaError_t read_device(Device& device) {
   read(minor, cudaDevAttrComputeCapabilityMinor);
   read(device.multiprocessors, cudaDevAttrMultiProcessorCount);
   read(shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  device.compute_capability = 10 * major + minor;
+  // A newer device may run code that was compiled for an older one, without what that lacks.
+  cudaFuncAttributes built{};
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&built, run_op<float, Exact, InGrid>);
+  device.compute_capability = std::min(10 * major + minor, built.ptxVersion);
   device.shared_bytes = shared;
   device.cluster_blocks = 0;
-  if (error != cudaSuccess || major < 9) return error;
+  if (error != cudaSuccess || device.compute_capability < 90) return error;
 
   // A cluster larger than 8 blocks has to be allowed, and may not fit any of the device's processor clusters.
   const auto kernel = run_op<float, Exact, InCluster>;

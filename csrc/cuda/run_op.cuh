@@ -8,8 +8,10 @@ namespace ceprop::cuda {
 // One loop runs all phases of all ops, and one call in it all products, so that their code exists once: the input's
 // drive, the free phase, then the nudged phase with +beta and, if symmetric, that with -beta, to which C-EP goes back
 // by un-nudged steps.
+//
+// A part of the kernel, whose parameters would be read from memory if it were called.
 template <class T, class Tile, class States>
-__device__ void run(const Problem<T>& p) {
+__device__ __forceinline__ void run(const Problem<T>& p) {
   Relaxation<T, Tile, States> network(p);
   const Learning<T, Tile, States> learning(network);
   const bool cep = p.op == Op::cep_step, learns = p.op != Op::relax;

@@ -10,8 +10,10 @@ namespace ceprop::cuda::conv {
 // One loop runs all phases of all ops, and one call in it all products, so that their code exists once: the free phase,
 // the nudged phase with +beta and, if symmetric, that with -beta, to which C-EP goes back by un-nudged steps; at last
 // what is learned from the states that they left.
+//
+// A part of the kernel, whose parameters would be read from memory if it were called.
 template <class T>
-__device__ void run(const Problem<T>& p) {
+__device__ __forceinline__ void run(const Problem<T>& p) {
   Relaxation<T> network(p);
   const Learning<T> learning(p);
   const bool cep = p.op == Op::cep_step, learns = p.op != Op::relax;

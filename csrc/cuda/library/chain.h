@@ -203,7 +203,8 @@ class Chain {
                  bias = by_feedback ? Tensor() : parameters.biases[c];
     if (is_convolution(c)) return convolved(c, weight, bias, below);
     const Tensor flat = below.flatten(1);
-    return bias.defined() ? at::addmm(bias, flat, weight.t()) : at::mm(flat, weight.t());
+    const Tensor sum = at::mm(flat, weight.t());
+    return bias.defined() ? sum.add_(bias) : sum;  // at::addmm takes tf32 where the process allows it, guard or not
   }
 
   // The transpose, of a map that is spread out as it was before its pooling.
@@ -227,10 +228,20 @@ class Chain {
   Tensor correlated(int c, const Tensor& above, const Tensor& below) const {
     const at::NoTF32Guard exact;
     if (!is_convolution(c)) return at::mm(above.flatten(1).t(), below.flatten(1));
-    const Tensor patches = at::im2col(below, made(c).kernel, {1, 1}, made(c).padding, made(c).stride);
     const Tensor left = above.flatten(2).transpose(0, 1).flatten(1);  // [channels, B * positions]
-    const Tensor right = patches.transpose(0, 1).flatten(1);          // [channels below * taps, B * positions]
-    return at::mm(left, right.t()).view(weight_sizes(c));
+    return at::mm(left, patches(c, below).t()).view(weight_sizes(c));
+  }
+
+  // What lies under the kernel of connection c at each of its positions, [channels * taps, B * positions]. In one copy
+  // for the whole batch: at::im2col launches a kernel for each sample.
+  Tensor patches(int c, const Tensor& below) const {
+    const Convolution& of = made(c);
+    const auto [high, wide] = of.padding;
+    const Tensor map = high > 0 || wide > 0 ? at::constant_pad_nd(below, {wide, wide, high, high}) : below;
+    return map.unfold(2, of.kernel[0], of.stride[0])
+        .unfold(3, of.kernel[1], of.stride[1])
+        .permute({1, 4, 5, 0, 2, 3})
+        .reshape({below.size(1) * of.kernel[0] * of.kernel[1], -1});
   }
 
   // ---- pooling, and its transpose ----

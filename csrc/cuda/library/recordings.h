@@ -7,11 +7,14 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include <algorithm>
+#include <functional>
 #include <list>
 #include <memory>
 #include <mutex>
+#include <thread>
 
 #include "call_arrays.h"
+#include "capture_stream.h"
 #include "tensor_on.h"
 
 namespace ceprop::cuda::library {
@@ -21,7 +24,8 @@ template <class Call>
 class Recording {
  public:
   template <class Enqueue>
-  Recording(const Call& call, const at::TensorOptions& options, const Enqueue& enqueue) : call_(call) {
+  Recording(const Call& call, const at::TensorOptions& options, const Enqueue& enqueue)
+      : call_(call), stream_(options.device().index()) {
     const auto own = [&](auto*& pointer, int64_t count) {
       using Number = std::remove_const_t<std::remove_reference_t<decltype(*pointer)>>;
       const at::ScalarType type = c10::CppTypeToScalarType<Number>::value;
@@ -30,13 +34,16 @@ class Recording {
     };
     for_each_input(call_, own);
     for_each_output(call_, own);
-    // Capturing wants a stream that nothing else uses, and notes what is enqueued without doing it.
-    const c10::cuda::CUDAStreamGuard stream(c10::cuda::getStreamFromPool());
+    const c10::cuda::CUDAStreamGuard stream(stream_.get());
     graph_.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
     try {
       enqueue(call_);
     } catch (...) {
-      graph_.capture_end();
+      try {
+        graph_.capture_end();
+      } catch (const c10::Error&) {  // only says that there was an error, which is the one to be told
+        static_cast<void>(cudaGetLastError());
+      }
       throw;
     }
     graph_.capture_end();
@@ -69,6 +76,7 @@ class Recording {
  private:
   Call call_;
   std::vector<at::Tensor> memory_;  // inputs, then outputs
+  CaptureStream stream_;            // outlives the graph, with which torch frees workspaces of this stream
   at::cuda::CUDAGraph graph_;
   at::cuda::CUDAEvent done_;
 };
@@ -81,21 +89,25 @@ class Recordings {
   void run(const Call& call, const at::TensorOptions& options, bool tf32, const Enqueue& enqueue) {
     Key key;
     key.add(call);
-    key.add(options.device().index(), tf32);
+    // Libraries set themselves up for each thread.
+    key.add(options.device().index(), tf32, std::hash<std::thread::id>{}(std::this_thread::get_id()));
     const std::lock_guard lock(mutex_);
     auto found = std::find_if(known_.begin(), known_.end(), [&](const Known& one) { return one.key == key; });
     if (found == known_.end()) {
       // For the first time, step by step: libraries set themselves up, which cannot be captured.
       enqueue(call);
-      known_.push_front({std::move(key), nullptr});
+      known_.push_front({.key = std::move(key), .recording = nullptr});
       if (known_.size() <= most_) return;
       if (known_.back().recording) known_.back().recording->wait();
       known_.pop_back();
       return;
     }
     known_.splice(known_.begin(), known_, found);
-    if (!found->recording) found->recording = std::make_unique<Recording<Call>>(call, options, enqueue);
-    found->recording->replay(call);
+    if (!found->recording && !found->failed) record(*found, call, options, enqueue);
+    if (found->recording)
+      found->recording->replay(call);
+    else
+      enqueue(call);
   }
 
  private:
@@ -104,7 +116,21 @@ class Recordings {
   struct Known {
     Key key;
     std::unique_ptr<Recording<Call>> recording;
+    bool failed = false;
   };
+
+  // A graph has states of its own. Where there is no room for those, calls go on step by step.
+  template <class Enqueue>
+  static void record(Known& known, const Call& call, const at::TensorOptions& options, const Enqueue& enqueue) {
+    try {
+      known.recording = std::make_unique<Recording<Call>>(call, options, enqueue);
+    } catch (const c10::Error& error) {
+      known.failed = true;
+      TORCH_WARN("a training step could not become a CUDA graph and runs kernel by kernel, which takes longer: ",
+                 error.what_without_backtrace());
+    }
+  }
+
   std::list<Known> known_;  // the last first
   std::mutex mutex_;
 };
