@@ -19,7 +19,7 @@ import test_golden
 import torch
 from agreement import Results, assert_agreement, errors, results_of
 from convolution_variants import CHAINS, build_chain, chain_variants, name_of_chain
-from problems import GOLDEN_NAMES, Problem, random_problem, relative_error
+from problems import GOLDEN_NAMES, random_problem, relative_error
 from test_backends import BATCH, CALLS, flat, mlp
 from test_backends import batch as small_batch
 from test_kernels import VARIANTS, all_runs, rates, run_relax
@@ -32,7 +32,6 @@ from variants import TOLERANCES, build, copy_of, name_of
 import ceprop_cuda as cep
 from ceprop_cuda import network, ops, reference
 from ceprop_cuda.dynamics import Circuit, Nudge
-from ceprop_cuda.presets import PRESETS
 
 pytestmark = pytest.mark.cuda
 
@@ -353,89 +352,3 @@ def test_a_network_that_no_kernel_takes(caplog: pytest.LogCaptureFixture) -> Non
     assert said == [(logging.WARNING, f"backend='auto' runs the slow reference: {obstacle}")]
     for s, wanted in zip(states, net.to("cpu").relax(x, 12), strict=True):
         assert relative_error(s.cpu(), wanted) < 1e-5
-
-
-# --- Convolutions that fill the device
-
-
-def filling(variant: dict[str, Any], dtype: torch.dtype) -> tuple[Problem, Nudge]:
-    """So many samples that a library's convolutions are taken."""
-    chains = [chain._replace(batch=20000) for chain in CHAINS]
-    problem, nudge = build_chain(variant, dtype, 0, chains)
-    assert ops.launch_plan(*there((problem.circuit, problem.x)))["exchange"] == "library"
-    return problem, nudge
-
-
-@pytest.mark.parametrize("variant", chain_variants(), ids=name_of_chain)
-def test_agreement_by_a_library(variant: dict[str, Any]) -> None:
-    assert_agreement(partial(all_runs, variant), [filling(variant, torch.float64)], module=OnGpu())
-
-
-def test_a_graph_of_all_phases_gives_the_same_bits() -> None:
-    """The first call is no graph, the second captures one, the third only replays it; each with inputs of its own."""
-    problem, nudge = there(filling(chain_variants()[0], torch.float32))
-    settings: dict[str, Any] = {"free_steps": 9, "nudged_steps": 4, "symmetric": True}
-    inputs = [problem.x.roll(shift, 0) for shift in range(3)]
-    targets = [nudge.target.roll(shift, 0) for shift in range(3)]
-    called = [
-        ops.ep_step(problem.circuit, x, replace(nudge, target=y), **settings)
-        for x, y in zip(inputs, targets, strict=True)
-    ]
-    again = [
-        ops.ep_step(problem.circuit, x, replace(nudge, target=y), **settings)
-        for x, y in zip(inputs, targets, strict=True)
-    ]
-    for found, wanted in zip(again, called, strict=True):
-        for a, b in zip(found.gradients.parameters(), wanted.gradients.parameters(), strict=True):
-            assert torch.equal(a, b)
-
-
-def test_weights_move_in_a_graph() -> None:
-    problem, nudge = filling(chain_variants()[0], torch.float64)
-    settings: dict[str, Any] = {"free_steps": 9, "nudged_steps": 4, "lr": rates(problem.circuit)}
-    on_gpu, on_cpu = there(problem.circuit), copy_of(problem.circuit)
-    for _ in range(4):
-        ops.cep_step(on_gpu, there(problem.x), there(nudge), **settings)
-        reference.cep_step(on_cpu, problem.x, nudge, **settings)
-        for found, wanted in zip(there(on_gpu, "cpu").parameters(), on_cpu.parameters(), strict=True):
-            assert relative_error(found, wanted) < 1e-9
-
-
-def test_a_library_on_streams_and_in_a_graph_of_the_callers() -> None:
-    problem, _ = there(filling(chain_variants()[0], torch.float32))
-    circuit, x, _ = problem
-    wanted = ops.relax(circuit, x, 7).states
-    with torch.cuda.stream(torch.cuda.Stream()):
-        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
-        found = [ops.relax(circuit, x, 7).states for _ in range(3)]
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = ops.relax(circuit, x, 7).states
-    graph.replay()
-    torch.cuda.synchronize()
-    for states in (*found, captured):
-        assert all(map(torch.equal, states, wanted))
-    with (
-        pytest.raises(RuntimeError, match="a tolerance cannot be captured"),
-        torch.cuda.graph(torch.cuda.CUDAGraph()),
-    ):
-        ops.relax(circuit, x, 7, tolerance=1e-3)
-
-
-def test_a_library_without_waiting() -> None:
-    problem, nudge = there(filling(chain_variants()[0], torch.float32))
-    with no_waiting():
-        for _ in range(3):
-            ops.ep_step(problem.circuit, problem.x, nudge, free_steps=5, nudged_steps=2)
-
-
-def test_deep_convnets() -> None:
-    net = PRESETS["cifar10-ep-mse"].network((3, 32, 32), 10).to(GPU)
-    x = torch.rand(64, 3, 32, 32, device=GPU)
-    assert ops.launch_plan(net.circuit(), x)["exchange"] == "library"
-    exact, rounded = (net.relax(x, 5, backend="fused", precision=precision) for precision in ("exact", "tf32"))
-    wanted = net.double().relax(x.double(), 5, backend="reference")
-    for state, other, true in zip(exact, rounded, wanted, strict=True):
-        assert relative_error(state.double(), true) < 1e-5
-        assert 1e-5 < relative_error(other.double(), true) < 1e-2
