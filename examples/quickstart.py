@@ -1,4 +1,4 @@
-"""From data to figures, in well under a minute on a laptop: does continual EP follow the gradient, and does it learn?
+"""From data to figures, in well under a minute on a laptop: does EP follow the gradient, and does continual EP learn?
 
 python examples/quickstart.py            # figures in quickstart/
 python examples/quickstart.py elsewhere
