@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -15,6 +14,7 @@ import shorter_phases
 import torch
 import two_threads
 from test_data import write_mnist
+from test_reproduce import lines_of
 
 import ceprop_cuda as cep
 from ceprop_cuda.presets import PRESETS
@@ -36,10 +36,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return capsys.readouterr().out
 
     return main
-
-
-def lines_of(file: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(line for line in Path(file).read_text().splitlines() if not line.startswith("#")))
 
 
 def is_image(file: str) -> bool:
