@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import oscillations
@@ -13,10 +15,12 @@ import pytest
 import shorter_phases
 import torch
 import two_threads
+import unsettled
 from test_data import write_mnist
 from test_reproduce import lines_of
 
 import ceprop_cuda as cep
+from ceprop_cuda import cli
 from ceprop_cuda.presets import PRESETS
 
 Run = Callable[..., str]
@@ -94,3 +98,45 @@ def test_two_threads(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(two_threads, "STEPS", 20)
     shown = run("two_threads").splitlines()
     assert [line.split(":")[0] for line in shown] == [f"{t} threads, B = {b}" for t in (1, 2) for b in (7, 8)]
+
+
+def test_squared_contrasts_are_those_of_the_matrices() -> None:
+    x, *free = (torch.rand(3, size) for size in (5, 4, 2))
+    nudged = [torch.rand_like(s) for s in free]
+    found = unsettled.squared_contrasts(x, free, nudged)
+    for sample in range(3):
+        before, after = ([s[sample] for s in (x, *states)] for states in (free, nudged))
+        matrices = [
+            torch.outer(high_after, low_after) - torch.outer(high, low)
+            for (low, high), (low_after, high_after) in zip(pairwise(before), pairwise(after), strict=True)
+        ]
+        assert found[sample].item() == pytest.approx(sum(m.square().sum().item() for m in matrices), rel=1e-5)
+
+
+def test_samples_that_never_settle_make_the_contrast() -> None:
+    """The network of the test above: its first sample oscillates for ever, the second has settled."""
+    preset = replace(PRESETS["p-1h"], free_steps=10, nudged_steps=3)
+    net = cep.mlp(1, 1, 1)
+    with torch.no_grad():
+        for p, value in zip([*net.weights, *net.biases], (5.0, -20.0, 0.0, 5.0), strict=True):
+            p.fill_(value)
+        found = unsettled.ends("a", net, preset, 1, torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 0]))
+    assert (found.free, found.nudged) == (50, 50)
+    assert found.contrast_of_nudged > 99
+    settled = unsettled.ends("a", net, preset, 1, torch.tensor([[-1.0]]), torch.tensor([0]))
+    assert (settled.free, settled.nudged) == (0, 0)
+
+
+def test_unsettled(run: Run) -> None:
+    for out, *options in (("a",), ("b", "--schedule", "asynchronous", "--steps", "10", "4")):
+        train = ["train", "--preset", "ep-1h", "--data", "mnist", "--data-dir", "data", "--epochs", "2", "--out", out]
+        assert cli.main([*train, "--threads", "1", *options]) == 0
+    shown = run("unsettled", "--run", "a", "--run", "b", "--out", "o", "--data-dir", "data")
+    lines = lines_of("o/unsettled.csv")
+    assert [(line["preset"], line["schedule"], line["epochs"]) for line in lines] == [
+        ("ep-1h", "synchronous", "2"),
+        ("ep-1h", "asynchronous", "2"),
+    ]
+    for line in lines:
+        assert f"| ep-1h | {line['schedule']} | 2 | {float(line['wrong']):.1f} % |" in shown
+        assert float(line["wrong_and_nudged"]) <= min(float(line["wrong"]), float(line["nudged"])) <= 100
