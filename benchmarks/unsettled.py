@@ -2,8 +2,8 @@
 
     python benchmarks/unsettled.py --run DIR [--run DIR ...] --data-dir DIR [--samples 3000] [--out DIR]
 
-EP takes both phases to end at a fixed point. Takes the last weights of runs of ``ceprop train`` of dense networks and
-the first samples of the training set, writes unsettled.csv and prints a Markdown table.
+EP takes both phases to end at a fixed point. Takes the last weights of runs of ``ceprop train`` of dense networks with
+tied feedback and the first samples of the training set, writes unsettled.csv and prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ def main() -> None:
             beta=config["beta"],
             schedule=config["schedule"],
         )
+        if preset.convolutions is not None or preset.feedback == "free":
+            parser.error(f"--run {run}: the contrasts of {config['preset']} are not those of dense, tied connections")
         net = preset.network(x.shape[1], mnist.classes)
         net.load_state_dict(checkpoint["network"])
         with torch.no_grad():

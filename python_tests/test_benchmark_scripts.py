@@ -140,3 +140,12 @@ def test_unsettled(run: Run) -> None:
     for line in lines:
         assert f"| ep-1h | {line['schedule']} | 2 | {float(line['wrong']):.1f} % |" in shown
         assert float(line["wrong_and_nudged"]) <= min(float(line["wrong"]), float(line["nudged"])) <= 100
+
+
+def test_unsettled_refuses_other_contrasts(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    train = "train --preset c-vf-1h --data mnist --data-dir data --epochs 1 --threads 1 --out a"
+    assert cli.main(train.split()) == 0
+    with pytest.raises(SystemExit):
+        run("unsettled", "--run", "a", "--out", "o", "--data-dir", "data")
+    assert "the contrasts of c-vf-1h are not those of dense, tied connections" in capsys.readouterr().err
+    assert not Path("o").exists()
