@@ -35,6 +35,7 @@ class Ends:
     wrong: float  # are misclassified
     free: float  # some unit still moves in the step after the free phase
     nudged: float  # or in the one after the nudged phase
+    oscillating: float  # and all units are back after another one
     wrong_and_nudged: float
     contrast_of_nudged: float
 
@@ -66,7 +67,8 @@ def ends(name: str, net: Network, preset: Preset, epochs: int, x: Tensor, y: Ten
     def percent(of: Tensor) -> float:
         return round(100 * of.double().mean().item(), 2)
 
-    moves = moving(nudged, net.relax(x, 1, nudged, y, preset.beta))
+    first, second = (net.relax(x, steps, nudged, y, preset.beta) for steps in (1, 2))
+    moves = moving(nudged, first)
     wrong = free[-1].argmax(1) != y
     contrasts = squared_contrasts(x, free, nudged)
     return Ends(
@@ -76,6 +78,7 @@ def ends(name: str, net: Network, preset: Preset, epochs: int, x: Tensor, y: Ten
         percent(wrong),
         percent(moving(free, net.relax(x, 1, free))),
         percent(moves),
+        percent(moves & ~moving(nudged, second)),
         percent(wrong & moves),
         round(100 * (contrasts[moves].sum() / contrasts.sum()).item(), 1),
     )
@@ -83,12 +86,19 @@ def ends(name: str, net: Network, preset: Preset, epochs: int, x: Tensor, y: Ten
 
 def table(rows: Sequence[Ends]) -> str:
     lines = [
-        "| preset | steps | epochs | misclassified | moving after the free phase | after the nudged one | both "
-        "| share of the contrast |",
-        "|---|---|---|---|---|---|---|---|",
+        "| preset | steps | epochs | misclassified | moving after the free phase | after the nudged one "
+        "| with period two | moving and misclassified | share of the contrast |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        shares = (row.wrong, row.free, row.nudged, row.wrong_and_nudged, row.contrast_of_nudged)
+        shares = (
+            row.wrong,
+            row.free,
+            row.nudged,
+            row.oscillating,
+            row.wrong_and_nudged,
+            row.contrast_of_nudged,
+        )
         written = " | ".join(f"{share:.1f} %" for share in shares)
         lines.append(f"| {row.preset} | {row.schedule} | {row.epochs} | {written} |")
     return "\n".join(lines)

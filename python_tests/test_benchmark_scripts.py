@@ -121,10 +121,10 @@ def test_samples_that_never_settle_make_the_contrast() -> None:
         for p, value in zip([*net.weights, *net.biases], (5.0, -20.0, 0.0, 5.0), strict=True):
             p.fill_(value)
         found = unsettled.ends("a", net, preset, 1, torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 0]))
-    assert (found.free, found.nudged) == (50, 50)
+    assert (found.free, found.nudged, found.oscillating) == (50, 50, 50)
     assert found.contrast_of_nudged > 99
     settled = unsettled.ends("a", net, preset, 1, torch.tensor([[-1.0]]), torch.tensor([0]))
-    assert (settled.free, settled.nudged) == (0, 0)
+    assert (settled.free, settled.nudged, settled.oscillating) == (0, 0, 0)
 
 
 def test_unsettled(run: Run) -> None:
