@@ -2,8 +2,8 @@
 
     python benchmarks/unsettled.py --run DIR [--run DIR ...] --data-dir DIR [--samples 3000] [--out DIR]
 
-EP takes both phases to end at a fixed point. Takes the last weights of runs of ``ceprop train`` of dense networks with
-tied feedback and the first samples of the training set, writes unsettled.csv and prints a Markdown table.
+EP takes both phases to end at a fixed point. Takes the last weights of runs of ``ceprop train`` and the first samples
+of the training set, writes unsettled.csv and prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Ends:
     nudged: float  # or in the one after the nudged phase
     oscillating: float  # and all units are back after another one
     wrong_and_nudged: float
-    contrast_of_nudged: float
+    contrast_of_nudged: float | None  # of dense networks with tied feedback only
 
 
 def squared_contrasts(x: Tensor, free: Sequence[Tensor], nudged: Sequence[Tensor]) -> Tensor:
@@ -62,7 +62,8 @@ def ends(name: str, net: Network, preset: Preset, epochs: int, x: Tensor, y: Ten
     nudged = net.relax(x, preset.nudged_steps, free, y, preset.beta)
 
     def moving(states: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-        return torch.stack([(a - b).abs().amax(1) for a, b in zip(states, after, strict=True)]).amax(0) > MOVES
+        most = [(a - b).abs().flatten(1).amax(1) for a, b in zip(states, after, strict=True)]
+        return torch.stack(most).amax(0) > MOVES
 
     def percent(of: Tensor) -> float:
         return round(100 * of.double().mean().item(), 2)
@@ -70,7 +71,10 @@ def ends(name: str, net: Network, preset: Preset, epochs: int, x: Tensor, y: Ten
     first, second = (net.relax(x, steps, nudged, y, preset.beta) for steps in (1, 2))
     moves = moving(nudged, first)
     wrong = free[-1].argmax(1) != y
-    contrasts = squared_contrasts(x, free, nudged)
+    part = None
+    if preset.convolutions is None and preset.feedback == "tied":
+        contrasts = squared_contrasts(x, free, nudged)
+        part = round(100 * (contrasts[moves].sum() / contrasts.sum()).item(), 1)
     return Ends(
         name,
         preset.schedule,
@@ -80,7 +84,7 @@ def ends(name: str, net: Network, preset: Preset, epochs: int, x: Tensor, y: Ten
         percent(moves),
         percent(moves & ~moving(nudged, second)),
         percent(wrong & moves),
-        round(100 * (contrasts[moves].sum() / contrasts.sum()).item(), 1),
+        part,
     )
 
 
@@ -99,7 +103,7 @@ def table(rows: Sequence[Ends]) -> str:
             row.wrong_and_nudged,
             row.contrast_of_nudged,
         )
-        written = " | ".join(f"{share:.1f} %" for share in shares)
+        written = " | ".join("" if share is None else f"{share:.1f} %" for share in shares)
         lines.append(f"| {row.preset} | {row.schedule} | {row.epochs} | {written} |")
     return "\n".join(lines)
 
@@ -112,7 +116,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR")
     arguments = parser.parse_args()
     mnist = data.load("mnist", arguments.data_dir)
-    x, y = mnist.train_x[: arguments.samples].flatten(1), mnist.train_y[: arguments.samples]
+    x, y = mnist.train_x[: arguments.samples], mnist.train_y[: arguments.samples]
     rows = []
     for run in arguments.run:
         checkpoint = read_checkpoint(run)
@@ -125,12 +129,11 @@ def main() -> None:
             beta=config["beta"],
             schedule=config["schedule"],
         )
-        if preset.convolutions is not None or preset.feedback == "free":
-            parser.error(f"--run {run}: the contrasts of {config['preset']} are not those of dense, tied connections")
-        net = preset.network(x.shape[1], mnist.classes)
+        shaped = x.flatten(1) if preset.convolutions is None else x
+        net = preset.network(tuple(shaped.shape[1:]), mnist.classes)
         net.load_state_dict(checkpoint["network"])
         with torch.no_grad():
-            rows.append(ends(config["preset"], net, preset, len(checkpoint["history"]), x, y))
+            rows.append(ends(config["preset"], net, preset, len(checkpoint["history"]), shaped, y))
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.out / "unsettled.csv", rows, environment())
     print(table(rows))
