@@ -35,16 +35,17 @@ class Epoch:
     oscillating: float  # and all are back after another one
 
 
+def largest_change(states: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``(B,)``: of each sample, over all units, between two lists of states ``(B, ...)``."""
+    return torch.stack([(a - b).abs().flatten(1).amax(1) for a, b in zip(states, after, strict=True)]).amax(0)
+
+
 def moving(net: Network, x: torch.Tensor, free_steps: int) -> tuple[float, float]:
     """Percentages of the samples x (B, ...) that move after so many steps, and of those with period two."""
     states = net.relax(x, steps=free_steps)
-
-    def largest(steps: int) -> torch.Tensor:
-        moved = net.relax(x, steps=steps, states=states)
-        return torch.stack([(a - b).abs().flatten(1).amax(1) for a, b in zip(moved, states, strict=True)]).amax(0)
-
-    moves = largest(1) > MOVES
-    return 100 * moves.double().mean().item(), 100 * (moves & (largest(2) < MOVES)).double().mean().item()
+    first, second = (largest_change(states, net.relax(x, steps=steps, states=states)) for steps in (1, 2))
+    moves = first > MOVES
+    return 100 * moves.double().mean().item(), 100 * (moves & (second < MOVES)).double().mean().item()
 
 
 def train(name: str, schedule: str, epochs: int, seed: int, mnist: data.Dataset) -> list[Epoch]:

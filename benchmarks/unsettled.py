@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+from oscillations import MOVES, largest_change
 from torch import Tensor
 
 from ceprop_cuda import Network, data
 from ceprop_cuda.bench.report import environment, write_csv
-from ceprop_cuda.presets import PRESETS, Preset
+from ceprop_cuda.cli import preset_of
+from ceprop_cuda.presets import Preset
 from ceprop_cuda.run_directory import read_checkpoint
-
-MOVES = 0.1  # a unit that changes by more than this in a step moves
 
 
 @dataclass(frozen=True)
@@ -61,28 +61,24 @@ def ends(name: str, net: Network, preset: Preset, epochs: int, x: Tensor, y: Ten
     free = net.relax(x, preset.free_steps)
     nudged = net.relax(x, preset.nudged_steps, free, y, preset.beta)
 
-    def moving(states: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-        most = [(a - b).abs().flatten(1).amax(1) for a, b in zip(states, after, strict=True)]
-        return torch.stack(most).amax(0) > MOVES
-
     def percent(of: Tensor) -> float:
         return round(100 * of.double().mean().item(), 2)
 
-    first, second = (net.relax(x, steps, nudged, y, preset.beta) for steps in (1, 2))
-    moves = moving(nudged, first)
+    first, second = (largest_change(nudged, net.relax(x, steps, nudged, y, preset.beta)) for steps in (1, 2))
+    moves = first > MOVES
     wrong = free[-1].argmax(1) != y
     part = None
     if preset.convolutions is None and preset.feedback == "tied":
-        contrasts = squared_contrasts(x, free, nudged)
+        contrasts = squared_contrasts(x.flatten(1), free, nudged)
         part = round(100 * (contrasts[moves].sum() / contrasts.sum()).item(), 1)
     return Ends(
         name,
         preset.schedule,
         epochs,
         percent(wrong),
-        percent(moving(free, net.relax(x, 1, free))),
+        percent(largest_change(free, net.relax(x, 1, free)) > MOVES),
         percent(moves),
-        percent(moves & ~moving(nudged, second)),
+        percent(moves & (second < MOVES)),
         percent(wrong & moves),
         part,
     )
@@ -121,19 +117,11 @@ def main() -> None:
     for run in arguments.run:
         checkpoint = read_checkpoint(run)
         config = checkpoint["config"]
-        free_steps, nudged_steps = config["steps"]
-        preset = replace(
-            PRESETS[config["preset"]],
-            free_steps=free_steps,
-            nudged_steps=nudged_steps,
-            beta=config["beta"],
-            schedule=config["schedule"],
-        )
-        shaped = x.flatten(1) if preset.convolutions is None else x
-        net = preset.network(tuple(shaped.shape[1:]), mnist.classes)
+        preset = preset_of(config)
+        net = preset.network(tuple(x.shape[1:]), mnist.classes)
         net.load_state_dict(checkpoint["network"])
         with torch.no_grad():
-            rows.append(ends(config["preset"], net, preset, len(checkpoint["history"]), shaped, y))
+            rows.append(ends(config["preset"], net, preset, len(checkpoint["history"]), x, y))
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.out / "unsettled.csv", rows, environment())
     print(table(rows))

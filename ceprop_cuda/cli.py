@@ -282,12 +282,13 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Preset]:
+def preset_of(config: Mapping[str, Any]) -> Preset:
+    """The preset of a run of ``ceprop train`` with the run's own settings; ``config`` is that of its checkpoint."""
     preset = PRESETS[config["preset"]]
     if len(config["lr"]) != len(preset.lr):
         raise ValueError(f"--lr takes {len(preset.lr)} rates for {config['preset']}, got {len(config['lr'])}")
     free_steps, nudged_steps = config["steps"]
-    preset = replace(
+    return replace(
         preset,
         batch_size=config["batch"],
         lr=tuple(config["lr"]),
@@ -300,6 +301,10 @@ def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Pres
         tolerance=config["tolerance"],
         bptt=config["bptt"],
     )
+
+
+def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Preset]:
+    preset = preset_of(config)
     shape = tuple(dataset.train_x.shape[1:])
     try:
         net = preset.network(shape, dataset.classes)

@@ -46,14 +46,19 @@ def is_image(file: str) -> bool:
     return Path(file).read_bytes().startswith(b"\x89PNG")
 
 
+def units_that_switch_each_other_off(schedule: str) -> cep.Network:
+    net = cep.mlp(1, 1, 1, schedule=schedule)
+    with torch.no_grad():
+        for p, value in zip([*net.weights, *net.biases], (5.0, -20.0, 0.0, 5.0), strict=True):
+            p.fill_(value)
+    return net
+
+
 def test_samples_of_period_two_are_found() -> None:
     """Two units that switch each other off: both are on, both are off, and so on, where they move at once. The second
     sample holds the first one off."""
     for schedule, share in (("synchronous", 50), ("asynchronous", 0)):
-        net = cep.mlp(1, 1, 1, schedule=schedule)
-        with torch.no_grad():
-            for p, value in zip([*net.weights, *net.biases], (5.0, -20.0, 0.0, 5.0), strict=True):
-                p.fill_(value)
+        net = units_that_switch_each_other_off(schedule)
         assert oscillations.moving(net, torch.tensor([[1.0], [-1.0]]), 10) == (share, share)
 
 
@@ -116,10 +121,8 @@ def test_squared_contrasts_are_those_of_the_matrices() -> None:
 def test_samples_that_never_settle_make_the_contrast() -> None:
     """The network of the test above: its first sample oscillates for ever, the second has settled."""
     preset = replace(PRESETS["p-1h"], free_steps=10, nudged_steps=3)
-    net = cep.mlp(1, 1, 1)
+    net = units_that_switch_each_other_off("synchronous")
     with torch.no_grad():
-        for p, value in zip([*net.weights, *net.biases], (5.0, -20.0, 0.0, 5.0), strict=True):
-            p.fill_(value)
         found = unsettled.ends("a", net, preset, 1, torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 0]))
     assert (found.free, found.nudged, found.oscillating) == (50, 50, 50)
     assert found.contrast_of_nudged > 99
