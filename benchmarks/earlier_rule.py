@@ -8,7 +8,6 @@ layer stays as it is. The settings are those of the preset.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import oscillations
@@ -88,8 +87,6 @@ def trainer(preset: Preset, seed: int, tolerance: float | None) -> Trainer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", choices=("c-vf-1h", "c-vf-2h"), default="c-vf-1h")
-    parser.add_argument("--lr", type=float, nargs="+", help="rates of the connections, input side first")
-    parser.add_argument("--beta", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tolerance", type=float, help="end a free phase where no unit moves by more than this")
@@ -101,7 +98,6 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     mnist = data.load("mnist", arguments.data_dir)
     preset = PRESETS[arguments.preset]
-    preset = replace(preset, lr=tuple(arguments.lr or preset.lr), beta=arguments.beta or preset.beta)
     training = trainer(preset, arguments.seed, arguments.tolerance)
     history = training.fit(
         mnist.train_batches(preset.batch_size, arguments.seed),

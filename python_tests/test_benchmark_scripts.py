@@ -158,7 +158,7 @@ def test_unsettled_without_contrasts(preset: str, run: Run) -> None:
 
 
 def test_the_earlier_rule_is_what_its_code_does_step_by_step() -> None:
-    """Against loops over units that form every product anew, with the weights that each step leaves."""
+    """Against a loop that forms every product anew, with the weights that each step leaves."""
     net = cep.mlp(5, 4, 3, 2, feedback="free").double()
     rule = earlier_rule.EarlierCVF(net, 6, 3, 0.4, lr=(0.3, 0.2, 0.1))
     x, y = torch.rand(7, 5, dtype=torch.float64), torch.nn.functional.one_hot(torch.arange(7) % 2).double()
