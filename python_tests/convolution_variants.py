@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle, pairwise
 from math import prod
 from typing import Any, NamedTuple
@@ -124,3 +125,13 @@ def build_chain(
     circuit = Circuit(weights, biases, feedback, settings, readout, chain.convolutions)
     target = F.one_hot(labels, classes).to(dtype)
     return Problem(circuit, x, target), Nudge(target, 0.4, variant["at"], variant["loss"])
+
+
+def build_ties(variant: dict[str, Any], chains: Sequence[Chain] = CHAINS) -> tuple[Problem, Nudge]:
+    """Units that saturate, and equal inputs of which many make equal maxima. Every number has few binary digits, so
+    that no drive is rounded while no weight moves, whatever the order of its sum."""
+    problem, nudge = build_chain({**variant, "activation": "hard_sigmoid"}, torch.float64, chains=chains)
+    weights = [w.sign() / 8 for w in problem.circuit.weights]
+    biases = [None if b is None else (b * 8).round() / 8 for b in problem.circuit.biases]
+    circuit = replace(problem.circuit, weights=weights, biases=biases)
+    return problem._replace(circuit=circuit, x=problem.x.round()), replace(nudge, beta=0.5)

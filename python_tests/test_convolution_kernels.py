@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from agreement import assert_agreement
-from convolution_variants import CHAINS, build_chain, chain_variants, name_of_chain
+from convolution_variants import CHAINS, build_chain, build_ties, chain_variants, name_of_chain
 from problems import relative_error
 from test_kernels import all_runs
 from variants import copy_of
@@ -93,10 +93,7 @@ def test_a_tolerance_ends_phases_where_the_reference_does(
 
 def test_ties_and_saturated_units() -> None:
     """Equal inputs make equal maxima, of which the first counts."""
-    problem, nudge = build_chain({**VARIANTS[0], "activation": "hard_sigmoid"}, torch.float64)
-    circuit = replace(problem.circuit, weights=[w.sign() / 8 for w in problem.circuit.weights])
-    ties = problem._replace(circuit=circuit, x=problem.x.round())
-    assert_agreement(partial(all_runs, VARIANTS[0]), [(ties, nudge)])
+    assert_agreement(partial(all_runs, VARIANTS[0]), [build_ties(VARIANTS[0])])
 
 
 # --- What the ops promise besides

@@ -16,7 +16,7 @@ import pytest
 import test_convolutions
 import torch
 from agreement import assert_agreement
-from convolution_variants import Chain, build_chain, chain_variants, name_of_chain, same
+from convolution_variants import Chain, build_chain, build_ties, chain_variants, name_of_chain, same
 from emulated_device import EmulatedDevice, Refused, compiled_kernels
 from problems import Problem, relative_error
 from test_cuda_kernels import call_every_op_on
@@ -110,10 +110,7 @@ def test_every_chain(device: Device, number: int, feedback: str) -> None:
 
 def test_ties_and_saturated_units(device: Device) -> None:
     """Equal inputs make equal maxima, of which the first counts."""
-    problem, nudge = build({**VARIANTS[0], "activation": "hard_sigmoid"}, torch.float64)
-    circuit = replace(problem.circuit, weights=[w.sign() / 8 for w in problem.circuit.weights])
-    ties = problem._replace(circuit=circuit, x=problem.x.round())
-    assert_agreement(partial(all_runs, VARIANTS[0]), [(ties, nudge)], module=device())
+    assert_agreement(partial(all_runs, VARIANTS[0]), [build_ties(VARIANTS[0], CHAINS)], module=device())
 
 
 @pytest.mark.parametrize("name", test_convolutions.CASES)

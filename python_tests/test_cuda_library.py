@@ -20,7 +20,7 @@ import pytest
 import test_convolutions
 import torch
 from agreement import assert_agreement
-from convolution_variants import name_of_chain
+from convolution_variants import build_ties, name_of_chain
 from cuda_emulation.builds import compiled
 from emulated_device import EmulatedDevice, Refused, compiled_kernels
 from problems import relative_error
@@ -134,12 +134,7 @@ def test_golden_cases(device: Device, name: str, monkeypatch: pytest.MonkeyPatch
 
 def test_ties_and_saturated_units(device: Device) -> None:
     """Equal inputs make equal maxima, of which the first counts."""
-    problem, nudge = build({**VARIANTS[0], "activation": "hard_sigmoid"}, torch.float64)
-    circuit = copy_of(problem.circuit)
-    for w in circuit.weights:
-        w.copy_(w.sign() / 8)
-    ties = problem._replace(circuit=circuit, x=problem.x.round())
-    assert_agreement(partial(all_runs, VARIANTS[0]), [(ties, nudge)], module=device())
+    assert_agreement(partial(all_runs, VARIANTS[0]), [build_ties(VARIANTS[0], CHAINS)], module=device())
 
 
 @pytest.mark.parametrize("feedback", ["tied", "free"])
