@@ -102,7 +102,7 @@ def extension(with_cuda: bool):
     headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*h"))
     debug = os.environ.get("DEBUG", "0") == "1"
     cxx = ["-g", "-O0"] if debug else ["-O3", "-g0"]
-    cxx += ["-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
+    cxx += ["-std=c++20", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
     kind = CUDAExtension if with_cuda else CppExtension
     return kind(
         "ceprop_cuda._C",

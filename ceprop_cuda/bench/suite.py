@@ -46,6 +46,7 @@ class Row:
     predicted_ms: float | None = None  # of the fused kernels on a GPU, by _predicted_ms()
 
 
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # by default, PyTorch rounds what convolutions multiply
 def run(case: Case, threads: int, rounds: int) -> list[Row]:
     """Check and time all contenders on ``case``; Disagreement if one computes something else than the reference."""
     if case.device == "cpu":
