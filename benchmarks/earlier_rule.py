@@ -2,12 +2,13 @@
 
 github.com/ernoult/continualEP, netClasses.py at 0d82069: every connection multiplies the change of a unit's state by
 the derivative of its activation where this connection alone would drive the unit, and the bias of the first hidden
-layer stays as it is. The settings are those of the preset.
+layer stays as it is. The settings are those of the preset, if no others are given.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import oscillations
@@ -89,6 +90,8 @@ def main() -> None:
     parser.add_argument("--preset", choices=("c-vf-1h", "c-vf-2h"), default="c-vf-1h")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--lr", type=float, nargs="+", metavar="X", help="per connection, input side first")
+    parser.add_argument("--beta", type=float, metavar="X", help="strength of the nudge")
     parser.add_argument("--tolerance", type=float, help="end a free phase where no unit moves by more than this")
     parser.add_argument("--epochs", type=int, help="default: those of the preset")
     parser.add_argument("--data-dir", default="data", help="folder with torchvision's MNIST")
@@ -98,6 +101,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     mnist = data.load("mnist", arguments.data_dir)
     preset = PRESETS[arguments.preset]
+    if arguments.lr is not None:
+        preset = replace(preset, lr=tuple(arguments.lr))
+    if arguments.beta is not None:
+        preset = replace(preset, beta=arguments.beta)
     training = trainer(preset, arguments.seed, arguments.tolerance)
     history = training.fit(
         mnist.train_batches(preset.batch_size, arguments.seed),

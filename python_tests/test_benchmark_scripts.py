@@ -107,6 +107,13 @@ def test_two_threads(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.split(":")[0] for line in shown] == [f"{t} threads, B = {b}" for t in (1, 2) for b in (7, 8)]
 
 
+def test_steps_by_differences(run: Run) -> None:
+    run("cuda_steps", "--device", "cpu", "--cases", "ep-1h-b1", "--out", "o")
+    (found,) = lines_of("o/cpu_steps.csv")
+    assert found["case"] == "ep-1h-b1"
+    assert float(found["once_us"]) > 0 and float(found["ms"]) > 0
+
+
 def test_squared_contrasts_are_those_of_the_matrices() -> None:
     x, *free = (torch.rand(3, size) for size in (5, 4, 2))
     nudged = [torch.rand_like(s) for s in free]
@@ -202,3 +209,10 @@ def test_earlier_rule(run: Run) -> None:
     assert [epoch["epoch"] for epoch in metrics] == [1, 2]
     assert f"after 2 epochs test error {metrics[-1]['test_error']:.2f} %" in shown
     assert is_image("o/curves.png")
+
+
+def test_earlier_rule_with_other_settings(run: Run) -> None:
+    settings = ("--lr", "0.1", "0.2", "--beta", "0.3")
+    run("earlier_rule", "--preset", "c-vf-1h", "--epochs", "1", "--data-dir", "data", "--out", "o", *settings)
+    rule = json.loads(Path("o/config.json").read_text())["rule"]
+    assert (rule["lr"], rule["beta"]) == ([0.1, 0.2], 0.3)

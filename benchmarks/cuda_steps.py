@@ -1,0 +1,79 @@
+"""What a step of the dynamics takes the fused kernels on a GPU, beside the launch planner's estimate: by differences
+between training steps, one with 2 free and 2 nudged steps, one with 50 more free ones, one with 10 more nudged ones."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from ceprop_cuda import ops
+from ceprop_cuda.bench.cases import Case, chosen_cases
+from ceprop_cuda.bench.contenders import contenders
+from ceprop_cuda.bench.measure import CLOCKS, spread
+from ceprop_cuda.bench.report import environment, write_csv
+
+FREE, NUDGED = 50, 10
+CALLS = 20  # of which the median counts
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Times of one case; what is too small to measure may come out below 0."""
+
+    case: str
+    exchange: str  # where the plan keeps the states, or "" on a CPU
+    blocks: int
+    predicted_us: float  # of a free step
+    free_us: float
+    nudged_us: float
+    once_us: float  # a training step of 2 free and 2 nudged steps
+    ms: float  # a training step with all of its steps
+
+
+def microseconds(case: Case, free: int, nudged: int) -> float:
+    """The median of some training steps with these numbers of steps of the dynamics."""
+    shorter = case.of_steps(free, nudged)
+    net, x, y = shorter.problem(torch.float32)
+    step = contenders(case.device)["fused"](shorter, net)
+    clock = CLOCKS[case.device]
+    clock(lambda: step(x, y), 3)
+    return 1e6 * spread(clock(lambda: step(x, y), CALLS)).median
+
+
+def measured(case: Case) -> Steps:
+    net, x, _ = case.problem(torch.float32)
+    plan = ops.launch_plan(net.circuit(), x) if case.device == "cuda" else {}
+    short, with_free, with_nudged = (microseconds(case, *n) for n in ((2, 2), (2 + FREE, 2), (2, 2 + NUDGED)))
+    return Steps(
+        case.name,
+        plan.get("exchange", ""),
+        plan.get("blocks", 0),
+        plan.get("step_us", 0.0),
+        (with_free - short) / FREE,
+        (with_nudged - short) / NUDGED,
+        short,
+        microseconds(case, case.free_steps, case.preset.nudged_steps) / 1e3,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", nargs="+", default=["*ep-?h-b*", "c-vf-?h-b*", "*-n*", "p-3h*"], metavar="PATTERN")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    arguments = parser.parse_args()
+    cases = [case for case in chosen_cases(arguments.cases, arguments.device) if not case.relaxes_only]
+    facts = environment(arguments.device)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    found: list[Steps] = []
+    for case in tqdm(cases):
+        found.append(measured(case))
+        write_csv(arguments.out / f"{arguments.device}_steps.csv", found, facts)
+
+
+if __name__ == "__main__":
+    main()
