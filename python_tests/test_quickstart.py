@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,13 +10,22 @@ from pathlib import Path
 SCRIPT = Path(__file__).parent.parent / "examples" / "quickstart.py"
 
 
-def test_from_data_to_figures(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path / "figures"], capture_output=True, text=True, env=os.environ, cwd=tmp_path
-    )
+def output_of(argument: Path | str, folder: Path) -> str:
+    """What the script prints with an argument, started in a folder."""
+    done = subprocess.run([sys.executable, SCRIPT, argument], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
-    angle, error = (float(number) for number in re.findall(r"^\w+: ([\d.]+) ", done.stdout, re.MULTILINE))
+    return done.stdout
+
+
+def test_from_data_to_figures(tmp_path: Path) -> None:
+    shown = output_of(tmp_path / "figures", tmp_path)
+    angle, error = (float(number) for number in re.findall(r"^\w+: ([\d.]+) ", shown, re.MULTILINE))
     assert angle < 10
     assert error < 8
     for name in ("ep_follows_bptt.png", "training.png"):
         assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_is_no_folder(tmp_path: Path) -> None:
+    assert "From data to figures" in output_of("--help", tmp_path)
+    assert not any(tmp_path.iterdir())
