@@ -12,10 +12,11 @@ from tqdm.auto import tqdm
 
 from ceprop_cuda import ops
 from ceprop_cuda.bench.cases import Case, chosen_cases
-from ceprop_cuda.bench.contenders import contenders
+from ceprop_cuda.bench.contenders import CONTENDERS
 from ceprop_cuda.bench.measure import CLOCKS, spread
 from ceprop_cuda.bench.report import environment, write_csv
 
+CASES = ["*-1h-b20", "*-2h-b20", "c-ep-1h-b*", "ep-2h-b*", "*-2h-n*", "p-3h-b20"]
 FREE, NUDGED = 50, 10
 CALLS = 20  # of which the median counts
 
@@ -38,7 +39,7 @@ def microseconds(case: Case, free: int, nudged: int) -> float:
     """The median of some training steps with these numbers of steps of the dynamics."""
     shorter = case.of_steps(free, nudged)
     net, x, y = shorter.problem(torch.float32)
-    step = contenders(case.device)["fused"](shorter, net)
+    step = CONTENDERS["fused"]()(shorter, net)
     clock = CLOCKS[case.device]
     clock(lambda: step(x, y), 3)
     return 1e6 * spread(clock(lambda: step(x, y), CALLS)).median
@@ -62,7 +63,7 @@ def measured(case: Case) -> Steps:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", nargs="+", default=["*ep-?h-b*", "c-vf-?h-b*", "*-n*", "p-3h*"], metavar="PATTERN")
+    parser.add_argument("--cases", nargs="+", default=CASES, metavar="PATTERN")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     arguments = parser.parse_args()
