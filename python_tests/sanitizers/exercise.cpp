@@ -1,13 +1,17 @@
 // Calls the portable CPU kernels on random networks, for the sanitizers to watch: every op, with one worker and with
-// three. Exits with 1 if the two give different bits.
+// three. Exits with 1 if the two give different bits. Compiled for numbers of one type, NUMBER.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <list>
 #include <random>
 
-#include "../../csrc/cpu/kernels.h"
+#include "../../csrc/cpu/kernels_prelude.h"
 #include "../../csrc/plan.h"
+
+#define CEPROP_SET portable
+#define CEPROP_VECTOR_BYTES 16
+#include "../../csrc/cpu/kernels_impl.h"
 
 using namespace ceprop;
 
@@ -141,7 +145,7 @@ std::vector<T> run(const Settings& settings, int threads) {
   const Nudge nudge{0.3, settings.at, settings.loss};
   int64_t steps_used[4] = {};
   const Stop stop{settings.tolerance, steps_used};
-  const KernelsOf<T>& kernels = default_kernels.of<T>();
+  const KernelsOf<T>& kernels = portable::kernels_of<T>;
   const auto learn = [&](LearnCall<T>& call) {
     call.network = network;
     call.batch = batch;
@@ -265,4 +269,4 @@ int differences(int repeats) {
   return different;
 }
 
-int main() { return differences<float>(4) + differences<double>(4) != 0; }
+int main() { return differences<NUMBER>(4) != 0; }
