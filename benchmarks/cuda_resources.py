@@ -1,10 +1,11 @@
 """What nvcc makes of the CUDA kernels: registers, spills and tensor-core instructions, for every architecture, without
 a GPU.
 
-    python benchmarks/cuda_resources.py [--architectures 80 90] [--jobs 2] [--out benchmarks/results]
+    python benchmarks/cuda_resources.py [--architectures 80 90] [--jobs 2] [--if-changed] [--out benchmarks/results]
 
 Compiles kernels.cu of csrc/cuda and of the folders in it to binaries for every architecture; reads what ptxas and
-the disassembler say. Prints a Markdown table of registers and, if all were compiled, writes cuda_resources.csv.
+the disassembler say. Prints a Markdown table of registers and, if all were compiled, writes cuda_resources.csv. With
+--if-changed it takes what stands there if that was made from the same files by the same compiler.
 Fails if a kernel
 
 - spills registers or has a stack frame, or is missing;
@@ -17,6 +18,8 @@ Fails if a kernel
 from __future__ import annotations
 
 import argparse
+import csv
+import hashlib
 import importlib.util
 import os
 import re
@@ -27,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 
@@ -241,27 +244,65 @@ def compiled(nvcc: Path, disassembler: Path, architecture: int) -> tuple[list[Re
     return rows, time.perf_counter() - began
 
 
-def write_if_changed(path: Path, rows: Sequence[Resources], nvcc_version: str) -> bool:
-    """Writes the rows below the date and the commit, unless they stand there already, of the same compiler."""
+def compile_all(nvcc: Path, disassembler: Path, architectures: Sequence[int], jobs: int) -> list[Resources]:
+    """The kernels of all these architectures, oldest first; ``jobs`` of them are compiled at once."""
+    rows: list[Resources] = []
+    began = time.perf_counter()
+    newest_first = sorted(architectures, reverse=True)  # which have most kernels: none of these is left at the end
+    with ThreadPoolExecutor(jobs) as pool:
+        results = pool.map(lambda architecture: compiled(nvcc, disassembler, architecture), newest_first)
+        for architecture, (of_one, seconds) in zip(newest_first, results, strict=True):
+            print(f"sm_{architecture}: {seconds:.0f} s", flush=True)
+            rows = of_one + rows
+    print(f"all: {time.perf_counter() - began:.0f} s", flush=True)
+    return rows
+
+
+# --- The table of before
+
+
+def fingerprint() -> str:
+    """Of all files that the result depends on: the kernels, what they include, and this script."""
+    included = [*SOURCES.parent.glob("*.h"), *(path for path in SOURCES.rglob("*") if path.suffix != ".cpp")]
+    digest = hashlib.sha256()
+    for path in (*sorted(path for path in included if path.is_file()), Path(__file__)):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def what_made(nvcc_version: str) -> dict[str, str]:
+    """What must be the same for a table to be: its lines above the columns."""
+    return {"nvcc": nvcc_version, "files": fingerprint()}
+
+
+def read_table(path: Path, made_by: Mapping[str, str]) -> list[Resources] | None:
+    """The rows that stand there, if they were made by the same; None if not."""
+    if not path.exists():
+        return None
+    lines = path.read_text().splitlines()
+    if not {f"# {key}: {value}" for key, value in made_by.items()} <= set(lines):
+        return None
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    return [
+        Resources(**{f.name: row[f.name] if f.name == "kernel" else int(row[f.name]) for f in fields(Resources)})
+        for row in rows
+    ]
+
+
+def write_table(path: Path, rows: Sequence[Resources], made_by: Mapping[str, str]) -> None:
     from ceprop_cuda.bench.report import environment, write_csv
 
     facts = environment()
-    held = path.read_text() if path.exists() else ""
-    write_csv(path, rows, {"date": facts["date"], "commit": facts["commit"], "nvcc": nvcc_version})
-
-    def of_interest(text: str) -> list[str]:
-        return [line for line in text.splitlines() if not line.startswith(("# date", "# commit"))]
-
-    changed = of_interest(held) != of_interest(path.read_text())
-    if not changed:
-        path.write_text(held)
-    return changed
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(path, rows, {"date": facts["date"], "commit": facts["commit"], **made_by})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", type=int, nargs="+", default=list(ARCHITECTURES), metavar="90")
     parser.add_argument("--jobs", type=int, default=2, help="architectures compiled at once")
+    parser.add_argument("--if-changed", action="store_true", help="compile nothing if the table in --out still holds")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     nvcc = find_nvcc(os.environ)
@@ -276,23 +317,20 @@ def main() -> None:
 
     version = re.findall(r"release \d+\.\d+, V([\d.]+)", run(nvcc, "--version"))[0]
     print(f"nvcc {version}", flush=True)
-    rows: list[Resources] = []
-    began = time.perf_counter()
-    newest_first = sorted(args.architectures, reverse=True)  # which have most kernels: none of these is left at the end
-    with ThreadPoolExecutor(args.jobs) as pool:
-        results = pool.map(lambda architecture: compiled(nvcc, disassembler, architecture), newest_first)
-        for architecture, (of_one, seconds) in zip(newest_first, results, strict=True):
-            print(f"sm_{architecture}: {seconds:.0f} s", flush=True)
-            rows = of_one + rows
-    print(f"all: {time.perf_counter() - began:.0f} s\n\n{table(rows)}\n")
+    path, made_by = args.out / "cuda_resources.csv", what_made(version)
+    is_complete = sorted(args.architectures) == list(ARCHITECTURES)
+    held = read_table(path, made_by) if args.if_changed and is_complete else None
+    rows = held or compile_all(nvcc, disassembler, args.architectures, args.jobs)
+    print(f"\n{table(rows)}\n")
     found = faults(rows, args.architectures, block_threads())
     if found:
         sys.exit("\n".join(found))
     print("no spills, no stack frames; tensor cores are used where there are some; the rest are stubs that trap")
-    if sorted(args.architectures) == list(ARCHITECTURES):
-        args.out.mkdir(parents=True, exist_ok=True)
-        path = args.out / "cuda_resources.csv"
-        print(f"{path} is {'written' if write_if_changed(path, rows, version) else 'as it was'}")
+    if held:
+        print(f"as in {path}, which was made from the same files by the same compiler: nothing was compiled")
+    elif is_complete:
+        write_table(path, rows, made_by)
+        print(f"{path} is written")
 
 
 if __name__ == "__main__":

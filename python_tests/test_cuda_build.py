@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -251,15 +252,57 @@ def test_where_nvcc_is_sought(tmp_path: Path) -> None:
     assert cuda_resources.find_nvcc({"PATH": path}) == on_path
 
 
-def test_results_stay_while_nothing_changes(tmp_path: Path) -> None:
-    path = tmp_path / "cuda_resources.csv"
-    rows = sound(90)
-    assert cuda_resources.write_if_changed(path, rows, "13.0.88")
-    held = path.read_text()
-    assert {"# date", "# commit", "# nvcc"} == set(re.findall(r"^# \w+", held, re.MULTILINE))
-    path.write_text(held.replace("# date: ", "# date: earlier than "))
-    assert not cuda_resources.write_if_changed(path, rows, "13.0.88")
-    assert "earlier than" in path.read_text()
-    assert cuda_resources.write_if_changed(path, [replace(rows[0], registers=99), *rows[1:]], "13.0.88")
-    assert "earlier than" not in path.read_text()
-    assert cuda_resources.write_if_changed(path, [replace(rows[0], registers=99), *rows[1:]], "14.0.1")
+# --- The table of before
+
+
+def test_a_table_holds_while_files_and_compiler_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, rows = tmp_path / "results" / "cuda_resources.csv", sound(75) + sound(90)
+    made_by = cuda_resources.what_made("13.0.88")
+    assert cuda_resources.read_table(path, made_by) is None
+    cuda_resources.write_table(path, rows, made_by)
+    assert cuda_resources.read_table(path, cuda_resources.what_made("13.0.88")) == rows
+    assert cuda_resources.read_table(path, cuda_resources.what_made("13.0.89")) is None
+
+    csrc = tmp_path / "csrc"
+    shutil.copytree(cuda_resources.SOURCES.parent, csrc)
+    monkeypatch.setattr(cuda_resources, "SOURCES", csrc / "cuda")
+    assert cuda_resources.read_table(path, cuda_resources.what_made("13.0.88")) == rows
+    for name in ("unit_math.h", "cuda/problem.h", "cuda/conv/products.cuh", "cuda/library/kernels.cu"):
+        file = csrc / name
+        text = file.read_text()
+        file.write_text(text + "\n")
+        assert cuda_resources.read_table(path, cuda_resources.what_made("13.0.88")) is None
+        file.write_text(text)
+    (csrc / "cuda" / "new.cuh").touch()
+    assert cuda_resources.read_table(path, cuda_resources.what_made("13.0.88")) is None
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_a_table_that_holds_is_checked_and_not_compiled(
+    fault: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row for architecture in cuda_resources.ARCHITECTURES for row in sound(architecture)]
+    if fault:
+        rows[0] = replace(rows[0], stack_bytes=40)
+    cuda_resources.write_table(tmp_path / "cuda_resources.csv", rows, cuda_resources.what_made("13.0.88"))
+    compiled: list[int] = []
+
+    def compile_all(_nvcc: Path, _disassembler: Path, architectures: list[int], _jobs: int) -> list:
+        compiled.extend(architectures)
+        return rows
+
+    monkeypatch.setattr(cuda_resources, "find_nvcc", lambda environment: Path("/nowhere/nvcc"))
+    monkeypatch.setattr(cuda_resources, "find_disassembler", lambda nvcc: Path("/nowhere/cuobjdump"))
+    monkeypatch.setattr(cuda_resources, "run", lambda *command: "release 13.0, V13.0.88")
+    monkeypatch.setattr(cuda_resources, "compile_all", compile_all)
+    words = ["cuda_resources.py", "--out", str(tmp_path)]
+    for options, expected in ([["--if-changed"], []], [[], [*cuda_resources.ARCHITECTURES]]):
+        compiled.clear()
+        monkeypatch.setattr(sys, "argv", words + options)
+        if fault:
+            with pytest.raises(SystemExit, match="a stack frame of 40 bytes"):
+                cuda_resources.main()
+        else:
+            cuda_resources.main()
+            assert ("nothing was compiled" in capsys.readouterr().out) == (not expected)
+        assert compiled == expected
