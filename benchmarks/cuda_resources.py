@@ -18,7 +18,6 @@ Fails if a kernel
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import importlib.util
 import os
@@ -30,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -278,16 +277,11 @@ def what_made(nvcc_version: str) -> dict[str, str]:
 
 def read_table(path: Path, made_by: Mapping[str, str]) -> list[Resources] | None:
     """The rows that stand there, if they were made by the same; None if not."""
-    if not path.exists():
-        return None
-    lines = path.read_text().splitlines()
-    if not {f"# {key}: {value}" for key, value in made_by.items()} <= set(lines):
-        return None
-    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
-    return [
-        Resources(**{f.name: row[f.name] if f.name == "kernel" else int(row[f.name]) for f in fields(Resources)})
-        for row in rows
-    ]
+    from ceprop_cuda.bench.report import read_rows
+
+    held = path.read_text().splitlines() if path.exists() else []
+    is_same = {f"# {key}: {value}" for key, value in made_by.items()} <= set(held)
+    return read_rows(path, Resources) if is_same else None
 
 
 def write_table(path: Path, rows: Sequence[Resources], made_by: Mapping[str, str]) -> None:
@@ -305,6 +299,9 @@ def main() -> None:
     parser.add_argument("--if-changed", action="store_true", help="compile nothing if the table in --out still holds")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
+    is_complete = sorted(args.architectures) == list(ARCHITECTURES)
+    if args.if_changed and not is_complete:
+        parser.error("--if-changed takes the table of all architectures: leave out --architectures")
     nvcc = find_nvcc(os.environ)
     if nvcc is None and os.environ.get("CEPROP_CUDA") == "0":
         print("no nvcc: the CUDA kernels are not compiled, as CEPROP_CUDA=0 asks")
@@ -318,8 +315,7 @@ def main() -> None:
     version = re.findall(r"release \d+\.\d+, V([\d.]+)", run(nvcc, "--version"))[0]
     print(f"nvcc {version}", flush=True)
     path, made_by = args.out / "cuda_resources.csv", what_made(version)
-    is_complete = sorted(args.architectures) == list(ARCHITECTURES)
-    held = read_table(path, made_by) if args.if_changed and is_complete else None
+    held = read_table(path, made_by) if args.if_changed else None
     rows = held or compile_all(nvcc, disassembler, args.architectures, args.jobs)
     print(f"\n{table(rows)}\n")
     found = faults(rows, args.architectures, block_threads())

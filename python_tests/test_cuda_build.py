@@ -260,6 +260,7 @@ def test_a_table_holds_while_files_and_compiler_stay(tmp_path: Path, monkeypatch
     made_by = cuda_resources.what_made("13.0.88")
     assert cuda_resources.read_table(path, made_by) is None
     cuda_resources.write_table(path, rows, made_by)
+    assert {"# date", "# commit", "# nvcc", "# files"} == set(re.findall(r"^# \w+", path.read_text(), re.MULTILINE))
     assert cuda_resources.read_table(path, cuda_resources.what_made("13.0.88")) == rows
     assert cuda_resources.read_table(path, cuda_resources.what_made("13.0.89")) is None
 
@@ -275,6 +276,13 @@ def test_a_table_holds_while_files_and_compiler_stay(tmp_path: Path, monkeypatch
         file.write_text(text)
     (csrc / "cuda" / "new.cuh").touch()
     assert cuda_resources.read_table(path, cuda_resources.what_made("13.0.88")) is None
+
+
+def test_a_part_of_a_table_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["cuda_resources.py", "--if-changed", "--architectures", "90"])
+    with pytest.raises(SystemExit, match="2"):
+        cuda_resources.main()
+    assert "--if-changed takes the table of all architectures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fault", [False, True])

@@ -21,7 +21,7 @@ def exercise(
     """Compile exercise.cpp with the kernels in ``csrc`` and these sanitizers, and run it to its first fault."""
     program = folder / "exercise"
     source = csrc.parent / "python_tests" / "sanitizers" / "exercise.cpp"
-    # -Og: with the address sanitizer the compiler takes half of what it takes with -O1.
+    # -Og: with "address,undefined" the compiler takes half of what it takes with -O1.
     flags = ["-std=c++20", "-Og", "-g1", f"-fsanitize={sanitizers}", "-fno-math-errno", "-fno-trapping-math"]
     flags += [f"-DNUMBER={number}", *([] if sanitizers == "thread" else ["-fopenmp"])]
     files = [str(source), str(csrc / "cpu" / "memory.cpp")]

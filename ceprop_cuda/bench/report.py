@@ -84,11 +84,11 @@ def write_csv(path: Path, rows: Sequence[Any], environment: dict[str, str]) -> N
             writer.writerow(f"{value:.5g}" if isinstance(value, float) else value for value in asdict(row).values())
 
 
-def read_rows(path: Path) -> list[Row]:
-    """What :func:`write_csv` wrote of rows."""
+def read_rows(path: Path, of: type = Row) -> list[Any]:
+    """What :func:`write_csv` wrote of rows, which are of this dataclass."""
     with path.open(newline="") as file:
         table = csv.DictReader(line for line in file if not line.startswith("#"))
-        return [Row(**{f.name: _parsed(line[f.name], str(f.type)) for f in fields(Row)}) for line in table]
+        return [of(**{f.name: _parsed(line[f.name], str(f.type)) for f in fields(of)}) for line in table]
 
 
 def _parsed(text: str, kind: str) -> Any:
