@@ -34,6 +34,7 @@ def launch_plan(
     batch: int,
     number_bytes: int,
     precision: str,
+    engine: str = "auto",
 ) -> dict[str, Any]: ...
 def convolution_launch_plan(
     *,
@@ -51,4 +52,5 @@ def convolution_launch_plan(
     batch: int,
     number_bytes: int,
     precision: str,
+    engine: str = "auto",
 ) -> dict[str, Any]: ...

@@ -7,6 +7,7 @@ contracts.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,11 @@ def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact") -> str | Non
 
 def launch_plan(circuit: Circuit, x: Tensor, precision: str = "exact") -> dict[str, Any]:
     """How a call runs on x's CUDA device: in one launch, or by a library's calls if ``exchange`` is "library".
-    ValueError if it cannot. See launch_plan.h in csrc/cuda, or with convolutions in csrc/cuda/conv."""
+    ValueError if it cannot. See launch_plan.h in csrc/cuda, or with convolutions in csrc/cuda/conv.
+
+    The environment variable CEPROP_CUDA_ENGINE forces one of the two, for tests and measurements: "launch" or "graph",
+    which is a library's calls in a CUDA graph; "auto" is the planner's choice, as if it were not set.
+    """
     return _planned(**_launch_settings(circuit, x, precision))
 
 
@@ -62,6 +67,7 @@ def _launch_settings(circuit: Circuit, x: Tensor, precision: str) -> dict[str, A
         "batch": len(x),
         "number_bytes": x.element_size(),
         "precision": precision,
+        "engine": os.environ.get("CEPROP_CUDA_ENGINE", "auto"),  # the ops read it themselves
     }
 
 

@@ -162,12 +162,14 @@ std::map<std::string, int64_t> cuda_device(int index) {
 // that of continual EP in low rank, which takes most. See cuda/launch_plan.h.
 pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes, int cluster_blocks,
                            const std::vector<int64_t>& widths, bool readout, bool energy, bool asynchronous,
-                           int64_t batch, int64_t number_bytes, const std::string& precision) {
+                           int64_t batch, int64_t number_bytes, const std::string& precision,
+                           const std::string& engine) {
   namespace cuda = ceprop::cuda;
   const int matrices = 1 + 2 * (static_cast<int>(widths.size()) - 1 - readout);
   const cuda::Shape shape{widths, readout, energy, asynchronous, batch, number_bytes, matrices};
-  const cuda::Planned planned = cuda::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks},
-                                                  shape, ceprop::parse_precision(precision));
+  const cuda::Planned planned =
+      cuda::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks}, shape,
+                        ceprop::parse_precision(precision), ceprop::parse_engine(engine));
   if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
   const cuda::Plan& plan = std::get<cuda::Plan>(planned);
   std::vector<std::vector<int>> layers(plan.layout.blocks);
@@ -194,7 +196,7 @@ pybind11::dict convolution_launch_plan(int compute_capability, int multiprocesso
                                        int cluster_blocks, const std::vector<std::array<int64_t, 3>>& maps,
                                        const std::vector<std::array<int64_t, 8>>& made, const std::string& pools,
                                        bool readout, bool free_feedback, bool energy, bool asynchronous, int64_t batch,
-                                       int64_t number_bytes, const std::string& precision) {
+                                       int64_t number_bytes, const std::string& precision, const std::string& engine) {
   namespace cuda = ceprop::cuda;
   cuda::conv::Shape shape{{}, {}, readout, free_feedback, energy, asynchronous, batch, number_bytes};
   for (const auto& [channels, height, width] : maps) shape.maps.push_back({channels, height, width});
@@ -202,8 +204,9 @@ pybind11::dict convolution_launch_plan(int compute_capability, int multiprocesso
     const auto pair = [&](size_t first) { return std::array<int64_t, 2>{made[l][first], made[l][first + 1]}; };
     shape.convolutions.push_back({pair(0), pair(2), pair(4), pair(6), ceprop::parse_pool(pools.at(l))});
   }
-  const cuda::conv::Planned planned = cuda::conv::plan_launch(
-      {compute_capability, multiprocessors, shared_bytes, cluster_blocks}, shape, ceprop::parse_precision(precision));
+  const cuda::conv::Planned planned =
+      cuda::conv::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks}, shape,
+                              ceprop::parse_precision(precision), ceprop::parse_engine(engine));
   if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
   pybind11::dict facts;
   if (const auto* calls = std::get_if<cuda::conv::LibraryCalls>(&planned)) {
@@ -242,10 +245,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("launch_plan", &launch_plan, py::kw_only(), py::arg("compute_capability"), py::arg("multiprocessors"),
         py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("widths"), py::arg("readout"), py::arg("energy"),
         py::arg("asynchronous"), py::arg("batch"), py::arg("number_bytes"), py::arg("precision"),
+        py::arg("engine") = "auto",
         "How a CUDA device would run a call: the kernel, its blocks and their memory, as a dict.");
   m.def("convolution_launch_plan", &convolution_launch_plan, py::kw_only(), py::arg("compute_capability"),
         py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("maps"),
         py::arg("made"), py::arg("pools"), py::arg("readout"), py::arg("free_feedback"), py::arg("energy"),
         py::arg("asynchronous"), py::arg("batch"), py::arg("number_bytes"), py::arg("precision"),
-        "The same of a network with convolutions.");
+        py::arg("engine") = "auto", "The same of a network with convolutions.");
 }

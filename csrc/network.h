@@ -12,7 +12,8 @@ enum class Activation { sigmoid, hard_sigmoid, half_hard_sigmoid, centered_hard_
 enum class Dynamics { prototypical, energy };
 enum class NudgeAt { state, drive };
 enum class Loss { mse, cross_entropy };
-enum class Precision { exact, tf32, bf16 };  // of the products' operands on a GPU; their sums stay exact
+enum class Engine { automatic, launch, graph };  // on a GPU: as planned, one launch, calls of a library in a graph
+enum class Precision { exact, tf32, bf16 };      // of the products' operands on a GPU; their sums stay exact
 
 // How units turn their drive into their next state.
 struct UnitRule {

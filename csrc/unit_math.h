@@ -18,6 +18,15 @@
 
 namespace ceprop {
 
+#if defined(__CUDA_ARCH__) && !defined(CUDA_EMULATION)
+// 1 / x to one unit in the last place, without a branch. The emulation has one that is as far off as a GPU's may be.
+__device__ __forceinline__ float rough_reciprocal(float x) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  return inverse;
+}
+#endif
+
 // In these selections a NaN fails every comparison and is passed on, so that a diverged state stays visible.
 template <class T>
 CEPROP_INLINE T clip(T x, T low, T high) {
@@ -25,12 +34,38 @@ CEPROP_INLINE T clip(T x, T low, T high) {
   return x > high ? high : x;
 }
 
+// Numbers as their bits, and back.
+#ifdef __CUDA_ARCH__
+CEPROP_INLINE int32_t bits_of(float x) { return __float_as_int(x); }
+CEPROP_INLINE int64_t bits_of(double x) { return __double_as_longlong(x); }
+CEPROP_INLINE float of_bits(int32_t bits) { return __int_as_float(bits); }
+CEPROP_INLINE double of_bits(int64_t bits) { return __longlong_as_double(bits); }
+#else
+CEPROP_INLINE int32_t bits_of(float x) { return std::bit_cast<int32_t>(x); }
+CEPROP_INLINE int64_t bits_of(double x) { return std::bit_cast<int64_t>(x); }
+CEPROP_INLINE float of_bits(int32_t bits) { return std::bit_cast<float>(bits); }
+CEPROP_INLINE double of_bits(int64_t bits) { return std::bit_cast<double>(bits); }
+#endif
+
+// a / b, for 1 <= b < 2^126.
+template <class T>
+CEPROP_INLINE T quotient(T a, T b) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) == 4) {
+    // A division of IEEE has a branch for rare operands, across which several of them do not overlap. Here b has none.
+    const float inverse = rough_reciprocal(b), near = a * inverse;
+    return fmaf(fmaf(-b, near, a), inverse, near);
+  }
+#endif
+  return a / b;
+}
+
 template <class T>
 struct ExpFormat;
 template <>
 struct ExpFormat<float> {
   using Bits = int32_t;
-  static constexpr float low = -87.0f, high = 88.0f;          // 2^n stays a normal number
+  static constexpr float low = -87.0f, high = 87.0f;          // 2^n and 1 / (1 + 2^n) stay normal numbers
   static constexpr float round = 12582912.0f;                 // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float ln2_high = 0.693359375f;             // 10 bits: n * ln2_high is exact
   static constexpr float ln2_low = -2.12194440054690583e-4f;  // ln 2 - ln2_high
@@ -67,12 +102,8 @@ CEPROP_INLINE SplitExp<T> split_exp(T x) {
       1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
   T series = T(inverse_factorial[Format::terms]);
   for (int k = Format::terms - 1; k >= 2; --k) series = series * r + T(inverse_factorial[k]);
-#ifdef __CUDA_ARCH__
-  const T power = ldexp(T(1), static_cast<int>(n));
-#else
-  const Bits exponent = std::bit_cast<Bits>(shifted) - std::bit_cast<Bits>(T(Format::round)) + Format::bias;
-  const T power = std::bit_cast<T>(static_cast<Bits>(exponent << Format::mantissa));
-#endif
+  const Bits exponent = bits_of(shifted) - bits_of(T(Format::round)) + Format::bias;
+  const T power = of_bits(static_cast<Bits>(exponent << Format::mantissa));
   return {power, r + r * r * series};
 }
 
@@ -85,7 +116,7 @@ CEPROP_INLINE T exponential(T x) {
 // 1 / (1 + e^(-4 (x - 1/2)))
 template <class T>
 CEPROP_INLINE T steep_sigmoid(T x) {
-  return T(1) / (T(1) + exponential(T(2) - T(4) * x));
+  return quotient(T(1), T(1) + exponential(T(2) - T(4) * x));
 }
 
 // (e^2x - 1) / (e^2x + 1), from e^2x - 1 without cancellation near 0
@@ -93,7 +124,7 @@ template <class T>
 CEPROP_INLINE T hyperbolic_tangent(T x) {
   const SplitExp<T> e = split_exp(T(2) * x);
   const T minus_one = e.power * e.fraction + (e.power - T(1));
-  return minus_one / (minus_one + T(2));
+  return quotient(minus_one, minus_one + T(2));
 }
 
 template <Activation A, class T>

@@ -22,7 +22,7 @@ from convolution_variants import CHAINS, build_chain, chain_variants, name_of_ch
 from problems import GOLDEN_NAMES, random_problem, relative_error
 from test_backends import BATCH, CALLS, flat, mlp
 from test_backends import batch as small_batch
-from test_kernels import VARIANTS, all_runs, rates, run_relax
+from test_kernels import VARIANTS, all_runs, assert_activation_is_right, rates, run_relax
 from test_op_contract import OPS, every_op, keywords, positional, torch_ops
 from test_tolerance import FAMILIES, LEARNING, LIMIT, SIZES, learn
 from test_tolerance import name_of as name_of_settings
@@ -31,13 +31,19 @@ from variants import TOLERANCES, build, copy_of, name_of
 
 import ceprop_cuda as cep
 from ceprop_cuda import network, ops, reference
-from ceprop_cuda.dynamics import Circuit, Nudge
+from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge
 
 pytestmark = pytest.mark.cuda
 
 GPU = "cuda"
 SECOND_GPU = "cuda:1"
 LONG, SHORT = 10**9, 10**8  # clock cycles, about half a second and a tenth of that
+
+
+@pytest.fixture(autouse=True)
+def one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions, too: a library's calls are in test_cuda_graphs.py."""
+    monkeypatch.setenv("CEPROP_CUDA_ENGINE", "launch")
 
 
 def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -123,6 +129,12 @@ def test_golden_cases_with_convolutions(name: str, monkeypatch: pytest.MonkeyPat
     real = ops.ep_step
     monkeypatch.setattr(ops, "ep_step", lambda *args, **settings: there(real(*there(args), **settings), "cpu"))
     test_convolutions.test_golden(name, "fused")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_over_the_whole_range(activation: str, dtype: torch.dtype) -> None:
+    assert_activation_is_right(OnGpu(), activation, dtype)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=name_of_settings)

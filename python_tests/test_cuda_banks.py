@@ -104,7 +104,7 @@ def test_the_accesses_of_tiles_are_met(turns: Callable[[str], Turns]) -> None:
 FAULTS: list[tuple[str, list[tuple[str, str]], list[str]]] = [
     (
         "contrast.cuh",
-        [("stride = pass + pack;", "stride = pass;"), ("stride = pass + pack,", "stride = pass,")],
+        [("stride = pass + pack;  //", "stride = pass;  //"), ("stride = pass + pack;\n", "stride = pass;\n")],
         [
             "const Pack<T> y = load_pack(other + (term * tile_others + k) * stride + b);",
             "if (column_of(i) < pass) store_pack(to + row_of(i) * stride + column_of(i), got);",
@@ -115,7 +115,7 @@ FAULTS: list[tuple[str, list[tuple[str, str]], list[str]]] = [
         [("tensor_padding = 8;", "tensor_padding = 0;")],
         [
             "wmma::load_matrix_sync(w, left + k * left_stride, left_stride);",
-            "wmma::load_matrix_sync(s, rows + k * stride_ + column_, stride_);",
+            "wmma::load_matrix_sync(s, rows + k * own_.stride + own_.column, own_.stride);",
         ],
     ),
     (
@@ -126,10 +126,10 @@ FAULTS: list[tuple[str, list[tuple[str, str]], list[str]]] = [
     (
         "tiles.cuh",
         [
-            ("group % 32 / packs_beside(group) * 4", "group / (pass_ / pack) * 4"),
-            ("(group / 32 * 8 + group % 32 % packs_beside(group)) * pack", "group % (pass_ / pack) * pack"),
+            ("group % 32 / packs_beside(group) * 4", "group / (pass / pack) * 4"),
+            ("(group / 32 * 8 + group % 32 % packs_beside(group)) * pack", "group % (pass / pack) * pack"),
         ],
-        ["got.row = load_pack(rows + k * pass_ + column_);"],
+        ["row[n] = load_pack(from_row);"],
     ),
     (
         "states.cuh",
@@ -141,7 +141,7 @@ FAULTS: list[tuple[str, list[tuple[str, str]], list[str]]] = [
     ),
     (
         "products.cuh",
-        [("!of.left.base ? 8 : packs;", "!of.left.base ? packs : packs;")],
+        [("!of.left.base ? 3 : bits_of_packs;", "!of.left.base ? bits_of_packs : bits_of_packs;")],
         ["Pack<T> got = load_some(this->row(of.left, line) + first, there);"],
     ),
 ]

@@ -1,4 +1,4 @@
-"""Convolutions that fill a GPU: cuDNN's with our kernels around them, and all phases of a call in one CUDA graph."""
+"""Convolutions by a library's calls: cuDNN's with our kernels around them, all phases of a call in one CUDA graph."""
 
 from __future__ import annotations
 
@@ -10,35 +10,31 @@ from typing import Any
 import pytest
 import torch
 from agreement import assert_agreement
-from convolution_variants import CHAINS, build_chain, chain_variants, name_of_chain
-from problems import Problem, relative_error
+from convolution_variants import build_chain, chain_variants, name_of_chain
+from problems import relative_error
 from test_cuda import GPU, OnGpu, mapped, no_waiting, there
 from test_kernels import all_runs, rates
 
 from ceprop_cuda import ops, reference
-from ceprop_cuda.dynamics import Nudge
 from ceprop_cuda.presets import PRESETS
 
 pytestmark = pytest.mark.cuda
 
 
-def filling(variant: dict[str, Any], dtype: torch.dtype) -> tuple[Problem, Nudge]:
-    """As many samples as a library's convolutions are taken for, and few more: the reference takes long."""
-    for batch in (2**power for power in range(5, 16)):
-        problem, nudge = build_chain(variant, dtype, 0, [chain._replace(batch=batch) for chain in CHAINS])
-        if ops.launch_plan(*there((problem.circuit, problem.x)))["exchange"] == "library":
-            return problem, nudge
-    raise AssertionError(f"no library is taken for {batch} samples")
+@pytest.fixture(autouse=True)
+def by_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks, too."""
+    monkeypatch.setenv("CEPROP_CUDA_ENGINE", "graph")
 
 
 @pytest.mark.parametrize("variant", chain_variants(), ids=name_of_chain)
 def test_agreement_by_a_library(variant: dict[str, Any]) -> None:
-    assert_agreement(partial(all_runs, variant), [filling(variant, torch.float64)], module=OnGpu())
+    assert_agreement(partial(all_runs, variant), [build_chain(variant, torch.float64)], module=OnGpu())
 
 
 def test_a_graph_of_all_phases_gives_the_same_bits() -> None:
     """The first call is no graph, the second captures one, the third only replays it; each with inputs of its own."""
-    problem, nudge = there(filling(chain_variants()[0], torch.float32))
+    problem, nudge = there(build_chain(chain_variants()[0], torch.float32))
     settings: dict[str, Any] = {"free_steps": 9, "nudged_steps": 4, "symmetric": True}
     inputs = [problem.x.roll(shift, 0) for shift in range(3)]
     targets = [nudge.target.roll(shift, 0) for shift in range(3)]
@@ -56,7 +52,7 @@ def test_a_graph_of_all_phases_gives_the_same_bits() -> None:
 
 
 def test_weights_move_in_a_graph() -> None:
-    problem, nudge = filling(chain_variants()[0], torch.float64)
+    problem, nudge = build_chain(chain_variants()[0], torch.float64)
     settings: dict[str, Any] = {"free_steps": 9, "nudged_steps": 4, "lr": rates(problem.circuit)}
     on_gpu, on_cpu = there(problem.circuit), problem.circuit
     for _ in range(4):
@@ -67,7 +63,7 @@ def test_weights_move_in_a_graph() -> None:
 
 
 def test_a_library_on_streams_and_in_a_graph_of_the_callers() -> None:
-    problem, _ = there(filling(chain_variants()[0], torch.float32))
+    problem, _ = there(build_chain(chain_variants()[0], torch.float32))
     circuit, x, _ = problem
     wanted = ops.relax(circuit, x, 7).states
     with torch.cuda.stream(torch.cuda.Stream()):
@@ -89,7 +85,7 @@ def test_a_library_on_streams_and_in_a_graph_of_the_callers() -> None:
 
 
 def test_a_library_without_waiting() -> None:
-    problem, nudge = there(filling(chain_variants()[0], torch.float32))
+    problem, nudge = there(build_chain(chain_variants()[0], torch.float32))
     with no_waiting():
         for _ in range(3):
             ops.ep_step(problem.circuit, problem.x, nudge, free_steps=5, nudged_steps=2)
@@ -107,7 +103,7 @@ def test_deep_convnets() -> None:
 
 
 def test_dense_layers_stay_exact_where_the_process_allows_tf32() -> None:
-    problem, _ = filling(chain_variants()[0], torch.float64)
+    problem, _ = build_chain(chain_variants()[0], torch.float64)
     wanted = reference.relax(problem.circuit, problem.x, 5).states
     single = mapped(lambda tensor: tensor.to(GPU, torch.float32), problem)
     before = torch.get_float32_matmul_precision()
@@ -121,7 +117,7 @@ def test_dense_layers_stay_exact_where_the_process_allows_tf32() -> None:
 
 
 def test_another_thread_may_make_the_second_call() -> None:
-    problem, _ = there(filling(chain_variants()[0], torch.float32))
+    problem, _ = there(build_chain(chain_variants()[0], torch.float32))
     called = []
     for _ in range(3):
         thread = threading.Thread(target=lambda: called.append(ops.relax(problem.circuit, problem.x, 7).states))
@@ -133,7 +129,7 @@ def test_another_thread_may_make_the_second_call() -> None:
 
 
 def test_calls_go_on_where_a_graph_has_no_room(capfd: pytest.CaptureFixture[str]) -> None:
-    problem, _ = there(filling(chain_variants()[0], torch.float32))
+    problem, _ = there(build_chain(chain_variants()[0], torch.float32))
     wanted = there(ops.relax(problem.circuit, problem.x, 6).states, "cpu")
     torch.cuda.synchronize()
     held = torch.cuda.memory_reserved() / torch.cuda.get_device_properties(GPU).total_memory

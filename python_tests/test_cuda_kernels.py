@@ -17,14 +17,20 @@ import torch
 from agreement import Results, assert_agreement, errors, results_of
 from emulated_device import EmulatedDevice, Refused, compiled_kernels
 from problems import GOLDEN_NAMES, Problem, random_problem, relative_error
-from test_kernels import VARIANTS, all_runs, assert_both_copies_stay_the_same, rates
+from test_kernels import (
+    VARIANTS,
+    all_runs,
+    assert_activation_is_right,
+    assert_both_copies_stay_the_same,
+    rates,
+)
 from test_tolerance import FAMILIES, LIMIT, SIZES, TOLERANCE
 from test_tolerance import name_of as name_of_settings
 from torch import Tensor
 from variants import TOLERANCES, build, copy_of, name_of
 
 from ceprop_cuda import reference
-from ceprop_cuda.dynamics import Circuit, Nudge
+from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -133,6 +139,13 @@ def test_agreement(device: Device, kernel: str, blocks: int, dtype: torch.dtype,
     few = dtype == torch.float32 and sum(variant["shape"][0]) * variant["shape"][1] < 300  # see test_kernels.check
     draws = [build(variant, dtype, seed) for seed in range(3 if few else 1)]
     assert_agreement(partial(all_runs, variant), draws, module=device(kernel, blocks))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_over_the_whole_range(device: Device, activation: str, dtype: torch.dtype) -> None:
+    """With reciprocals that are one unit in the last place off, or none, as the emulation has them."""
+    assert_activation_is_right(device("streamed-literal"), activation, dtype)
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS[::2], "streamed-low_rank"])

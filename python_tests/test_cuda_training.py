@@ -35,8 +35,10 @@ def learned_by_the_convnet_of_mnist(
     return there([*out.free_states, *learned(net)], "cpu")
 
 
+@pytest.mark.parametrize("engine", ["launch", "graph"])
 @pytest.mark.parametrize("continual", [False, True])
-def test_the_convnet_of_mnist(continual: bool) -> None:
+def test_the_convnet_of_mnist(continual: bool, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CEPROP_CUDA_ENGINE", engine)
     # The median, as in test_agreement_with_convolutions: rounding may choose another of two maxima that are nearly
     # equal. In float32 the reference's own gradients are off by more than is granted.
     worst = []

@@ -34,7 +34,8 @@ class Contrast {
  public:
   using Network = Relaxation<T, Tile, States>;
 
-  __device__ explicit Contrast(const Network& network) : network_(network), p_(network.p) {}
+  __device__ explicit Contrast(const Network& network)
+      : network_(network), p_(network.p), fours_((p_.layout.pass / pack + 3) / 4), inverse_(256 / fours_ + 1) {}
 
   // What moves connection c: its weights or, in a vector field, `feedback`.
   __device__ Terms terms(int c, bool feedback, const Between& between) const {
@@ -170,11 +171,13 @@ class Contrast {
   // end.
   __device__ void stage(const Shown<T>& shown, bool is_own, int first, int units, int column, T* to) const {
     // A warp brings 4 packs of 8 rows: whole sectors of memory, and 8 banks' worth of rows.
-    const int pass = p_.layout.pass, stride = pass + pack, fours = (pass / pack + 3) / 4;
-    const auto unit_of = [&](int i) { return i / 32 / fours * 8 + i % 8; };
+    const int pass = p_.layout.pass, stride = pass + pack;
+    // i / 32 / fours_, exact as there are at most 4 fours and 32 warps' worth of packs: no division.
+    const auto eight_of = [&](int i) { return i / 32 * inverse_ / 256; };
+    const auto unit_of = [&](int i) { return eight_of(i) * 8 + i % 8; };
     const auto row_of = [&](int i) { return is_own ? own_row(unit_of(i)) : unit_of(i); };
-    const auto column_of = [&](int i) { return (i / 32 % fours * 4 + i % 32 / 8) * pack; };
-    bring((is_own ? tile_units : tile_others) * fours * 4,
+    const auto column_of = [&](int i) { return ((i / 32 - eight_of(i) * fours_) * 4 + i % 32 / 8) * pack; };
+    bring((is_own ? tile_units : tile_others) * fours_ * 4,
           [&](int i) {
             const int unit = first + unit_of(i);
             const bool there = unit < units && column_of(i) < pass && column + column_of(i) < p_.layout.columns;
@@ -187,6 +190,7 @@ class Contrast {
 
   const Network& network_;
   const Problem<T>& p_;
+  int fours_, inverse_;  // groups of 4 packs in a pass, and 256 over them
 };
 
 }  // namespace ceprop::cuda

@@ -3,10 +3,12 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <tuple>
 
+#include "../checks.h"
 #include "kernels.h"
 
 namespace ceprop::cuda {
@@ -42,31 +44,44 @@ class Known {
   std::map<Key, Planned> plans_;
 };
 
+// Read at every call, so that a measurement may take one engine after the other.
+Engine engine_asked_for() {
+  const char* given = std::getenv("CEPROP_CUDA_ENGINE");
+  return given ? parse_engine(given) : Engine::automatic;
+}
+
 }  // namespace
 
 Planned plan_for(int index, const Shape& shape, Precision precision) {
-  using Key = std::tuple<int, Precision, std::vector<int64_t>, bool, bool, bool, int64_t, int64_t, int>;
+  using Key = std::tuple<int, Precision, Engine, std::vector<int64_t>, bool, bool, bool, int64_t, int64_t, int>;
   static Known<Key, Planned> known;
   const Device device = properties_of(index);
-  const Key key{index,       precision,          shape.widths,  shape.readout, shape.energy, shape.asynchronous,
-                shape.batch, shape.number_bytes, shape.matrices};
-  return known.get(key, [&] { return plan_launch(device, shape, precision); });
+  const Engine engine = engine_asked_for();
+  const Key key{index,        precision,          engine,      shape.widths,       shape.readout,
+                shape.energy, shape.asynchronous, shape.batch, shape.number_bytes, shape.matrices};
+  return known.get(key, [&] { return plan_launch(device, shape, precision, engine); });
 }
 
 conv::Planned plan_for(int index, const conv::Shape& shape, Precision precision) {
   static Known<std::vector<int64_t>, conv::Planned> known;
   const Device device = properties_of(index);
-  std::vector<int64_t> key{index,         static_cast<int64_t>(precision),
-                           shape.readout, shape.free_feedback,
-                           shape.energy,  shape.asynchronous,
-                           shape.batch,   shape.number_bytes};
+  const Engine engine = engine_asked_for();
+  std::vector<int64_t> key{index,
+                           static_cast<int64_t>(precision),
+                           static_cast<int64_t>(engine),
+                           shape.readout,
+                           shape.free_feedback,
+                           shape.energy,
+                           shape.asynchronous,
+                           shape.batch,
+                           shape.number_bytes};
   for (const MapShape& map : shape.maps) key.insert(key.end(), {map.channels, map.height, map.width});
   for (const Convolution& made : shape.convolutions) {
     for (const auto& pair : {made.kernel, made.stride, made.padding, made.window})
       key.insert(key.end(), pair.begin(), pair.end());
     key.push_back(static_cast<int64_t>(made.pool));
   }
-  return known.get(key, [&] { return conv::plan_launch(device, shape, precision); });
+  return known.get(key, [&] { return conv::plan_launch(device, shape, precision, engine); });
 }
 
 }  // namespace ceprop::cuda

@@ -138,7 +138,12 @@ inline void place_tiles(const Shape& shape, Layout& layout) {
   const int halves = shape.asynchronous ? 2 : 1;
   int before = 0;  // tiles of earlier halves
   std::vector<int> slots(layout.blocks);
+  int64_t tiles = 0;
   for (int half = 0; half < halves; ++half) {
+    for (int l = half; l < layers_of(shape); l += halves) {
+      layout.first_tile[l] = static_cast<uint16_t>(tiles);
+      tiles += tiles_of(shape, l);
+    }
     for (int block = 0; block < layout.blocks; ++block)
       for (int tile = layout.first[half][block]; tile < layout.first[half][block + 1]; ++tile) {
         layout.owner[before + tile] = static_cast<uint8_t>(block);
@@ -148,19 +153,20 @@ inline void place_tiles(const Shape& shape, Layout& layout) {
   }
 }
 
-// What a step takes by arithmetic, in microseconds: multiplications of the busiest block at half of the rate of its
-// multiprocessor, the time until the first states of each of its tiles arrive, and the barrier. The last two are
-// assumptions. For the choice between plans only.
+// What a step takes, in microseconds: multiplications of the busiest block at half of the rate of its multiprocessor,
+// what every pass of a tile takes beside them, and the barrier. The last two are an H100's, by what steps took there
+// (benchmarks/README.md, "On a GPU"); a cluster's barrier is an assumption. For the choice between plans only.
 inline double step_microseconds(const Shape& shape, const Plan& plan) {
   const double a_clock = plan.precision == Precision::exact ? (shape.number_bytes == 4 ? 64 : 32) : 256,
                gigahertz = 1.5;
-  const double barrier = plan.exchange == Exchange::cluster ? 0.3 : 1.5, arrival = 0.7;
+  const double barrier = plan.exchange == Exchange::cluster ? 1.5 : 2.6, pass = 4.7;
+  const int64_t passes = (plan.layout.columns + plan.layout.pass - 1) / plan.layout.pass;
   double most = 0;
   for (int block = 0; block < plan.layout.blocks; ++block) {
     double all = 0;
     for_each_tile(shape, plan.layout, block, [&](int l) {
       const double depth = static_cast<double>(depth_below(shape, l) + depth_above(shape, l));
-      all += arrival + depth * tile_units * plan.layout.columns / a_clock / gigahertz / 1000;
+      all += pass * static_cast<double>(passes) + depth * tile_units * plan.layout.columns / a_clock / gigahertz / 1000;
     });
     most = std::max(most, all);
   }
@@ -203,8 +209,10 @@ inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Pr
 }  // namespace planning
 
 // The fastest plan by arithmetic, with the weights in shared memory wherever they fit.
-inline Planned plan_launch(const Device& device, const Shape& shape, Precision precision) {
+inline Planned plan_launch(const Device& device, const Shape& shape, Precision precision, Engine engine) {
   using namespace planning;
+  if (engine == Engine::graph)
+    return "CEPROP_CUDA_ENGINE is 'graph', but networks without convolutions run in one launch only: unset it";
   const int layers = layers_of(shape);
   if (layers > most_layers)
     return "the CUDA kernels take networks of at most " + std::to_string(most_layers) + " layers, got " +

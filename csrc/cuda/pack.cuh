@@ -52,19 +52,25 @@ __device__ __forceinline__ void store_some(T* to, const Pack<T>& pack, int there
     if (j < there) to[j] = pack.v[j];
 }
 
-// A block's threads bring `count` packs from load(index) to store(index, pack), some of each thread under way at once.
+// A thread brings packs `first`, first + step, ... below `count` from load(index) to store(index, pack), some of them
+// under way at once.
 template <class Load, class Store>
-__device__ __forceinline__ void bring(int count, const Load& load, const Store& store) {
+__device__ __forceinline__ void bring(int first, int count, int step, const Load& load, const Store& store) {
   constexpr int at_once = 2;
-  for (int first = static_cast<int>(threadIdx.x); first < count; first += at_once * block_threads) {
+  for (; first < count; first += at_once * step) {
     decltype(load(0)) packs[at_once];
 #pragma unroll
     for (int i = 0; i < at_once; ++i)
-      if (first + i * block_threads < count) packs[i] = load(first + i * block_threads);
+      if (first + i * step < count) packs[i] = load(first + i * step);
 #pragma unroll
     for (int i = 0; i < at_once; ++i)
-      if (first + i * block_threads < count) store(first + i * block_threads, packs[i]);
+      if (first + i * step < count) store(first + i * step, packs[i]);
   }
+}
+// All packs, by a block's threads.
+template <class Load, class Store>
+__device__ __forceinline__ void bring(int count, const Load& load, const Store& store) {
+  bring(static_cast<int>(threadIdx.x), count, block_threads, load, store);
 }
 
 }  // namespace ceprop::cuda

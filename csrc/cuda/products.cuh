@@ -17,14 +17,14 @@ struct Rows {
 };
 
 // One product: sum over k < depth of scale * (left - less) of unit u and neighbour k with row k of `rows`.
-// `across`: `left` has a row for every unit, else one for every neighbour, from `left_column` on; `packed`: it is what
-// a tile reads, in shared memory. `less` counts if subtracts. Depth 0: nothing.
+// `across`: `left` has a row for every unit, else one for every neighbour, from `left_column` on; `packed`: where in
+// shared memory it is as a tile reads it, or -1. `less` counts if subtracts. Depth 0: nothing.
 template <class T>
 struct Operands {
   Rows<T> left, less, rows;
-  int depth, left_column;
+  int depth, left_column, packed;
   T scale;
-  bool across, packed, subtracts;
+  bool across, subtracts;
 };
 
 template <class T, class Tile, class States>
@@ -39,7 +39,14 @@ class Products {
     return Tile::left_stride == tile_units ? index : index / 8 * 8 + index % 4 * 2 + index / 4 % 2;
   }
 
-  __device__ Products(const Problem<T>& problem, const States& states) : p_(problem), states_(states) {}
+  __device__ Products(const Problem<T>& problem, const States& states) : p_(problem), states_(states) {
+    // In a cluster 8 threads stay within a row.
+    const int needed = Tile::packs_of_row(p_.layout.pass);
+    const int lanes = States::in_shared_memory ? (needed + 7) / 8 * 8 : needed;
+    rows_at_once_ = block_threads / lanes;
+    row_ = static_cast<int>(threadIdx.x) / lanes;
+    column_ = pack * (static_cast<int>(threadIdx.x) % lanes);
+  }
 
   __device__ const T* row(const Rows<T>& rows, int k) const {
     if (rows.base) return rows.base + k * rows.stride;
@@ -50,30 +57,34 @@ class Products {
   // Adds a product for the samples from `column` on to the tile's. `units`: how many there are, of which the tile takes
   // the first. Ends with a barrier of the block.
   __device__ void add(Tile& tile, const Operands<T>& of, int units, int column, void* work) const {
+    if (of.depth == 0) return;
     using Staged = typename Tile::Staged;
     const int depth = p_.layout.depth, pass = p_.layout.pass, stride = Tile::rows_stride(pass);
     Staged* left = static_cast<Staged*>(work);            // [2][depth][left_stride]
     Staged* rows = left + 2 * depth * Tile::left_stride;  // [2][depth][stride]
-    const auto fetch = [&](int k) {
-      const int buffer = k / depth % 2;
+    // Of the part from k on, padded as tiles take it.
+    const auto rows_of_part = [&](int k) {
+      return min(depth, (of.depth - k + Tile::depth_step - 1) / Tile::depth_step * Tile::depth_step);
+    };
+    const auto fetch = [&](int k, int buffer) {
       if (k < of.depth) {
-        if (!of.packed || Tile::converts)
-          stage_left<Tile::left_stride>(of, k, depth, units, left + buffer * depth * Tile::left_stride);
-        stage_rows(of, column, k, rows + buffer * depth * stride);
+        const int count = rows_of_part(k);
+        if (of.packed < 0 || Tile::converts)
+          stage_left<Tile::left_stride>(of, k, count, units, left + buffer * depth * Tile::left_stride);
+        stage_rows(of, column, k, count, rows + buffer * depth * stride);
       }
       __pipeline_commit();
     };
-    fetch(0);
-    for (int k = 0; k < of.depth; k += depth) {
-      fetch(k + depth);
+    fetch(0, 0);
+    for (int k = 0, buffer = 0; k < of.depth; k += depth, buffer ^= 1) {
+      fetch(k + depth, buffer ^ 1);
       __pipeline_wait_prior(1);
       __syncthreads();
-      const int rest = of.depth - k < depth ? of.depth - k : depth, buffer = k / depth % 2;
-      const int count = (rest + Tile::depth_step - 1) / Tile::depth_step * Tile::depth_step;
       const Staged* from = left + buffer * depth * Tile::left_stride;
+      // From the begin of shared memory, so that the compiler knows which memory it is.
       if constexpr (!Tile::converts)
-        if (of.packed) from = of.left.base + int64_t(k) * packed_stride;
-      tile.add(from, rows + buffer * depth * stride, count);
+        if (of.packed >= 0) from = dynamic_shared_memory<T>() + of.packed + k * packed_stride;
+      tile.add(from, rows + buffer * depth * stride, rows_of_part(k));
       __syncthreads();
     }
   }
@@ -97,24 +108,23 @@ class Products {
       // they fall into other banks.
       constexpr int flip = sizeof(Number) != 4 ? 0 : stride % 32 == 16 ? 1 : 2;
       const auto row_of = [](int i) { return i / tile_units * pack; };
-      bring(
-          rows * tile_units / pack,
-          [&](int i) { return load(row_of(i), i % tile_units, i % tile_units < units ? depth - row_of(i) : 0); },
-          [&](int i, const Pack<T>& got) {
-            Number* at = to + row_of(i) * stride + i % tile_units;
-            const bool flips = i / tile_units % 2;
+      bring((rows + pack - 1) / pack * tile_units,
+            [&](int i) { return load(row_of(i), i % tile_units, i % tile_units < units ? depth - row_of(i) : 0); },
+            [&](int i, const Pack<T>& got) {
+              Number* at = to + row_of(i) * stride + i % tile_units;
+              const bool flips = i / tile_units % 2;
 #pragma unroll
-            for (int j = 0; j < pack; ++j)
-              at[(flips ? j ^ flip : j) * stride] = staged<Number>(flips ? got.v[j ^ flip] : got.v[j]);
-          });
+              for (int j = 0; j < pack; ++j)
+                at[(flips ? j ^ flip : j) * stride] = staged<Number>(flips ? got.v[j ^ flip] : got.v[j]);
+            });
     } else {
       // 8 threads stay within a row of a cluster's states: the next may begin in the same banks.
-      constexpr int packs = tile_units / pack;
-      const int lanes = States::in_shared_memory && !of.left.base ? 8 : packs;
-      const auto row_of = [&](int i) { return row_in_turn(i / lanes); };
-      const auto unit_of = [&](int i) { return i % lanes * pack; };
+      constexpr int bits_of_packs = pack == 4 ? 2 : 3;
+      const int bits = States::in_shared_memory && !of.left.base ? 3 : bits_of_packs;
+      const auto row_of = [&](int i) { return row_in_turn(i >> bits); };
+      const auto unit_of = [&](int i) { return (i & ((1 << bits) - 1)) * pack; };
       bring(
-          rows * lanes,
+          rows << bits,
           [&](int i) {
             return load(row_of(i), unit_of(i), row_of(i) < depth ? min(units, tile_units) - unit_of(i) : 0);
           },
@@ -144,39 +154,34 @@ class Products {
     *reinterpret_cast<All*>(to) = all;
   }
 
-  // to[row][columns of the pass] <- rows k, k + 1, ..., for a part of the depth; zeros past the depth and the samples.
-  __device__ void stage_rows(const Operands<T>& of, int column, int k, typename Tile::Staged* to) const {
-    const int pass = p_.layout.pass, stride = Tile::rows_stride(pass);
-    const int needed = Tile::packs_of_row(pass), packs = States::in_shared_memory ? (needed + 7) / 8 * 8 : needed;
-    const int count = p_.layout.depth * packs;
-    const auto is_in_pass = [&](int i) { return pack * (i % packs) < pass; };
-    const auto target = [&](int i) { return to + i / packs * stride + pack * (i % packs); };
-    const auto source = [&](int i) -> const T* {
-      const int line = k + i / packs, first = column + pack * (i % packs);
-      return line < of.depth && first < p_.layout.columns && is_in_pass(i) ? row(of.rows, line) + first : nullptr;
-    };
+  // to[row][columns of the pass] <- `count` rows from k on; zeros past the depth and the samples. A thread brings the
+  // same columns of every row that it takes.
+  __device__ void stage_rows(const Operands<T>& of, int column, int k, int count, typename Tile::Staged* to) const {
+    if (row_ >= rows_at_once_ || column_ >= p_.layout.pass) return;
+    const int stride = Tile::rows_stride(p_.layout.pass), first = column + column_;
+    const int there = first < p_.layout.columns ? of.depth - k : 0;
+    typename Tile::Staged* target = to + row_ * stride + column_;
     if constexpr (Tile::converts || States::in_shared_memory) {
       bring(
-          count,
-          [&](int i) {
-            const T* from = source(i);
-            return from ? load_pack(from) : Pack<T>{};
-          },
-          [&](int i, const Pack<T>& got) {
-            if (is_in_pass(i)) store_staged(target(i), got);
-          });
+          row_, count, rows_at_once_,
+          [&](int r) { return r < there ? load_pack(row(of.rows, k + r) + first) : Pack<T>{}; },
+          [&](int r, const Pack<T>& got) { store_staged(target + (r - row_) * stride, got); });
     } else {
-      for (int i = static_cast<int>(threadIdx.x); i < count; i += block_threads) {
-        if (const T* from = source(i))
-          __pipeline_memcpy_async(target(i), from, 16);
-        else if (is_in_pass(i))
-          store_pack(target(i), Pack<T>{});
+      // Rows of states, too, follow each other at the distance of their columns.
+      const T* from = row(of.rows, k + row_) + first;
+      const int64_t step = int64_t(rows_at_once_) * p_.layout.columns;
+      for (int r = row_; r < count; r += rows_at_once_, from += step, target += rows_at_once_ * stride) {
+        if (r < there)
+          __pipeline_memcpy_async(target, from, 16);
+        else
+          store_pack(target, Pack<T>{});
       }
     }
   }
 
   const Problem<T>& p_;
-  const States& states_;
+  const States states_;  // a copy: a reference into the object that holds this would keep all of it out of registers
+  int rows_at_once_, row_, column_;  // of what the thread brings of a pass
 };
 
 }  // namespace ceprop::cuda

@@ -37,7 +37,11 @@ class Relaxation {
  public:
   // Shared memory: the cluster's states if they lie there, the weights if they stay, and room to work in.
   __device__ explicit Relaxation(const Problem<T>& problem)
-      : p(problem), states(problem, dynamic_shared_memory<T>()), resident_(dynamic_shared_memory<T>()) {
+      : p(problem),
+        states(problem, dynamic_shared_memory<T>()),
+        products_(p, states),
+        share_(p.layout.pass),
+        resident_(dynamic_shared_memory<T>()) {
     if (States::in_shared_memory)
       for (OwnTiles<T> all = tiles(); all.next();) resident_ += tile_units * p.layout.unit_states;
     OwnTiles<T> all = tiles();
@@ -184,8 +188,8 @@ class Relaxation {
     if (!p.layout.resident) return;
     for (int side = 0; side < 2; ++side) {
       const Operands<T> of = neighbours(item, side, 0);
-      Operand(p, states).template stage_left<packed_stride>(of, 0, padded_depth(of.depth), units - item.first,
-                                                            packed(item, side));
+      products_.template stage_left<packed_stride>(of, 0, padded_depth(of.depth), units - item.first,
+                                                   packed(item, side));
     }
   }
 
@@ -208,9 +212,8 @@ class Relaxation {
   // them.
   __device__ Operands<T> neighbours(const Item<T>& item, int side, int field) const {
     const int l = item.layer, units = p.widths[l + 1], depth = side ? depth_above(p, l) : depth_below(p, l);
-    Operands<T> of{};
+    Operands<T> of = nothing();
     of.depth = depth;
-    of.scale = 1;
     if (depth == 0) return of;
     of.across = side == 0;
     const bool is_top = l + 1 == p.layers;
@@ -222,13 +225,21 @@ class Relaxation {
     return of;
   }
 
-  static constexpr int sides = 5;
-  // The products that add up to a tile, of which there are `sides` at most.
+  __device__ static Operands<T> nothing() {
+    Operands<T> of{};
+    of.packed = -1;
+    of.scale = 1;
+    return of;
+  }
+  // How many products may add up to a tile, the empty ones among them: from both sides, and what C-EP corrects by.
+  __device__ static int sides(const Step<T>& step) {
+    return step.kind == Kind::move && (step.moved || step.corrected) ? 5 : 2;
+  }
+  // The products that add up to a tile.
   __device__ Operands<T> operands(const Item<T>& item, const Step<T>& step, int side, int seen) const {
     const int l = item.layer, columns = p.layout.columns;
     const Workspace<T>& w = p.workspace;
-    Operands<T> of{};
-    of.scale = 1;
+    Operands<T> of = nothing();
     if (step.kind == Kind::drive && side == 0) {
       of.across = true;
       of.depth = p.widths[0];
@@ -259,7 +270,7 @@ class Relaxation {
       if (p.layout.resident) {
         of.left = rows_of(packed(item, side), packed_stride);
         of.across = false;
-        of.packed = true;
+        of.packed = static_cast<int>(packed(item, side) - dynamic_shared_memory<T>());
       }
     } else if (step.kind == Kind::move && (side == 2 ? step.moved && l == 0 : step.corrected)) {
       of.across = true;
@@ -285,9 +296,9 @@ class Relaxation {
                                                                                : p.widths[item.layer + 1];
     for (int first = 0; first < p.batch; first += pass) {
       __syncthreads();  // nobody reads what the last product left any more
-      Tile tile(pass);
-      for (int side = 0; side < sides; ++side)
-        Operand(p, states).add(tile, operands(item, step, side, seen), units - item.first, first, work_);
+      Tile tile(share_);
+      for (int side = 0; side < sides(step); ++side)
+        products_.add(tile, operands(item, step, side, seen), units - item.first, first, work_);
       tile.spill(work_);
       __syncthreads();
       for (int i = static_cast<int>(threadIdx.x); i < tile.outputs(); i += block_threads) {
@@ -348,6 +359,7 @@ class Relaxation {
     store_pack(states.state(step.to, l, unit) + column, next);
     if (rule.dynamics == Dynamics::energy)
       store_pack(states.seen(step.to, l, unit) + column, rho_of(rule.activation, next));
+    if (p.tolerance < 0) return;
 #pragma unroll
     for (int j = 0; j < pack; ++j) {
       const double moved = static_cast<double>(next.v[j]) - static_cast<double>(state.v[j]);
@@ -355,6 +367,8 @@ class Relaxation {
     }
   }
 
+  const Operand products_;
+  const typename Tile::Share share_;
   T* resident_;
   T* work_;
   bool stays_ = true;

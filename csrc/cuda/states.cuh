@@ -66,11 +66,8 @@ class ClusterStates {
 
  private:
   __device__ T* row(int field, int layer, int unit, int which) const {
-    const int half = problem_.asynchronous ? layer % 2 : 0;
-    int tile = unit / tile_units;
-    for (int l = half; l < layer; l += halves_of(problem_)) tile += tiles_of(problem_, l);
-    for (int l = 0; half == 1 && l < problem_.layers; l += 2) tile += tiles_of(problem_, l);
     const Layout& layout = problem_.layout;
+    const int tile = layout.first_tile[layer] + unit / tile_units;
     const int64_t own = layout.slot[tile] * tile_units + unit % tile_units;
     return cooperative_groups::this_cluster().map_shared_rank(own_, layout.owner[tile]) + own * layout.unit_states +
            shift(unit % tile_units) + (which * fields + field) * layout.columns;

@@ -7,8 +7,8 @@
 //
 // A tile type has: Staged, the number type of staged operands; converts, whether that is not the network's; depth_step
 // and column_step, of which depths and passes are multiples; staged(), which converts; rows_stride() and
-// packs_of_row(), how many threads stage a row; add, which takes more of the depth; spill; outputs and output, what a
-// spilled product is read by.
+// packs_of_row(), how many threads stage a row; Share, what a thread does of any tile of a pass; add, which takes more
+// of the depth; spill; outputs and output, what a spilled product is read by.
 //
 // The layouts keep the 8 threads that are served at once in different banks, whatever the pass; see
 // python_tests/test_cuda_banks.py.
@@ -38,73 +38,86 @@ class FmaTile {
   __device__ static int rows_stride(int pass) { return pass; }
   __device__ static int packs_of_row(int pass) { return pass / pack; }
 
-  __device__ explicit FmaTile(int pass) : pass_(pass), groups_(tile_units / 4 * (pass / pack)) {
-    const int group = static_cast<int>(threadIdx.x) % groups_;
-    slices_ = block_threads / groups_;
-    slice_ = static_cast<int>(threadIdx.x) / groups_;
-    unit_ = unit_of(group);
-    column_ = column_of(group);
-  }
+  // What a thread does of every tile, worked out once.
+  struct Share {
+    int pass, groups, group, slices, slice, unit, column;
+
+    __device__ explicit Share(int samples) : pass(samples), groups(tile_units / 4 * (pass / pack)) {
+      group = static_cast<int>(threadIdx.x) % groups;
+      slices = block_threads / groups;
+      slice = static_cast<int>(threadIdx.x) / groups;
+      unit = unit_of(group);
+      column = (group / 32 * 8 + group % 32 % packs_beside(group)) * pack;
+    }
+    // Neighbouring threads have neighbouring packs of 8, or as many as are left, then those of other units: 8 packs
+    // have different banks, and what is read twice is the same.
+    __device__ int packs_beside(int group) const {
+      const int left = pass / pack - group / 32 * 8;
+      return left < 8 ? left : 8;
+    }
+    __device__ int unit_of(int group) const { return group % 32 / packs_beside(group) * 4; }
+  };
+
+  __device__ explicit FmaTile(const Share& share) : own_(share) {}
 
   __device__ void add(const T* left, const T* rows, int depth) {
-    if (slice_ >= slices_ || slice_ >= depth) return;
-    Operands next = operands(left, rows, slice_);
-    for (int k = slice_; k < depth; k += slices_) {
-      const Operands now = next;
-      // The next are on their way while these are multiplied.
-      next = operands(left, rows, k + slices_ < depth ? k + slices_ : k);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < pack; ++j) sum_[i].v[j] += now.left[i / pack].v[i % pack] * now.row.v[j];
-    }
+    if (own_.slice >= own_.slices) return;
+    const T* from_left = left + own_.slice * left_stride + own_.unit;
+    const T* from_row = rows + own_.slice * own_.pass + own_.column;
+    int k = own_.slice;
+    for (; k + (at_once - 1) * own_.slices < depth; k += at_once * own_.slices) add_some<at_once>(from_left, from_row);
+    for (; k < depth; k += own_.slices) add_some<1>(from_left, from_row);
   }
 
   // [slice][4][groups] packs: neighbours side by side.
   __device__ void spill(T* partial) const {
-    if (slice_ >= slices_) return;
-    T* to = partial + pack * (slice_ * 4 * groups_ + static_cast<int>(threadIdx.x) % groups_);
+    if (own_.slice >= own_.slices) return;
+    T* to = partial + pack * (own_.slice * 4 * own_.groups + own_.group);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) store_pack(to + pack * i * groups_, sum_[i]);
+    for (int i = 0; i < 4; ++i) store_pack(to + pack * i * own_.groups, sum_[i]);
   }
 
-  __device__ int outputs() const { return 4 * groups_; }
+  // No more than threads, so that `index` is the thread's own, whose group is that of its slice's sums.
+  __device__ int outputs() const { return 4 * own_.groups; }
   __device__ Output<T> output(const T* partial, int index) const {
-    const int group = index % groups_;
-    Output<T> out{unit_of(group) + index / groups_, column_of(group), {}};
-    for (int slice = 0; slice < slices_; ++slice) out.sum += load_pack(partial + pack * (slice * 4 * groups_ + index));
+    Output<T> out{own_.unit + own_.slice, own_.column, {}};
+    for (int slice = 0; slice < own_.slices; ++slice)
+      out.sum += load_pack(partial + pack * (slice * 4 * own_.groups + index));
     return out;
   }
   // One number of a spilled product.
   __device__ T sum(const T* partial, int unit, int column) const {
-    const int first = column / pack / 8 * 32, group = first + unit / 4 * packs_beside(first) + column / pack % 8;
-    const T* from = partial + pack * (unit % 4 * groups_ + group) + column % pack;
+    const int first = column / pack / 8 * 32, group = first + unit / 4 * own_.packs_beside(first) + column / pack % 8;
+    const T* from = partial + pack * (unit % 4 * own_.groups + group) + column % pack;
     T sum = 0;
-    for (int slice = 0; slice < slices_; ++slice) sum += from[pack * slice * 4 * groups_];
+    for (int slice = 0; slice < own_.slices; ++slice) sum += from[pack * slice * 4 * own_.groups];
     return sum;
   }
 
  private:
-  struct Operands {
-    Pack<T> left[4 / pack], row;
-  };
-  __device__ Operands operands(const T* left, const T* rows, int k) const {
-    Operands got;
-#pragma unroll
-    for (int i = 0; i < 4 / pack; ++i) got.left[i] = load_pack(left + k * left_stride + unit_ + i * pack);
-    got.row = load_pack(rows + k * pass_ + column_);
-    return got;
-  }
-  // Neighbouring threads have neighbouring packs of 8, or as many as are left, then those of other units: 8 packs have
-  // different banks, and what is read twice is the same.
-  __device__ int packs_beside(int group) const {
-    const int left = pass_ / pack - group / 32 * 8;
-    return left < 8 ? left : 8;
-  }
-  __device__ int unit_of(int group) const { return group % 32 / packs_beside(group) * 4; }
-  __device__ int column_of(int group) const { return (group / 32 * 8 + group % 32 % packs_beside(group)) * pack; }
+  static constexpr int at_once = 4;  // operands of so many neighbours are under way before the first are multiplied
 
-  int pass_, groups_, slices_, slice_, unit_, column_;
+  // The slice's next neighbours.
+  template <int count>
+  __device__ __forceinline__ void add_some(const T*& from_left, const T*& from_row) {
+    Pack<T> left[count][4 / pack], row[count];
+#pragma unroll
+    for (int n = 0; n < count; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4 / pack; ++i) left[n][i] = load_pack(from_left + i * pack);
+      row[n] = load_pack(from_row);
+      from_left += own_.slices * left_stride;
+      from_row += own_.slices * own_.pass;
+    }
+#pragma unroll
+    for (int n = 0; n < count; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < pack; ++j) sum_[i].v[j] += left[n][i / pack].v[i % pack] * row[n].v[j];
+  }
+
+  Share own_;
   Pack<T> sum_[4] = {};
 };
 
@@ -131,22 +144,27 @@ class TensorTile {
   // Threads that store at once stay within a row: some have nothing to store.
   __device__ static int packs_of_row(int pass) { return is_tf32 ? (pass + 31) / 32 * 8 : 16; }
 
-  __device__ explicit TensorTile(int pass) : stride_(pass + tensor_padding), line_(pass % 32 == 0 ? pass : stride_) {
-    const int groups = pass / 16, warp = static_cast<int>(threadIdx.x) / 32;
-    slices_ = block_threads / 32 / groups;
-    slice_ = warp / groups;
-    column_ = 16 * (warp % groups);
-    nvcuda::wmma::fill_fragment(sum_, 0.0f);
-  }
+  struct Share {
+    int stride, line, slices, slice, column;
+
+    __device__ explicit Share(int pass) : stride(pass + tensor_padding), line(pass % 32 == 0 ? pass : stride) {
+      const int groups = pass / 16, warp = static_cast<int>(threadIdx.x) / 32;
+      slices = block_threads / 32 / groups;
+      slice = warp / groups;
+      column = 16 * (warp % groups);
+    }
+  };
+
+  __device__ explicit TensorTile(const Share& share) : own_(share) { nvcuda::wmma::fill_fragment(sum_, 0.0f); }
 
   __device__ void add(const Staged* left, const Staged* rows, int depth) {
     using namespace nvcuda;
-    if (slice_ >= slices_) return;
-    for (int k = depth_of_product * slice_; k < depth; k += depth_of_product * slices_) {
+    if (own_.slice >= own_.slices) return;
+    for (int k = depth_of_product * own_.slice; k < depth; k += depth_of_product * own_.slices) {
       Operand<wmma::matrix_a, wmma::col_major> w;
       Operand<wmma::matrix_b, wmma::row_major> s;
       wmma::load_matrix_sync(w, left + k * left_stride, left_stride);
-      wmma::load_matrix_sync(s, rows + k * stride_ + column_, stride_);
+      wmma::load_matrix_sync(s, rows + k * own_.stride + own_.column, own_.stride);
       if constexpr (is_tf32) {
 #pragma unroll
         for (int i = 0; i < w.num_elements; ++i) w.x[i] = wmma::__float_to_tf32(w.x[i]);
@@ -159,22 +177,22 @@ class TensorTile {
 
   // [slice][tile_units][stride]
   __device__ void spill(float* partial) const {
-    if (slice_ >= slices_) return;
-    nvcuda::wmma::store_matrix_sync(partial + slice_ * tile_units * stride_ + column_, sum_, stride_,
+    if (own_.slice >= own_.slices) return;
+    nvcuda::wmma::store_matrix_sync(partial + own_.slice * tile_units * own_.stride + own_.column, sum_, own_.stride,
                                     nvcuda::wmma::mem_row_major);
   }
 
   // Where 8 packs may go on in the next row, those of the padding too: their column is none of the pass.
-  __device__ int outputs() const { return tile_units * line_ / 4; }
+  __device__ int outputs() const { return tile_units * own_.line / 4; }
   __device__ Output<float> output(const float* partial, int index) const {
-    Output<float> out{4 * index / line_, 4 * index % line_, {}};
-    for (int slice = 0; slice < slices_; ++slice)
-      out.sum += load_pack(partial + (slice * tile_units + out.unit) * stride_ + out.column);
+    Output<float> out{4 * index / own_.line, 4 * index % own_.line, {}};
+    for (int slice = 0; slice < own_.slices; ++slice)
+      out.sum += load_pack(partial + (slice * tile_units + out.unit) * own_.stride + out.column);
     return out;
   }
 
  private:
-  int stride_, line_, slices_, slice_, column_;
+  Share own_;
   nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, depth_of_product, float> sum_;
 };
 #endif

@@ -6,8 +6,9 @@
 template <class T, class Call>
 void plan_and_launch(const Call& call, const cuda::Device& device, const Wanted& wanted) {
   namespace conv = cuda::conv;
-  const conv::Planned planned = conv::plan_launch(device, conv::shape_of(call, sizeof(T)), wanted.precision);
-  if (!std::holds_alternative<conv::Plan>(planned)) throw std::runtime_error("is not planned as one launch");
+  const conv::Planned planned =
+      conv::plan_launch(device, conv::shape_of(call, sizeof(T)), wanted.precision, Engine::launch);
+  if (!std::holds_alternative<conv::Plan>(planned)) throw std::runtime_error("has no plan of one launch");
   const conv::Plan& plan = std::get<conv::Plan>(planned);
   cuda_emulation::DeviceArray<unsigned char> workspace(plan.workspace_bytes);
   const conv::Problem<T> problem = conv::problem_of(call, plan, workspace.get());

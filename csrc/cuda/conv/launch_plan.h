@@ -143,11 +143,13 @@ inline int64_t count_of(const std::vector<Tiles>& part) {
   return count;
 }
 
-// What a step takes by arithmetic: of every part the tiles of the busiest block, and a barrier. The rates are
-// assumptions: multiplications a clock of a multiprocessor, of which gathering takes about as much time as multiplying,
-// and the time until the first numbers of a tile arrive and its last are stored. For the choice between plans only.
+// What a step takes: of every part the tiles of the busiest block, and a barrier, by rates that are assumptions:
+// multiplications a clock of a multiprocessor, of which gathering takes about as much time as multiplying, and the time
+// until the first numbers of a tile arrive and its last are stored. The whole is times what an H100 took over that for
+// the ConvNet of MNIST (benchmarks/README.md, "On a GPU"). For the choice between plans only.
 inline double step_microseconds(const Shape& shape, const std::vector<Link>& links, const Layout& layout) {
   const double a_clock = shape.number_bytes == 4 ? 32 : 16, gigahertz = 1.5, barrier = 1.5, arrival = 1.5;
+  constexpr double measured_over_counted = 5.6;
   double all = 0;
   for (const std::vector<Tiles>& part : parts_of_step(shape, links, layout.pass)) {
     std::vector<double> load(layout.blocks, 0);
@@ -161,7 +163,7 @@ inline double step_microseconds(const Shape& shape, const std::vector<Link>& lin
     }
     all += barrier + *std::max_element(load.begin(), load.end());
   }
-  return all;
+  return measured_over_counted * all;
 }
 
 // The same for a library's kernels in a CUDA graph, one after the other, with four fifths of the device's FP32 rate, or
@@ -273,8 +275,8 @@ inline std::optional<Plan> fastest(const Device& device, const Shape& shape, con
 
 }  // namespace planning
 
-// One launch, where it takes less time than a library's calls.
-inline Planned plan_launch(const Device& device, const Shape& shape, Precision precision) {
+// One launch, where it takes less time than a library's calls, or what `engine` asks for.
+inline Planned plan_launch(const Device& device, const Shape& shape, Precision precision, Engine engine) {
   using namespace planning;
   if (precision == Precision::bf16)
     return "networks with convolutions take precision 'exact' or 'tf32' on CUDA, got 'bf16'";
@@ -289,10 +291,13 @@ inline Planned plan_launch(const Device& device, const Shape& shape, Precision p
   const int64_t longest_pass = shape.number_bytes == 4 ? 64 : 32;
   const bool has_room = std::all_of(shape.convolutions.begin(), shape.convolutions.end(),
                                     [&](const Convolution& made) { return made.places() <= longest_pass; });
-  if (tf32 || !has_room || shape.layers() > most_layers || largest_count(shape) > std::numeric_limits<int>::max())
-    return calls;
-  const std::optional<Plan> plan = fastest(device, shape, links);
-  if (plan && plan->step_us <= calls.step_us) return *plan;
+  const bool fits =
+      !tf32 && has_room && shape.layers() <= most_layers && largest_count(shape) <= std::numeric_limits<int>::max();
+  const std::optional<Plan> plan = fits && engine != Engine::graph ? fastest(device, shape, links) : std::nullopt;
+  if (plan && (engine == Engine::launch || plan->step_us <= calls.step_us)) return *plan;
+  if (engine == Engine::launch)
+    return "CEPROP_CUDA_ENGINE is 'launch', but one launch has no room for this network or this batch, or no tensor "
+           "cores for its precision: unset it";
   return calls;
 }
 

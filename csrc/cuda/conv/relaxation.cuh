@@ -102,7 +102,7 @@ class Relaxation {
     const int slice = index / unit_tiles / column_tiles;
     const int end = column + at_once < columns ? column + at_once : columns;
     __syncthreads();  // nobody reads what the last product left any more
-    FmaTile<T> tile(parts.pass_of(columns));
+    FmaTile<T> tile(typename FmaTile<T>::Share(parts.pass_of(columns)));
     const Products<T> products(p.layout.depth, parts.pass_of(columns), work_);
     for (int term = 0; term < 2; ++term)
       products.add(tile, parts.operands(part, job, term, slice), unit, units, column, end);
@@ -198,6 +198,7 @@ class Relaxation {
       const int at = first + j * pixels;
       w.state[part.to][l][at] = next.v[j];
       if (has_energy()) w.seen[part.to][l][at] = seen.v[j];
+      if (p.tolerance < 0) continue;
       const double moved = static_cast<double>(next.v[j]) - static_cast<double>(state.v[j]);
       stays_ = stays_ && moved <= p.tolerance && -moved <= p.tolerance;
     }

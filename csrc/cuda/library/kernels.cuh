@@ -73,6 +73,7 @@ __global__ void __launch_bounds__(block_threads) move_units(const Move<T> given)
     const Pack<T> next = next_of(given.rule, drive, state, inside, outside);
     store_some(given.next + first, next, there);
     if (given.seen) store_some(given.seen + first, rho_of(given.rule.activation, next), there);
+    if (!given.moves) return;
 #pragma unroll
     for (int j = 0; j < pack; ++j) {
       const double moved = static_cast<double>(next.v[j]) - static_cast<double>(state.v[j]);

@@ -42,6 +42,16 @@ inline float __uint_as_float(unsigned x) { return cuda_emulation::same_bits<floa
 inline long long __double_as_longlong(double x) { return cuda_emulation::same_bits<long long>(x); }
 inline double __longlong_as_double(long long x) { return cuda_emulation::same_bits<double>(x); }
 
+namespace ceprop {
+// Of csrc/unit_math.h: by its bits one unit in the last place too high, right, or one too low; 0 if no normal number.
+inline float rough_reciprocal(float x) {
+  const float inverse = 1.0f / x;
+  if (!(::fabsf(inverse) >= 1.17549435e-38f)) return x != x ? x : 0.0f;
+  const unsigned drawn = __float_as_uint(x) * 2654435761u >> 16;
+  return __int_as_float(__float_as_int(inverse) + static_cast<int>(drawn % 3) - 1);
+}
+}  // namespace ceprop
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
