@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TOOLS := "torch>=2.10" torchvision "setuptools>=77" wheel ninja pybind11 numpy scipy pytest pytest-xdist build \
          ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc python_tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help train test lint format bench cuda-check cuda-sanitize clean
 
@@ -17,7 +17,7 @@ help:
 	@echo "make lint    check formatting, lint and types"
 	@echo "make format  apply the formatting"
 	@echo "make bench   measure the fused kernels against plain PyTorch"
-	@echo "make cuda-check  compile the CUDA kernels for every architecture, if they have changed; check registers, spills, tensor cores"
+	@echo "make cuda-check  compile the CUDA kernels for every architecture, if they have changed; check registers, spills, tensor cores, step loops"
 	@echo "make cuda-sanitize  run each CUDA kernel under compute-sanitizer; needs a GPU"
 	@echo "make clean   remove .venv and everything built"
 
@@ -42,10 +42,11 @@ format: $(VENV)/tools
 bench: $(VENV)/built
 	$(BIN)/ceprop bench --out benchmarks/results
 
-# Needs nvcc, no GPU; CEPROP_CUDA=0 skips it where there is no nvcc. Commit the table that it writes with the change of
+# Needs nvcc, no GPU; CEPROP_CUDA=0 skips it where there is no nvcc. Commit the tables that it writes with the change of
 # the kernels: the next check then has nothing to compile.
 cuda-check: $(VENV)/built
 	$(BIN)/python benchmarks/cuda_resources.py --if-changed --out benchmarks/results
+	$(BIN)/python benchmarks/sass/step_loops.py --if-changed --out benchmarks/results
 
 # Memory that torch does not share out anew, so that a write past its end is seen. API errors are left to torch, which
 # asks for what a driver may not have.

@@ -32,6 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
 FILES = tuple(SOURCES / folder / "kernels.cu" for folder in (".", "conv", "library"))
@@ -210,15 +211,33 @@ def find_nvcc(environment: Mapping[str, str]) -> Path | None:
     return next((nvcc for nvcc in (*candidates, Path("/usr/local/cuda/bin/nvcc")) if nvcc.exists()), None)
 
 
-def find_disassembler(nvcc: Path) -> Path | None:
-    """cuobjdump, of the toolkit or of the triton that comes with torch."""
-    candidates = [nvcc.resolve().parent / "cuobjdump"]
-    if on_path := shutil.which("cuobjdump"):
+def find_tool(nvcc: Path, name: str) -> Path | None:
+    """A tool that reads binaries, of the toolkit or of the triton that comes with torch."""
+    candidates = [nvcc.resolve().parent / name]
+    if on_path := shutil.which(name):
         candidates.append(Path(on_path))
     triton = importlib.util.find_spec("triton")
     for folder in (triton.submodule_search_locations or []) if triton else []:
-        candidates.append(Path(folder) / "backends" / "nvidia" / "bin" / "cuobjdump")
+        candidates.append(Path(folder) / "backends" / "nvidia" / "bin" / name)
     return next((tool for tool in candidates if tool.exists()), None)
+
+
+def find_disassembler(nvcc: Path) -> Path | None:
+    return find_tool(nvcc, "cuobjdump")
+
+
+def compiler() -> Path | None:
+    """nvcc; None, which is said, if there is none and CEPROP_CUDA=0 asks for no kernels. Else exits without one."""
+    nvcc = find_nvcc(os.environ)
+    if nvcc is None and os.environ.get("CEPROP_CUDA") == "0":
+        print("no nvcc: the CUDA kernels are not compiled, as CEPROP_CUDA=0 asks")
+    elif nvcc is None:
+        sys.exit("no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda: install CUDA's compiler, or set CEPROP_CUDA=0")
+    return nvcc
+
+
+def version_of(nvcc: Path) -> str:
+    return re.findall(r"release \d+\.\d+, V([\d.]+)", run(nvcc, "--version"))[0]
 
 
 def run(*command: object) -> str:
@@ -260,31 +279,32 @@ def compile_all(nvcc: Path, disassembler: Path, architectures: Sequence[int], jo
 # --- The table of before
 
 
-def fingerprint() -> str:
-    """Of all files that the result depends on: the kernels, what they include, and this script."""
-    included = [*SOURCES.parent.glob("*.h"), *(path for path in SOURCES.rglob("*") if path.suffix != ".cpp")]
+def fingerprint(scripts: Sequence[Path] = (), sources: Path | None = None) -> str:
+    """Of all files that a result depends on: the kernels, what they include, this script, and others that make it."""
+    sources = sources or SOURCES
+    included = [*sources.parent.glob("*.h"), *(path for path in sources.rglob("*") if path.suffix != ".cpp")]
     digest = hashlib.sha256()
-    for path in (*sorted(path for path in included if path.is_file()), Path(__file__)):
+    for path in (*sorted(path for path in included if path.is_file()), Path(__file__), *scripts):
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
 
-def what_made(nvcc_version: str) -> dict[str, str]:
+def what_made(nvcc_version: str, scripts: Sequence[Path] = (), sources: Path | None = None) -> dict[str, str]:
     """What must be the same for a table to be: its lines above the columns."""
-    return {"nvcc": nvcc_version, "files": fingerprint()}
+    return {"nvcc": nvcc_version, "files": fingerprint(scripts, sources)}
 
 
-def read_table(path: Path, made_by: Mapping[str, str]) -> list[Resources] | None:
-    """The rows that stand there, if they were made by the same; None if not."""
+def read_table(path: Path, made_by: Mapping[str, str], of: type = Resources) -> list[Any] | None:
+    """The rows of this dataclass that stand there, if they were made by the same; None if not."""
     from ceprop_cuda.bench.report import read_rows
 
     held = path.read_text().splitlines() if path.exists() else []
     is_same = {f"# {key}: {value}" for key, value in made_by.items()} <= set(held)
-    return read_rows(path, Resources) if is_same else None
+    return read_rows(path, of) if is_same else None
 
 
-def write_table(path: Path, rows: Sequence[Resources], made_by: Mapping[str, str]) -> None:
+def write_table(path: Path, rows: Sequence[Any], made_by: Mapping[str, str]) -> None:
     from ceprop_cuda.bench.report import environment, write_csv
 
     facts = environment()
@@ -302,17 +322,14 @@ def main() -> None:
     is_complete = sorted(args.architectures) == list(ARCHITECTURES)
     if args.if_changed and not is_complete:
         parser.error("--if-changed takes the table of all architectures: leave out --architectures")
-    nvcc = find_nvcc(os.environ)
-    if nvcc is None and os.environ.get("CEPROP_CUDA") == "0":
-        print("no nvcc: the CUDA kernels are not compiled, as CEPROP_CUDA=0 asks")
-        return
+    nvcc = compiler()
     if nvcc is None:
-        sys.exit("no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda: install CUDA's compiler, or set CEPROP_CUDA=0")
+        return
     disassembler = find_disassembler(nvcc)
     if disassembler is None:
         sys.exit("no cuobjdump beside nvcc, on PATH or in the triton package: kernels cannot be disassembled")
 
-    version = re.findall(r"release \d+\.\d+, V([\d.]+)", run(nvcc, "--version"))[0]
+    version = version_of(nvcc)
     print(f"nvcc {version}", flush=True)
     path, made_by = args.out / "cuda_resources.csv", what_made(version)
     held = read_table(path, made_by) if args.if_changed else None

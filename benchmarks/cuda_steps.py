@@ -1,5 +1,8 @@
 """What a step of the dynamics takes the fused kernels on a GPU, beside the launch planner's estimate: by differences
-between training steps, one with 2 free and 2 nudged steps, one with 50 more free ones, one with 10 more nudged ones."""
+between training steps, one with 2 free and 2 nudged steps, one with 50 more free ones, one with 10 more nudged ones.
+
+Convolutions by one launch and by a library's calls, whatever the planner would choose.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from tqdm.auto import tqdm
 
 from ceprop_cuda import ops
 from ceprop_cuda.bench.cases import Case, chosen_cases
-from ceprop_cuda.bench.contenders import CONTENDERS
+from ceprop_cuda.bench.contenders import ENGINES, by_engine, forced
 from ceprop_cuda.bench.measure import CLOCKS, spread
 from ceprop_cuda.bench.report import environment, write_csv
 
-CASES = ["*-1h-b20", "*-2h-b20", "c-ep-1h-b*", "ep-2h-b*", "*-2h-n*", "p-3h-b20"]
+CASES = ["*-1h-b20", "*-2h-b20", "c-ep-1h-b*", "ep-2h-b*", "*-2h-n*", "p-3h-b20", "p-conv-b20"]
 FREE, NUDGED = 50, 10
 CALLS = 20  # of which the median counts
 
@@ -26,6 +29,7 @@ class Steps:
     """Times of one case; what is too small to measure may come out below 0."""
 
     case: str
+    engine: str  # "launch" or "library", or "" on a CPU
     exchange: str  # where the plan keeps the states, or "" on a CPU
     blocks: int
     predicted_us: float  # of a free step
@@ -35,29 +39,38 @@ class Steps:
     ms: float  # a training step with all of its steps
 
 
-def microseconds(case: Case, free: int, nudged: int) -> float:
+def engines(case: Case) -> list[str]:
+    """By which the case is timed."""
+    if case.device == "cpu":
+        return [""]
+    return list(ENGINES) if case.preset.convolutions is not None else ["launch"]
+
+
+def microseconds(case: Case, engine: str, free: int, nudged: int) -> float:
     """The median of some training steps with these numbers of steps of the dynamics."""
     shorter = case.of_steps(free, nudged)
     net, x, y = shorter.problem(torch.float32)
-    step = CONTENDERS["fused"]()(shorter, net)
+    step = by_engine(engine, shorter, net)
     clock = CLOCKS[case.device]
     clock(lambda: step(x, y), 3)
     return 1e6 * spread(clock(lambda: step(x, y), CALLS)).median
 
 
-def measured(case: Case) -> Steps:
+def measured(case: Case, engine: str) -> Steps:
     net, x, _ = case.problem(torch.float32)
-    plan = ops.launch_plan(net.circuit(), x) if case.device == "cuda" else {}
-    short, with_free, with_nudged = (microseconds(case, *n) for n in ((2, 2), (2 + FREE, 2), (2, 2 + NUDGED)))
+    with forced(engine):
+        plan = ops.launch_plan(net.circuit(), x) if case.device == "cuda" else {}
+    short, with_free, with_nudged = (microseconds(case, engine, *n) for n in ((2, 2), (2 + FREE, 2), (2, 2 + NUDGED)))
     return Steps(
         case.name,
+        engine,
         plan.get("exchange", ""),
         plan.get("blocks", 0),
         plan.get("step_us", 0.0),
         (with_free - short) / FREE,
         (with_nudged - short) / NUDGED,
         short,
-        microseconds(case, case.free_steps, case.preset.nudged_steps) / 1e3,
+        microseconds(case, engine, case.free_steps, case.preset.nudged_steps) / 1e3,
     )
 
 
@@ -71,8 +84,8 @@ def main() -> None:
     facts = environment(arguments.device)
     arguments.out.mkdir(parents=True, exist_ok=True)
     found: list[Steps] = []
-    for case in tqdm(cases):
-        found.append(measured(case))
+    for case, engine in tqdm([(one, engine) for one in cases for engine in engines(one)]):
+        found.append(measured(case, engine))
         write_csv(arguments.out / f"{arguments.device}_steps.csv", found, facts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cuda_steps
 import pytest
 import torch
 from torch import Tensor
@@ -16,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ceprop_cuda import ops
-from ceprop_cuda.bench import breakdown, command, measure, suite
+from ceprop_cuda.bench import breakdown, command, measure, report, suite
+from ceprop_cuda.bench import contenders as of_contenders
 from ceprop_cuda.bench.agreement import Disagreement, assert_agreement, outcome
 from ceprop_cuda.bench.cases import BATCH_SIZES, QUICK, WIDTHS, Case, all_cases, chosen_cases, needed_gflop
-from ceprop_cuda.bench.contenders import CONTENDERS, contenders
+from ceprop_cuda.bench.contenders import CONTENDERS, ENGINES, contenders
 from ceprop_cuda.bench.figure import chart
 from ceprop_cuda.bench.report import breakdown_table, environment, lost, markdown_table, read_rows, write_csv
 from ceprop_cuda.cli import main
@@ -115,10 +118,9 @@ def test_the_grid() -> None:
     for setting in ("c-ep-1h", "c-ep-2h", "c-vf-1h", "c-vf-2h", "ep-1h", "ep-2h"):
         assert {f"{setting}-b{batch}" for batch in BATCH_SIZES} <= names
     assert {f"c-ep-2h-n{width}" for width in WIDTHS} <= names
-    assert {case.name for case in chosen_cases(["c-ep-2h-n*", "relax-*-b24"])} == {
-        *(f"c-ep-2h-n{width}" for width in WIDTHS),
-        "relax-2h-b24",
-    }
+    widths = [f"c-ep-2h-n{width}" for width in WIDTHS]
+    assert [case.name for case in chosen_cases(["relax-*-b24", "c-ep-2h-n*", "*b24"])] == ["relax-2h-b24", *widths]
+    assert chosen_cases(["*"]) == cases
     with pytest.raises(ValueError, match="no case matches 'q-1h'; there are c-ep-1h-b1, "):
         chosen_cases(["q-1h"])
 
@@ -294,6 +296,60 @@ def test_the_graph_does_what_it_captured(name: str, relaxes_only: bool, gpu: Non
             assert torch.allclose(p, q, rtol=1e-12, atol=1e-12)
             assert (p.grad is None) == (q.grad is None)
             assert p.grad is None or torch.allclose(p.grad, q.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("before", [None, "auto"])
+def test_an_engine_is_forced_in_its_own_calls_only(
+    before: str | None, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, seen = "CEPROP_CUDA_ENGINE", []
+    monkeypatch.delenv(name, raising=False)
+    if before is not None:
+        monkeypatch.setenv(name, before)
+
+    def record(backend: str, case: Case, net: Any) -> Any:
+        assert backend == "fused"
+        return lambda x, y: seen.append(os.environ.get(name))
+
+    monkeypatch.setattr(of_contenders, "_by_rule", record)
+    builds = contenders("cuda", convolutional=True)
+    assert list(builds) == ["fused", "eager", "compile", "autograd", "graph", "launch", "library"]
+    assert not {"launch", "library"} & {*contenders("cuda"), *contenders("cpu", convolutional=True)}
+    case = replace(small_convolutional(False), device="cuda")
+    net, x, y = case.problem(torch.float32)
+    for engine in ENGINES:
+        builds[engine](case, net)(x, y)
+    assert (seen, os.environ.get(name)) == (["launch", "graph"], before)
+
+
+def test_both_engines_are_rows(gpu: None, without_compile: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SECONDS_PER_ROUND", 1e-3)
+    monkeypatch.setattr(of_contenders, "CONTENDERS_ON_CUDA", {})  # the graph that is played here knows no convolutions
+    rows = suite.run(replace(small_convolutional(True), device="cuda"), 0, rounds=1)
+    names = ["fused", "eager", "autograd", "launch", "library"]
+    assert [(row.contender, row.status) for row in rows] == [(name, "ok") for name in names]
+    assert "launch / fused | library / fused |" in markdown_table(rows)
+
+
+def test_steps_of_convolutions_by_both_engines(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_steps, "CALLS", 2)
+    case = replace(small_convolutional(False), device="cuda")
+    assert cuda_steps.engines(case) == ["launch", "library"]
+    assert cuda_steps.engines(small("ep-1h", device="cuda")) == ["launch"]
+    assert cuda_steps.engines(small_convolutional(False)) == [""]
+    found = [cuda_steps.measured(case, engine) for engine in cuda_steps.engines(case)]
+    assert [(steps.engine, steps.exchange == "library") for steps in found] == [("launch", False), ("library", True)]
+    assert all(steps.predicted_us > 0 and steps.ms > 0 for steps in found)
+
+
+def test_sources_without_a_repository_are_those_of_a_given_commit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(report, "SOURCES", tmp_path)
+    monkeypatch.delenv("COMMIT", raising=False)
+    assert report.commit() == "unknown"
+    monkeypatch.setenv("COMMIT", "1234abc")
+    assert report.commit() == "1234abc"
 
 
 def test_the_command_on_a_gpu(

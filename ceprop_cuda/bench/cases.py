@@ -166,12 +166,14 @@ def all_cases() -> list[Case]:
 
 
 def chosen_cases(patterns: Sequence[str], device: str = "cpu") -> list[Case]:
-    """The cases whose names match one of the shell ``patterns``, on ``device``; ValueError if one matches nothing."""
+    """The cases whose names match one of the shell ``patterns``, in the order of those; ValueError if one matches
+    nothing."""
     cases = [replace(case, device=device) for case in all_cases()]
     for pattern in patterns:
         if not any(fnmatch(case.name, pattern) for case in cases):
             raise ValueError(f"no case matches {pattern!r}; there are {', '.join(case.name for case in cases)}")
-    return [case for case in cases if any(fnmatch(case.name, pattern) for pattern in patterns)]
+    matching = {case.name: case for pattern in patterns for case in cases if fnmatch(case.name, pattern)}
+    return list(matching.values())
 
 
 def _case(name: str, batch: int) -> Case:

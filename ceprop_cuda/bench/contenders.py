@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -99,6 +101,35 @@ def _by_rule(backend: str, case: Case, net: Network) -> Step:
     return train
 
 
+# What convolutions can run by on a GPU, and the value of CEPROP_CUDA_ENGINE that forces it; see ops.launch_plan.
+ENGINES = {"launch": "launch", "library": "graph"}
+
+
+@contextmanager
+def forced(engine: str) -> Iterator[None]:
+    """One of ENGINES runs whatever the planner would choose; "": the planner chooses."""
+    name = "CEPROP_CUDA_ENGINE"
+    before = os.environ.get(name)
+    os.environ[name] = ENGINES[engine] if engine else "auto"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+def by_engine(engine: str, case: Case, net: Network) -> Step:
+    """The package's own rules and one of ENGINES, in their calls only."""
+    step = _by_rule("fused", case, net)
+
+    def train(x: Tensor, y: Tensor) -> list[Tensor]:
+        with forced(engine):
+            return step(x, y)
+
+    return train
+
+
 def _by_implementation(implementation: Implementation, case: Case, net: Network) -> Step:
     """What the rules do around their backend, without the checks of arguments."""
     preset = case.preset
@@ -171,9 +202,14 @@ CONTENDERS_OF_CONVOLUTIONS: dict[str, Callable[[], Build]] = {
     "autograd": lambda: partial(_by_implementation, autograd_of_phi),
 }
 CONTENDERS_ON_CUDA: dict[str, Callable[[], Build]] = {"graph": lambda: _in_graph}
+CONVOLUTIONS_ON_CUDA: dict[str, Callable[[], Build]] = {
+    "launch": lambda: partial(by_engine, "launch"),
+    "library": lambda: partial(by_engine, "library"),
+}
 
-# What these are made of fails in as many ways as there are machines that lack something it needs.
-MAY_FAIL = ("compile", "graph")
+# What these are made of fails in as many ways as there are machines that lack something it needs; and not every network
+# has room in one launch.
+MAY_FAIL = ("compile", "graph", *ENGINES)
 
 
 def contenders(device: str, convolutional: bool = False) -> dict[str, Build]:
@@ -184,4 +220,6 @@ def contenders(device: str, convolutional: bool = False) -> dict[str, Build]:
         makers |= CONTENDERS_OF_CONVOLUTIONS
     if device == "cuda":
         makers |= CONTENDERS_ON_CUDA
+        if convolutional:
+            makers |= CONVOLUTIONS_ON_CUDA
     return {name: make() for name, make in makers.items()}

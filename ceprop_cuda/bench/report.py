@@ -27,7 +27,12 @@ def environment(device: str = "cpu") -> dict[str, str]:
     build = ops.build_info()
     of_gpu = {}
     if device == "cuda":
-        of_gpu = {"gpu": torch.cuda.get_device_name(), "driver": driver(), "cuda": str(torch.version.cuda)}
+        of_gpu = {
+            "gpu": torch.cuda.get_device_name(),
+            "driver": told_by_driver("driver_version"),
+            "clocks of SM, at most, of memory": told_by_driver("clocks.sm,clocks.max.sm,clocks.mem"),
+            "cuda": str(torch.version.cuda),
+        }
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "commit": commit(),
@@ -48,19 +53,21 @@ def cpu_model() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def driver() -> str:
-    """The version of NVIDIA's driver; "unknown" if its tool does not tell."""
+def told_by_driver(fields: str) -> str:
+    """What NVIDIA's driver says of these fields of the first GPU; "unknown" if its tool does not tell."""
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
-        told = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
-        )
+        told = subprocess.run(query, capture_output=True, text=True)
     except OSError:  # no such tool
         return "unknown"
-    return told.stdout.split()[0] if told.returncode == 0 and told.stdout.split() else "unknown"
+    return told.stdout.splitlines()[0] if told.returncode == 0 and told.stdout else "unknown"
 
 
 def commit() -> str:
-    """The commit of the sources that this package runs from, "-dirty" if they differ from it; "unknown" without."""
+    """The commit of the sources that this package runs from, "-dirty" if they differ from it. Of sources without a
+    repository what the environment variable COMMIT says, or "unknown"."""
+
+    given = os.environ.get("COMMIT") or "unknown"
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(SOURCES), *arguments], capture_output=True, text=True).stdout.strip()
@@ -68,10 +75,10 @@ def commit() -> str:
     try:
         # An installed package may lie inside another project's repository.
         if not (SOURCES / ".git").exists():
-            return "unknown"
+            return given
         return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
     except OSError:  # no git
-        return "unknown"
+        return given
 
 
 def write_csv(path: Path, rows: Sequence[Any], environment: dict[str, str]) -> None:

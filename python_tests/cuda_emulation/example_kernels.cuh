@@ -110,6 +110,57 @@ __global__ void __launch_bounds__(64) cluster_sum(const float* in, float* out) {
 #endif
 }
 
+enum class Post { right, no_wait, byte_missing };
+
+// Two blocks hand each other their numbers, `rounds` times, through two buffers with a mailbox each, in turn. Who has
+// got all numbers of a round may write to the buffer of the next one: nobody over there reads it any more, as each lane
+// that sends has waited for its warp first. Nobody sends to a block that has ended, either.
+template <Post post>
+__global__ void __launch_bounds__(32) swap_by_mail(const float* in, float* out, int rounds) {
+#if DEVICE_HAS_CLUSTERS
+  using namespace cuda_emulation;
+  auto cluster = cooperative_groups::this_cluster();
+  SHARED_ARRAY(float, got, [2][32]);
+  SHARED_ARRAY(std::uint64_t, boxes, [2]);
+  const unsigned other = 1 - cluster.block_rank();
+  const int lane = int(threadIdx.x);
+  for (int box = 0; box < 2 && lane == 0; ++box) open_mailbox(&boxes[box], sizeof got[0]);
+  cluster.sync();
+  float value = in[blockIdx.x * 32 + threadIdx.x];
+  for (int round = 0; round < rounds; ++round) {
+    const int now = round % 2;
+    const float beside = __shfl_xor_sync(0xffffffffu, value, 1);
+    __syncwarp();
+    if (lane % 2 == 0) {
+      float* to = cluster.map_shared_rank(&got[now][0], other) + lane;
+      to[0] = value;
+      to[1] = beside;
+      send_to_mailbox(cluster.map_shared_rank(&boxes[now], other), post == Post::byte_missing && lane == 6 ? 7 : 8);
+    }
+    if (post != Post::no_wait) wait_for_mailbox(&boxes[now], round / 2, __FILE__, __LINE__);
+    value = 0.5f * value + got[now][(lane + 1) % 32];
+    if (post != Post::no_wait && lane == 0) expect_in_mailbox(&boxes[now], sizeof got[now]);
+  }
+  out[blockIdx.x * 32 + threadIdx.x] = value;
+#endif
+}
+
+// One thread is through with two uses of a mailbox before the others wait for the first.
+__global__ void __launch_bounds__(32) late_for_mail() {
+  using namespace cuda_emulation;
+  SHARED_ARRAY(std::uint64_t, box, [1]);
+  if (threadIdx.x == 0) {
+    open_mailbox(&box[0], 4);
+    for (int use = 0; use < 2; ++use) {
+      send_to_mailbox(&box[0], 4);
+      wait_for_mailbox(&box[0], use, __FILE__, __LINE__);
+      expect_in_mailbox(&box[0], 4);
+    }
+  }
+  __syncwarp();
+  wait_for_mailbox(&box[0], 0, __FILE__, __LINE__);
+}
+
 // Sums of the tiles of 128, each of which is fetched while the one before is added. `left`: how many fetches may still
 // be under way when a tile is used; 2 is one too many.
 template <int left>

@@ -153,6 +153,26 @@ Run sums_of_clusters(unsigned size) {
   };
 }
 
+template <Post post>
+bool swaps_by_mail() {
+  constexpr int rounds = 7;
+  const auto values = random_values(4 * 32, 10);
+  DeviceArray<float> in(values), out(4 * 32);
+  launch({.grid = 4, .block = 32, .cluster = 2}, swap_by_mail<post>, in.get(), out.get(), rounds);
+  std::vector<double> expected(values.begin(), values.end());
+  for (int round = 0; round < rounds; ++round) {
+    const auto before = expected;
+    for (std::size_t i = 0; i < expected.size(); ++i)
+      expected[i] = 0.5 * before[i] + before[(i / 32 ^ 1) * 32 + (i + 1) % 32];
+  }
+  return agrees(out, 0, expected, 1e-6);
+}
+
+bool is_late_for_mail() {
+  launch({.block = 32}, late_for_mail);
+  return true;
+}
+
 template <int left>
 bool sum_of_tiles() {
   constexpr int tiles = 7;
@@ -244,6 +264,7 @@ void print_all(int seeds) {
   print_with_barriers("product, by columns", seeds, product<__nv_bfloat16, col_major>);
   print_with_barriers("clusters of 4", seeds, sums_of_clusters<true>(4));
   print_with_barriers("clusters of 16", seeds, sums_of_clusters<true>(16));
+  print_with_barriers("mail", seeds, swaps_by_mail<Post::right>);
   print_with_barriers("pipeline", seeds, sum_of_tiles<1>);
   print_with_barriers("last block", seeds, sum_by_last_block<true>);
   print_with_barriers("atomic count", seeds, counts<true>);
@@ -259,6 +280,7 @@ void print_all(int seeds) {
   print("one buffer, few steps", "-", seeds, relaxation<Fault::one_buffer>(3));
   print("one buffer, many steps", "-", seeds, relaxation<Fault::one_buffer>(20));
   print("no wait at the end of a cluster", "-", seeds, sums_of_clusters<false>(4));
+  print("no wait for mail", "-", seeds, swaps_by_mail<Post::no_wait>);
   print("no wait for a copy", "-", seeds, sum_of_tiles<2>);
   print("no fences", "-", seeds, sum_by_last_block<false>);
   print("count without atomics", "-", seeds, counts<false>);
@@ -267,6 +289,8 @@ void print_all(int seeds) {
   print("two barriers", "-", seeds, diverges(Divergence::two_barriers));
   print("block and grid barrier", "-", seeds, diverges(Divergence::block_and_grid));
   print("missing lane", "-", seeds, diverges(Divergence::missing_lane));
+  print("a byte missing", "-", seeds, swaps_by_mail<Post::byte_missing>);
+  print("late for mail", "-", seeds, is_late_for_mail);
   print("polling", "-", seeds, diverges(Divergence::polling));
 
   print("133 cooperative blocks", "-", 1, launches({.grid = 133, .cooperative = true}));

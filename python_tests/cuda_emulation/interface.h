@@ -107,6 +107,13 @@ void asynchronous_copy(void* destination, const void* source, std::size_t bytes,
 void asynchronous_commit();
 void asynchronous_wait(unsigned batches_left);
 
+// A mailbox, 8 bytes of shared memory: an mbarrier that one thread arrives at in each use, saying how many bytes the
+// use expects. They come by stores from elsewhere that count them, st.async on a device. Uses are counted from 0.
+void open_mailbox(void* place, std::uint64_t bytes);       // before others know it; expected in use 0
+void expect_in_mailbox(void* place, std::uint64_t bytes);  // in the next use, once one is over
+void send_to_mailbox(void* place, std::uint64_t bytes);    // after they are stored
+void wait_for_mailbox(void* place, int use, const char* file, int line);
+
 // A tile of wmma is loaded or stored, of numbers of so many bytes.
 void note_tile(const void* tile, unsigned stride, std::size_t bytes, bool is_sum, bool is_usual);
 

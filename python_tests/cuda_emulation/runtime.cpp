@@ -4,6 +4,7 @@
 #include "runtime/copies.cpp"
 #include "runtime/fibers.cpp"
 #include "runtime/launch.cpp"
+#include "runtime/mailboxes.cpp"
 #include "runtime/race_check.cpp"
 #include "runtime/race_hooks.cpp"
 #include "runtime/reports.cpp"

@@ -192,13 +192,14 @@ class Relaxation {
     const Pack<T> next = next_of(rule, drive, state, inside, outside);
     Pack<T> seen{};
     if (has_energy()) seen = rho_of(rule.activation, next);
+    const bool asks = p.tolerance >= 0;
 #pragma unroll
     for (int j = 0; j < pack; ++j) {
       if (column + j >= end) continue;
       const int at = first + j * pixels;
       w.state[part.to][l][at] = next.v[j];
       if (has_energy()) w.seen[part.to][l][at] = seen.v[j];
-      if (p.tolerance < 0) continue;
+      if (!asks) continue;
       const double moved = static_cast<double>(next.v[j]) - static_cast<double>(state.v[j]);
       stays_ = stays_ && moved <= p.tolerance && -moved <= p.tolerance;
     }

@@ -124,6 +124,8 @@ void reset_barrier_sites() {
   for (auto& [name, site] : sites) site.called = false;
 }
 
+const Site& called_site(const char* file, int line) { return note(site_of(file, line)); }
+
 void prepare_sites() {
   for (auto& [name, site] : sites) site.skipped = name == options.skipped_site;
 }

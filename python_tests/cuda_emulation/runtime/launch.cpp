@@ -81,6 +81,7 @@ void prepare_wave(const std::uint64_t* cluster_indices, std::size_t clusters) {
   runtime.grid.name = "grid.sync";
   runtime.grid.expected = runtime.live;
   begin_race_check();
+  begin_mailboxes();
   for (std::size_t i = 0; i < blocks; ++i) {
     Block& block = runtime.blocks[i];
     block.rank = static_cast<unsigned>(i % cluster_size);

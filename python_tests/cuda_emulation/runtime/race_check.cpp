@@ -317,4 +317,18 @@ void memory_fence() {
   (*self.released)[self.id] = self.epoch++;
 }
 
+void record_mail(const void* place, bool counts, const void* caller) {
+  if (instrumented) check(place, 8, {.write = true, .atomic = counts}, caller);
+}
+void pass_on(Clock& to) {
+  if (!instrumented) return;
+  Fiber& self = *runtime.current;
+  const Clock now = std::make_shared<std::vector<std::uint32_t>>(*self.known);
+  (*now)[self.id] = self.epoch++;
+  learn(to, now);
+}
+void learn_from(const Clock& passed_on, Fiber& fiber) {
+  if (instrumented) learn(fiber.known, passed_on);
+}
+
 }  // namespace cuda_emulation

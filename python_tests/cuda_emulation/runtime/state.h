@@ -179,7 +179,8 @@ void let_others_run();
 
 // barriers.cpp
 void prepare_sites();
-Fiber* exit_fiber();  // the current one; returns who runs next, null after the last
+const Site& called_site(const char* file, int line);  // of something that skipped_site may leave out
+Fiber* exit_fiber();                                  // the current one; returns who runs next, null after the last
 
 // bank_conflicts.cpp
 void note_access(const void* memory, std::size_t bytes, const void* caller);
@@ -187,6 +188,9 @@ void end_instructions(const std::vector<Fiber*>& group);  // which will do nothi
 
 // copies.cpp
 void end_copies(Fiber& fiber);
+
+// mailboxes.cpp
+void begin_mailboxes();
 
 // race_check.cpp
 void begin_race_check();
@@ -196,6 +200,9 @@ void record_access(const void* memory, std::size_t bytes, bool write, const void
 void record_start(const Copy& copy);
 void record_end(const Copy& copy);
 void end_shared_memory(Block& block);
+void record_mail(const void* place, bool counts, const void* caller);  // or opens the mailbox
+void pass_on(Clock& to);                                               // what this thread did until now
+void learn_from(const Clock& passed_on, Fiber& fiber);
 std::uintptr_t address_in_file(const void* caller);  // as addr2line takes it
 
 // reports.cpp
