@@ -1,7 +1,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 def build_info() -> dict[str, str]: ...
+def refuse_gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None: ...
 def step_costs(
     *,
     widths: list[int],

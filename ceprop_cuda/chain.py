@@ -18,18 +18,71 @@ GRAMMAR = (
 )
 
 
+# Of each kind of module, the attributes that its class computes by.
+SETTINGS: dict[type, tuple[str, ...]] = {
+    nn.Flatten: ("start_dim", "end_dim"),
+    nn.Linear: (),
+    nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 class Chain(NamedTuple):
     """The connections of a model, input side first."""
 
     modules: list[nn.Conv2d | nn.Linear]
     convolutions: tuple[Convolution, ...]  # of the first modules
     flattens_input: bool  # a leading nn.Flatten takes flat samples as well as shaped ones
+    built: tuple[tuple[nn.Module, tuple], ...]  # the model and its modules, each with its settings
+
+
+def refuse_changes(model: nn.Module, chain: Chain) -> None:
+    """Raise TypeError, naming what it is, if ``model`` is no longer as ``chain`` was built from it, or would run hooks.
+
+    Only identities are compared: this is asked before every call, and takes some microseconds."""
+    modules = (model, *model._modules.values())
+    for position, (module, (known, settings)) in enumerate(zip(modules, chain.built, strict=False), -1):
+        where = "model" if position < 0 else f"model[{position}]"
+        if module is not known:
+            raise TypeError(f"{where} was replaced after the Network was made: make a new Network of the new model")
+        names = () if position < 0 else SETTINGS.get(type(module))
+        if names is None:
+            raise TypeError(
+                f"{where} became a {type(module).__name__} after the Network was made, as by a parametrization, of "
+                "which learning rules know nothing: remove it"
+            )
+        _refuse_hooks(module, where)
+        now = tuple([getattr(module, name) for name in names])
+        if now != settings:
+            changed = [f"{n} = {a}, was {b}" for n, a, b in zip(names, now, settings, strict=True) if a != b]
+            raise TypeError(
+                f"{where} was changed after the Network was made ({', '.join(changed)}): make a new Network"
+            )
+    if len(modules) != len(chain.built):
+        raise TypeError(
+            f"model had {len(chain.built) - 1} modules when the Network was made, now it has {len(modules) - 1}: make "
+            "a new Network of the new model"
+        )
+
+
+def _refuse_hooks(module: nn.Module, where: str) -> None:
+    facts = module.__dict__
+    for name in HOOKS:
+        if facts[name]:
+            kind = name.strip("_").replace("_", " ")
+            raise TypeError(f"{where} has {kind}, which a Network would never run: remove them")
+    if "forward" in facts:
+        raise TypeError(f"{where} has a forward of its own, which a Network would never run: remove it")
 
 
 def chain_of(model: nn.Sequential, input_shape: tuple[int, ...]) -> Chain:
     """The chain that ``model`` is; TypeError or ValueError, naming the module, if it is none or does not fit."""
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"model must be an nn.Sequential, got {type(model).__name__}")
+    if type(model).forward is not nn.Sequential.forward:
+        raise TypeError(f"model must run its modules one after the other, {type(model).__name__} has its own forward")
     modules: list[nn.Conv2d | nn.Linear] = []
     convolutions: list[Convolution] = []
     shape = input_shape  # of a sample before the next module
@@ -56,13 +109,14 @@ def chain_of(model: nn.Sequential, input_shape: tuple[int, ...]) -> Chain:
                 raise ValueError(f"{where} pools windows of {window}, larger than what comes from the convolution")
         else:
             raise TypeError(f"{where} is {module}: {GRAMMAR}")
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise TypeError(f"{where} has forward hooks, which a Network would never run: remove them")
+        _refuse_hooks(module, where)
         last = kind
     if not modules or not isinstance(modules[-1], nn.Linear):
         raise TypeError(f"model must end with an nn.Linear, got {model}: {GRAMMAR}")
+    _refuse_hooks(model, "model")
     _refuse_shared_parameters(model)
-    return Chain(modules, tuple(convolutions), isinstance(model[0], nn.Flatten))
+    built = ((model, ()), *((module, tuple(getattr(module, n) for n in SETTINGS[type(module)])) for module in model))
+    return Chain(modules, tuple(convolutions), isinstance(model[0], nn.Flatten), built)
 
 
 def _above_linear(module: nn.Linear, where: str, shape: tuple[int, ...]) -> tuple[int]:

@@ -97,18 +97,18 @@ class Batches:
         self.shuffle = shuffle
         self.augment = augment
         self.normalise = normalise
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def __len__(self) -> int:
         return math.ceil(len(self.x) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.x), generator=self._generator) if self.shuffle else None
-        draws = torch.Generator()
+        order = torch.randperm(len(self.x), generator=self._generator, device="cpu") if self.shuffle else None
+        draws = torch.Generator("cpu")
         if self.augment is not None:
             # One number of the batches' generator decides all draws of an epoch, so that its state at any time within
             # an epoch is that of the next.
-            draws.manual_seed(int(torch.randint(2**63 - 1, (), generator=self._generator)))
+            draws.manual_seed(int(torch.randint(2**63 - 1, (), generator=self._generator, device="cpu")))
         for x, y in self._groups(order):
             if self.augment is not None:
                 x = self.augment(x, draws)
@@ -161,7 +161,7 @@ def _digits(dtype: torch.dtype) -> Dataset:
     with np.load(Path(__file__).parent / "digits" / "digits.npz") as file:
         x = torch.from_numpy(file["images"]).to(dtype)[:, None] / 16
         y = torch.from_numpy(file["labels"]).long()
-        is_test = torch.zeros(len(y), dtype=torch.bool)
+        is_test = torch.zeros(len(y), dtype=torch.bool, device="cpu")
         is_test[torch.from_numpy(file["test"]).long()] = True
     return Dataset(x[~is_test], y[~is_test], x[is_test], y[is_test], 10)
 
@@ -245,6 +245,8 @@ def _parts(kind: Any, data_dir: Path, download: bool = False) -> list[tuple[Tens
         return [(part.data, part.targets) for part in grey]
     if hasattr(kind, "base_folder"):
         cifar = [kind(data_dir, train=train, download=download) for train in (True, False)]
-        return [(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in cifar]
+        return [
+            (torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.as_tensor(np.array(part.targets))) for part in cifar
+        ]
     svhn = [kind(data_dir, split=split, download=download) for split in ("train", "test")]
     return [(torch.from_numpy(part.data).contiguous(), torch.from_numpy(part.labels)) for part in svhn]

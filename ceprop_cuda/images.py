@@ -30,12 +30,12 @@ def random_crop(images: Tensor, generator: torch.Generator, padding: int = 4, mi
         generator: on the CPU, whatever the images' device: the same draws, the same result everywhere.
     """
     count, _, height, width = images.shape
-    down, right = torch.randint(-padding, padding + 1, (2, count, 1), generator=generator)
+    down, right = torch.randint(-padding, padding + 1, (2, count, 1), generator=generator, device="cpu")
     # Where each row and column of the result comes from.
-    rows = (torch.arange(height) + down).clamp_(0, height - 1)
-    columns = (torch.arange(width) + right).clamp_(0, width - 1)
+    rows = (torch.arange(height, device="cpu") + down).clamp_(0, height - 1)
+    columns = (torch.arange(width, device="cpu") + right).clamp_(0, width - 1)
     if mirror:
-        is_mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        is_mirrored = torch.rand(count, 1, generator=generator, device="cpu") < 0.5
         columns = torch.where(is_mirrored, width - 1 - columns, columns)
     rows, columns = rows.to(images.device), columns.to(images.device)
     moved = images.gather(2, rows[:, None, :, None].expand_as(images))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from numbers import Integral, Real
 from types import ModuleType
-from typing import Any, Literal, overload
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
 from . import ops, reference
-from .chain import chain_of
+from .chain import chain_of, refuse_changes
 from .dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge, state_shapes
 
 log = logging.getLogger("ceprop_cuda")
@@ -23,10 +24,14 @@ BACKENDS = ("auto", "fused", "reference")
 PRECISIONS = ("exact", "tf32", "bf16")
 
 
-def one_of(name: str, value: object, choices: Sequence[object]) -> None:
-    """Refuse ``value`` if it is none of ``choices``."""
+T = TypeVar("T")
+
+
+def one_of(name: str, value: T, choices: Sequence[object]) -> T:
+    """``value``, refused if it is none of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
 
 
 def whole_number(name: str, value: object, least: int) -> int:
@@ -51,6 +56,12 @@ def tolerance_or_none(tolerance: object) -> float | None:
     if tolerance is None:
         return None
     return real_number("tolerance", tolerance, lambda value: value >= 0, "None or a finite number >= 0")
+
+
+def exact(x: Tensor) -> AbstractContextManager[object]:
+    """Where the library computes: in its parameters' dtype, whatever autocast says."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 class FusedUnavailable(RuntimeError):
@@ -151,9 +162,7 @@ class Network(nn.Module):
         self.readout = readout
         chain = chain_of(model, self.input_shape)
         self.model = model
-        self._flattens = chain.flattens_input
-        self._positions = [list(model).index(module) for module in chain.modules]  # of the connections in the model
-        self._convolutions = chain.convolutions
+        self._chain = chain
         if readout is not None and len(chain.modules) < 2:
             raise ValueError("readout='softmax' needs a layer below the readout, got a model with 1 Linear")
         self.free_feedback: nn.ParameterList | None = None
@@ -162,13 +171,12 @@ class Network(nn.Module):
 
     @property
     def _connections(self) -> list[nn.Conv2d | nn.Linear]:
-        modules: Any = list(self.model)
-        return [modules[position] for position in self._positions]
+        return self._chain.modules
 
     @property
     def layers(self) -> int:
         """Number of layers with states; a readout is none."""
-        return len(self._positions) - (self.readout is not None)
+        return len(self._chain.modules) - (self.readout is not None)
 
     @property
     def classes(self) -> int:
@@ -193,12 +201,17 @@ class Network(nn.Module):
         return [None, *free] + [None] * (self.readout is not None)
 
     def circuit(self) -> Circuit:
-        """The parameters as the kernels and the reference take them; the tensors are shared, not copied."""
+        """The parameters as the kernels and the reference take them; the tensors are shared, not copied.
+
+        Raises TypeError if the model is no longer as it was when the Network was made.
+        """
+        if not torch.compiler.is_compiling():
+            refuse_changes(self.model, self._chain)
         free = None if self.free_feedback is None else list(self.free_feedback)
         modules = self._connections
         weights: list[Tensor] = [module.weight for module in modules]
         biases = [module.bias for module in modules]
-        return Circuit(weights, biases, free, self.dynamics, self.readout is not None, self._convolutions)
+        return Circuit(weights, biases, free, self.dynamics, self.readout is not None, self._chain.convolutions)
 
     @overload
     def relax(
@@ -287,12 +300,15 @@ class Network(nn.Module):
         elif beta != 0:
             raise ValueError(f"beta must be 0 without a target, got {beta!r}; pass target= to nudge")
         module, of_kernels = backend_module(backend, circuit, x, precision=precision)
-        ran = module.relax(circuit, x, steps, states, nudge, tolerance, **of_kernels)
+        with exact(x):
+            ran = module.relax(circuit, x, steps, states, nudge, tolerance, **of_kernels)
         return (ran.states, ran.steps.squeeze(0)) if return_steps else ran.states
 
     def forward(self, x: Tensor) -> Tensor:
         """Output units or readout logits ``(B, classes)`` after ``free_steps`` free steps; x ``(B, *input_shape)``."""
-        return reference.logits(self.circuit(), self.relax(x, self.free_steps))
+        states = self.relax(x, self.free_steps)
+        with exact(x):
+            return reference.logits(self.circuit(), states)
 
     @torch.no_grad()
     def angles(self) -> list[float]:
@@ -317,7 +333,7 @@ class Network(nn.Module):
             raise ValueError("set_angle needs feedback='free', got a network with tied feedback")
         flip = (1 - math.cos(math.radians(degrees))) / 2
         for weight, v in zip(self.weights[1 : self.layers], self.free_feedback, strict=True):
-            signs = 1 - 2 * (torch.rand(weight.shape) < flip).to(weight)
+            signs = 1 - 2 * (torch.rand(weight.shape, device="cpu") < flip).to(weight)
             v.copy_(weight * signs)
 
     def nudging_point(self, nudge_at: str | None, loss: str | None) -> tuple[str, str]:
@@ -342,8 +358,10 @@ class Network(nn.Module):
         weight = circuit.weights[0]
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+        if x.layout != torch.strided:
+            raise TypeError(f"x must be a dense tensor, got one of layout {x.layout}: give x.to_dense()")
         # A leading Flatten takes flat samples as well as shaped ones.
-        is_flat_on_one_side = self._flattens and (x.ndim == 2 or len(self.input_shape) == 1)
+        is_flat_on_one_side = self._chain.flattens_input and (x.ndim == 2 or len(self.input_shape) == 1)
         fits = tuple(x.shape[1:]) == self.input_shape or (
             is_flat_on_one_side and x.ndim >= 2 and math.prod(x.shape[1:]) == weight.shape[1]
         )
@@ -357,7 +375,7 @@ class Network(nn.Module):
         odd = next((p for p in circuit.parameters() if p.dtype != x.dtype or p.device != x.device), None)
         if odd is not None:
             raise TypeError(f"all parameters must be {x.dtype} on {x.device}, got one of {odd.dtype} on {odd.device}")
-        return x if self._convolutions else x.flatten(1)
+        return x if self._chain.convolutions else x.flatten(1)
 
     def check_target(self, circuit: Circuit, x: Tensor, target: Tensor) -> Tensor:
         """``target`` as ``(B, classes)`` in x's dtype; ValueError or TypeError if it does not fit."""
@@ -365,6 +383,8 @@ class Network(nn.Module):
         wanted = f"class indices ({batch},) int64 or float targets ({batch}, {classes})"
         if not isinstance(target, Tensor):
             raise TypeError(f"the target must be {wanted}, got {type(target).__name__}")
+        if target.layout != torch.strided:
+            raise TypeError(f"the target must be a dense tensor, got one of layout {target.layout}: give .to_dense()")
         got = f"{tuple(target.shape)} {target.dtype}"
         if target.device != x.device:
             raise ValueError(f"the target must be on {x.device} like x, got {target.device}")

@@ -34,6 +34,8 @@ def build_info() -> dict[str, str]:
 
 def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact") -> str | None:
     """Why the fused kernels cannot take this input in this precision, or None if they can."""
+    if not torch.compiler.is_compiling() and _is_transformed():
+        return "transforms of torch.func and forward-mode derivatives do not reach into the fused kernels"
     if x.dtype not in (torch.float32, torch.float64):
         return f"the fused kernels take float32 and float64, got {x.dtype}"
     if x.device.type == "cuda" and hasattr(_C, "cuda_device"):
@@ -45,6 +47,10 @@ def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact") -> str | Non
     if precision != "exact":
         return f"precision={precision!r} is CUDA's, got a tensor on the CPU"
     return None
+
+
+def _is_transformed() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def launch_plan(circuit: Circuit, x: Tensor, precision: str = "exact") -> dict[str, Any]:
@@ -261,12 +267,15 @@ def _window(made: Convolution) -> tuple[int, int]:
 
 
 def _call(op: Any, *args: Any, **settings: Any) -> Any:
-    """``op(...)``; where no gradient is to be refused, past the Python code that would, which takes as long as a small
-    network's step."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    """``op(...)``; but for torch.compile past the Python code that refuses gradients, which takes several times as long
+    as a small network's call."""
+    if torch.compiler.is_compiling():
         return op(*args, **settings)
     with torch._C._AutoDispatchBelowAutograd():
-        return op(*args, **settings)
+        result = op(*args, **settings)
+    if torch.is_grad_enabled():
+        _C.refuse_gradients([tensor for tensor in _flat(result) if tensor.is_floating_point()], _flat(args))
+    return result
 
 
 def _nudge(nudge: Nudge) -> dict[str, Any]:

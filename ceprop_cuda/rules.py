@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import reference
 from .dynamics import Circuit, Nudge
-from .network import BACKENDS, PRECISIONS, Network, backend_module, one_of, real_number, tolerance_or_none, whole_number
+from .network import (
+    BACKENDS,
+    PRECISIONS,
+    Network,
+    backend_module,
+    exact,
+    one_of,
+    real_number,
+    tolerance_or_none,
+    whole_number,
+)
 
 NUDGINGS = ("positive", "random_sign", "symmetric")
 UPDATES = ("auto", "literal", "low_rank")
@@ -40,29 +51,102 @@ class StepResult:
 
 
 class Rule:
-    """What the rules share: a network, its free phase and its loss."""
+    """What the rules share: a network, its free phase and its loss.
 
+    A setting is checked whenever it is set, by the method ``_checked_<setting>``, which returns what is kept. One that
+    is wrong when the rule is made is refused at once, one that is set later by the next call.
+    """
+
+    _wrong: dict[str, Exception]
+    net: Network
+    free_steps: int
+    loss: str
+    nudge_at: str
+    backend: str
     tolerance: float | None = None  # the rules with a nudged phase take these
     precision: str = "exact"
 
     def __init__(self, net: Network, free_steps: int, loss: str | None, nudge_at: str | None, backend: str) -> None:
-        free_steps = whole_number("free_steps", free_steps, 0)
-        one_of("backend", backend, BACKENDS)
+        vars(self)["_wrong"] = {}  # the errors of settings that are wrong, by name
         self.net = net
         self.free_steps = free_steps
-        self.nudge_at, self.loss = net.nudging_point(nudge_at, loss)
+        nudge_at, loss = self.net.nudging_point(nudge_at, loss)
+        vars(self).update(
+            nudge_at=nudge_at, loss=loss
+        )  # checked together: each by itself may not fit the other's default
         self.backend = backend
-        net.free_steps = free_steps
+        self.net.free_steps = self.free_steps
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if check := getattr(self, f"_checked_{name}", None):
+            self._wrong.pop(name, None)
+            try:
+                value = check(value)
+            except (ValueError, TypeError) as error:
+                if name not in vars(self):
+                    raise
+                self._wrong[name] = error
+        super().__setattr__(name, value)
+
+    def refuse_wrong_settings(self) -> None:
+        """Raise the ValueError or TypeError of a setting that was set since the rule was made."""
+        for error in self._wrong.values():
+            raise type(error)(*error.args)
+
+    def _checked_net(self, net: object) -> Network:
+        if isinstance(net, Network):
+            return net
+        kind = type(net).__name__
+        if isinstance(getattr(net, "module", None), Network):
+            raise TypeError(
+                f"net must be a ceprop_cuda.Network, got a {kind} around one: give its .module, and average every "
+                "p.grad over the processes yourself"
+            )
+        hint = ": make one of it by Network(model, input_shape)" if isinstance(net, nn.Sequential) else ""
+        raise TypeError(f"net must be a ceprop_cuda.Network, got {kind}{hint}")
+
+    def _checked_free_steps(self, free_steps: object) -> int:
+        return whole_number("free_steps", free_steps, 0)
+
+    def _checked_nudge_at(self, nudge_at: str | None) -> str:
+        return self.net.nudging_point(nudge_at, self.loss)[0]
+
+    def _checked_loss(self, loss: str | None) -> str:
+        return self.net.nudging_point(self.nudge_at, loss)[1]
+
+    def _checked_backend(self, backend: str) -> str:
+        return one_of("backend", backend, BACKENDS)
+
+    def _checked_tolerance(self, tolerance: object) -> float | None:
+        return tolerance_or_none(tolerance)
+
+    def _checked_precision(self, precision: str) -> str:
+        return one_of("precision", precision, PRECISIONS)
+
+    def _circuit_to_train(self) -> Circuit:
+        """The network's circuit, if there is something to learn."""
+        self.refuse_wrong_settings()
+        circuit = self.net.circuit()
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "learning within torch.inference_mode() would leave parameters or gradients that no later training can "
+                "use: use torch.no_grad(), or nothing at all"
+            )
+        if not any(p.requires_grad for p in circuit.parameters()):
+            raise ValueError("no parameter of the network requires grad, so there is nothing to learn")
+        return circuit
 
     @torch.no_grad()
     def predict(self, x: Tensor, y: Tensor) -> StepResult:
         """The free phase alone: loss, output and states; x ``(B, *input_shape)``, y as for a training step."""
+        self.refuse_wrong_settings()
         circuit = self.net.circuit()
         x = self.net.check_input(circuit, x)
         target = self.net.check_target(circuit, x, y)
         module, of_kernels = backend_module(self.backend, circuit, x, precision=self.precision)
-        ran = module.relax(circuit, x, self.free_steps, tolerance=self.tolerance, **of_kernels)
-        output = reference.logits(circuit, ran.states)
+        with exact(x):
+            ran = module.relax(circuit, x, self.free_steps, tolerance=self.tolerance, **of_kernels)
+            output = reference.logits(circuit, ran.states)
         return StepResult(self.loss, target, output, ran.states, ran.steps)
 
 
@@ -83,14 +167,6 @@ class NudgedRule(Rule):
         tolerance: float | None,
         precision: str,
     ) -> None:
-        nudged_steps = whole_number("nudged_steps", nudged_steps, 1)
-        beta = real_number("beta", beta, lambda value: value != 0, "a finite number other than 0")
-        one_of("nudging", nudging, NUDGINGS)
-        one_of("shared_update", shared_update, (True, False))
-        if shared_update and net.free_feedback is None:
-            raise ValueError("shared_update=True needs a network with feedback='free', got tied feedback")
-        one_of("precision", precision, PRECISIONS)
-        tolerance = tolerance_or_none(tolerance)
         super().__init__(net, free_steps, loss, nudge_at, backend)
         self.nudged_steps = nudged_steps
         self.beta = beta
@@ -99,8 +175,22 @@ class NudgedRule(Rule):
         self.tolerance = tolerance
         self.precision = precision
 
+    def _checked_nudged_steps(self, nudged_steps: object) -> int:
+        return whole_number("nudged_steps", nudged_steps, 1)
+
+    def _checked_beta(self, beta: object) -> float:
+        return real_number("beta", beta, lambda value: value != 0, "a finite number other than 0")
+
+    def _checked_nudging(self, nudging: str) -> str:
+        return one_of("nudging", nudging, NUDGINGS)
+
+    def _checked_shared_update(self, shared_update: bool) -> bool:
+        if one_of("shared_update", shared_update, (True, False)) and self.net.free_feedback is None:
+            raise ValueError("shared_update=True needs a network with feedback='free', got tied feedback")
+        return shared_update
+
     def _nudge(self, target: Tensor) -> Nudge:
-        sign = -1 if self.nudging == "random_sign" and torch.rand(()).item() < 0.5 else 1
+        sign = -1 if self.nudging == "random_sign" and torch.rand((), device="cpu").item() < 0.5 else 1
         return Nudge(target, sign * self.beta, self.nudge_at, self.loss)
 
     def _nudged_result(self, target: Tensor, ran: reference.EPResult | reference.CEPResult) -> StepResult:
@@ -164,38 +254,44 @@ class EP(NudgedRule):
         tolerance: float | None = None,
         precision: str = "exact",
     ) -> None:
-        one_of("accumulate", accumulate, (True, False))
         phases = (free_steps, nudged_steps, beta, nudging, nudge_at, loss)
         super().__init__(net, *phases, shared_update, backend, tolerance, precision)
         self.accumulate = accumulate
 
+    def _checked_accumulate(self, accumulate: bool) -> bool:
+        return one_of("accumulate", accumulate, (True, False))
+
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> StepResult:
-        """Add EP's estimate of the loss gradient to ``p.grad`` of every parameter that requires grad.
+        """Add EP's estimate of the loss gradient to ``p.grad`` of every parameter that requires grad, and run the
+        parameters' hooks, as ``loss.backward()`` does.
 
         Args:
             x: ``(B, *input_shape)``.
             y: class indices ``(B,)`` int64, or float targets ``(B, classes)``.
 
         Raises:
-            ValueError, TypeError: a shape, dtype or device does not fit; no gradient was changed.
+            ValueError, TypeError: a shape, dtype or device does not fit, or no parameter requires grad; no gradient was
+                changed.
+            RuntimeError: within ``torch.inference_mode()``.
         """
-        circuit = self.net.circuit()
+        circuit = self._circuit_to_train()
         x = self.net.check_input(circuit, x)
         nudge = self._nudge(self.net.check_target(circuit, x, y))
         module, of_kernels = backend_module(self.backend, circuit, x, precision=self.precision)
-        ran = module.ep_step(
-            circuit,
-            x,
-            nudge,
-            free_steps=self.free_steps,
-            nudged_steps=self.nudged_steps,
-            tolerance=self.tolerance,
-            symmetric=self.nudging == "symmetric",
-            accumulate=self.accumulate,
-            shared_update=self.shared_update,
-            **of_kernels,
-        )
+        with exact(x):
+            ran = module.ep_step(
+                circuit,
+                x,
+                nudge,
+                free_steps=self.free_steps,
+                nudged_steps=self.nudged_steps,
+                tolerance=self.tolerance,
+                symmetric=self.nudging == "symmetric",
+                accumulate=self.accumulate,
+                shared_update=self.shared_update,
+                **of_kernels,
+            )
         result = self._nudged_result(nudge.target, ran)
         _add_to_grads(circuit, ran.gradients)
         return result
@@ -209,10 +305,11 @@ class CEP(NudgedRule):
         W[l] <- W[l] + lr[l] ((r'[l]^T r'[l-1] - r[l]^T r[l-1]) / (beta B) - weight_decay W[l])
 
     and the next step is made with these weights. A readout moves once, at the end. The rule is its own optimizer: plain
-    gradient steps on every parameter, whether it requires grad or not; ``lr`` 0 keeps a connection as it is.
+    gradient steps on every connection whose parameters require grad; ``lr`` 0 keeps one as it is, too.
 
     Args:
         lr: learning rate of each connection, input side first (with a readout, its rate comes last); one number: all.
+            May be set anew between steps.
         weight_decay: every update also subtracts ``lr * weight_decay * p``, as torch.optim.SGD does.
         the others: as for :class:`EP`. "symmetric" goes back towards the free state by ``nudged_steps`` un-nudged steps
             between its two nudged phases.
@@ -244,18 +341,44 @@ class CEP(NudgedRule):
         precision: str = "exact",
         update: str = "auto",
     ) -> None:
-        one_of("update", update, UPDATES)
         phases = (free_steps, nudged_steps, beta, nudging, nudge_at, loss)
         super().__init__(net, *phases, shared_update, backend, tolerance, precision)
-        rates = list(lr) if isinstance(lr, Iterable) else [lr] * len(net.weights)
-        if len(rates) != len(net.weights):
-            raise ValueError(f"lr must hold {len(net.weights)} rates, input side first, got {len(rates)}: {lr!r}")
-        self.lr = [
+        self.lr = self._checked_lr(lr)
+        self.weight_decay = weight_decay
+        self.update = update
+
+    def _checked_lr(self, lr: float | Sequence[float]) -> tuple[float, ...]:
+        connections = len(self.net.weights)
+        rates = list(lr) if isinstance(lr, Iterable) else [lr] * connections
+        if len(rates) != connections:
+            raise ValueError(f"lr must hold {connections} rates, input side first, got {len(rates)}: {lr!r}")
+        return tuple(
             real_number(f"lr[{connection}]", rate, lambda value: value >= 0, "a finite number >= 0")
             for connection, rate in enumerate(rates)
-        ]
-        self.weight_decay = real_number("weight_decay", weight_decay, lambda value: value >= 0, "a finite number >= 0")
-        self.update = update
+        )
+
+    def _checked_weight_decay(self, weight_decay: object) -> float:
+        return real_number("weight_decay", weight_decay, lambda value: value >= 0, "a finite number >= 0")
+
+    def _checked_update(self, update: str) -> str:
+        return one_of("update", update, UPDATES)
+
+    def _rates_to_train(self, circuit: Circuit) -> list[float]:
+        """``lr``, but 0 for a connection that does not require grad; ValueError if only a part of one does."""
+        rates = []
+        for connection, rate in enumerate(self.lr):
+            # Of a connection W, b and V, as far as they exist.
+            parts = [circuit.weights[connection], circuit.biases[connection]]
+            if circuit.free_feedback is not None and 0 < connection < circuit.layers:
+                parts.append(circuit.free_feedback[connection - 1])
+            requires = {p.requires_grad for p in parts if p is not None}
+            if len(requires) == 2:
+                raise ValueError(
+                    f"some parameters of connection {connection} require grad and others do not: continual EP moves "
+                    "the weights, the bias and the feedback weights of a connection at one rate, or none of them"
+                )
+            rates.append(rate if requires == {True} else 0.0)
+        return rates
 
     @torch.no_grad()
     def step(self, x: Tensor, y: Tensor) -> StepResult:
@@ -266,25 +389,29 @@ class CEP(NudgedRule):
             y: class indices ``(B,)`` int64, or float targets ``(B, classes)``.
 
         Raises:
-            ValueError, TypeError: a shape, dtype or device does not fit; no parameter was changed.
+            ValueError, TypeError: a shape, dtype or device does not fit, or no parameter requires grad, or only a part
+                of a connection does; no parameter was changed.
+            RuntimeError: within ``torch.inference_mode()``.
         """
-        circuit = self.net.circuit()
+        circuit = self._circuit_to_train()
+        rates = self._rates_to_train(circuit)
         x = self.net.check_input(circuit, x)
         nudge = self._nudge(self.net.check_target(circuit, x, y))
         module, of_kernels = backend_module(self.backend, circuit, x, precision=self.precision, update=self.update)
-        ran = module.cep_step(
-            circuit,
-            x,
-            nudge,
-            free_steps=self.free_steps,
-            nudged_steps=self.nudged_steps,
-            lr=self.lr,
-            tolerance=self.tolerance,
-            symmetric=self.nudging == "symmetric",
-            shared_update=self.shared_update,
-            weight_decay=self.weight_decay,
-            **of_kernels,
-        )
+        with exact(x):
+            ran = module.cep_step(
+                circuit,
+                x,
+                nudge,
+                free_steps=self.free_steps,
+                nudged_steps=self.nudged_steps,
+                lr=rates,
+                tolerance=self.tolerance,
+                symmetric=self.nudging == "symmetric",
+                shared_update=self.shared_update,
+                weight_decay=self.weight_decay,
+                **of_kernels,
+            )
         for p, moved in zip(circuit.parameters(), ran.circuit.parameters(), strict=True):
             if moved is not p:  # the reference returns new tensors, the kernels write in place
                 p.copy_(moved)
@@ -308,28 +435,46 @@ class BPTT(Rule):
     def __init__(
         self, net: Network, free_steps: int, unrolled_steps: int, loss: str | None = None, backend: str = "auto"
     ) -> None:
-        unrolled_steps = whole_number("unrolled_steps", unrolled_steps, 1)
         super().__init__(net, free_steps, loss, None, backend)
-        if unrolled_steps > free_steps:
-            raise ValueError(f"unrolled_steps must be at most free_steps={free_steps}, got {unrolled_steps}")
         self.unrolled_steps = unrolled_steps
+        self.refuse_wrong_settings()
+
+    def _checked_unrolled_steps(self, unrolled_steps: object) -> int:
+        return whole_number("unrolled_steps", unrolled_steps, 1)
+
+    def refuse_wrong_settings(self) -> None:
+        super().refuse_wrong_settings()
+        if self.unrolled_steps > self.free_steps:
+            raise ValueError(f"unrolled_steps must be at most free_steps={self.free_steps}, got {self.unrolled_steps}")
 
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> StepResult:
-        """Add the loss gradient to every ``p.grad``; x and y as for :meth:`EP.backward`."""
-        circuit = self.net.circuit()
+        """Add the loss gradient to every ``p.grad``; as :meth:`EP.backward`."""
+        circuit = self._circuit_to_train()
         x = self.net.check_input(circuit, x)
         target = self.net.check_target(circuit, x, y)
         module, of_kernels = backend_module(self.backend, circuit, x, precision="exact")
-        start = module.relax(circuit, x, self.free_steps - self.unrolled_steps, **of_kernels)
-        ran = reference.bptt(circuit, x, target, self.loss, unrolled_steps=self.unrolled_steps, states=start.states)
+        with exact(x):
+            start = module.relax(circuit, x, self.free_steps - self.unrolled_steps, **of_kernels)
+            ran = reference.bptt(circuit, x, target, self.loss, unrolled_steps=self.unrolled_steps, states=start.states)
         _add_to_grads(circuit, ran.gradients)
         steps = start.steps + self.unrolled_steps
         return StepResult(self.loss, target, ran.output, ran.free_states, steps)
 
 
 def _add_to_grads(circuit: Circuit, gradients: reference.PerParameter) -> None:
-    """p.grad += gradient for every parameter with gradients; keeps the tensors where there was none."""
-    for p, gradient in zip(circuit.parameters(), gradients.parameters(), strict=True):
-        if p.requires_grad:
-            p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+    """p.grad += gradient for every parameter that requires grad, and the hooks of parameters.
+
+    Where there are no hooks, the tensors are kept in place of a copy, which would take a fifth of a small network's
+    step."""
+    pairs = [(p, g) for p, g in zip(circuit.parameters(), gradients.parameters(), strict=True) if p.requires_grad]
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p, _ in pairs) or _is_distributed():
+        torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
+        return
+    for p, gradient in pairs:
+        p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+
+
+def _is_distributed() -> bool:
+    """DistributedDataParallel's hooks are not seen from Python."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -22,7 +22,7 @@ class Metrics(TypedDict):
     """Of one epoch; :meth:`ceprop_cuda.Trainer.fit` says what they are."""
 
     epoch: int
-    train_error: float
+    train_error: float | None
     test_error: float | None
     train_loss: float
     seconds: float

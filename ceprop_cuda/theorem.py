@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import reference
 from .dynamics import Circuit, Nudge
-from .network import backend_module, whole_number
+from .network import backend_module, exact, whole_number
 from .rules import CEP, EP
 
 
@@ -110,6 +110,11 @@ def compare(rule: EP | CEP, x: Tensor, y: Tensor, samples: int = 100) -> Compari
     circuit = rule.net.circuit().leaves()
     x = rule.net.check_input(circuit, x)
     nudge = Nudge(rule.net.check_target(circuit, x, y), rule.beta, rule.nudge_at, rule.loss)
+    with exact(x):
+        return _compared(rule, circuit, x, nudge, samples)
+
+
+def _compared(rule: EP | CEP, circuit: Circuit, x: Tensor, nudge: Nudge, samples: int) -> Comparison:
     path = _end_of_free_phase(rule, circuit, x)
     moved = max(_largest_change(before, after) for before, after in pairwise(path))
     free = path.pop()
@@ -117,7 +122,7 @@ def compare(rule: EP | CEP, x: Tensor, y: Tensor, samples: int = 100) -> Compari
 
     # Energy dynamics move by dt times their forces, the nudge among them.
     pace = circuit.dynamics.dt if circuit.dynamics.kind == "energy" else 1.0
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator("cpu").manual_seed(0)
     neurons = [_Tally(f"s[{layer}]", s[0], samples, draw) for layer, s in enumerate(free)]
     parameters = [_Tally(name, p, samples, draw) for name, p in _in_the_dynamics(circuit).items()]
     nudges = [nudge, replace(nudge, beta=-nudge.beta)] if rule.nudging == "symmetric" else [nudge]
@@ -149,6 +154,7 @@ def _refuse_unfit(rule: EP | CEP) -> None:
             f"the theorem needs as many free steps as nudged ones, got free_steps={rule.free_steps} and "
             f"nudged_steps={rule.nudged_steps}"
         )
+    rule.refuse_wrong_settings()
 
 
 def _end_of_free_phase(rule: EP | CEP, circuit: Circuit, x: Tensor) -> list[list[Tensor]]:
@@ -223,8 +229,9 @@ class _Tally:
         self._u, self._d, self._uu, self._dd, self._rest = (torch.zeros_like(like) for _ in range(5))
         self._opposed = self._signed = 0
         size = like.numel()
-        sampled = torch.arange(size) if size <= samples else torch.randperm(size, generator=draw)[:samples].sort()[0]
-        self._sampled = sampled.to(like.device)
+        every = size <= samples
+        sampled = torch.arange(size, device="cpu") if every else torch.randperm(size, generator=draw, device="cpu")
+        self._sampled = sampled[:samples].sort()[0].to(like.device)
         self._courses: list[tuple[Tensor, Tensor]] = []
 
     def add(self, update: Tensor, descent: Tensor) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
@@ -19,6 +21,15 @@ from .rules import BPTT, CEP, EP, StepResult
 from .run_directory import GeneratorState, Metrics, RunDirectory, restore
 
 
+def has_bar() -> bool:
+    """Whether a progress bar can be drawn: on a terminal or in a notebook, not into a file."""
+    try:
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # it is closed
+        on_terminal = False
+    return on_terminal or any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
+
+
 class Diverged(RuntimeError):
     """States or parameters became NaN or infinite. Nothing was saved since the last good epoch."""
 
@@ -29,7 +40,7 @@ class Trainer:
     Args:
         rule: an EP or BPTT rule, which only computes gradients, or CEP, which moves the weights itself.
         optimizer: steps after every batch of EP or BPTT, on every parameter of the network that requires grad; None for
-            CEP.
+            CEP. One that takes no closure: not LBFGS.
         scheduler: of ``optimizer``'s learning rates, stepped after every epoch; any that needs no metric.
 
     Raises ValueError or TypeError if these do not go together.
@@ -50,6 +61,7 @@ class Trainer:
         elif not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"{name} only computes gradients: it needs a torch.optim optimizer, got {optimizer!r}")
         else:
+            _refuse_closures(optimizer)
             _refuse_left_out_parameters(rule.net, optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             raise TypeError("scheduler must step without a metric, got ReduceLROnPlateau")
@@ -58,6 +70,7 @@ class Trainer:
         self.rule = rule
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self._known: list[Tensor] = []  # the parameters that the optimizer has been seen to hold
 
     def fit(
         self,
@@ -67,7 +80,7 @@ class Trainer:
         out: str | Path | None = None,
         resume: bool = False,
         config: Mapping[str, Any] | None = None,
-        progress: bool = True,
+        progress: bool | None = None,
     ) -> list[Metrics]:
         """Train until ``epochs`` epochs are done.
 
@@ -84,13 +97,14 @@ class Trainer:
             config: what the run is, as JSON values. Stored in config.json beside "epochs", "rule" (the learning rule
                 with its settings, the network's dynamics and dtype) and "versions"; a resumed run must give the same,
                 and train by the same rule.
-            progress: show a bar on stderr.
+            progress: show a bar on stderr. None: where it is a terminal or a notebook.
 
         Returns:
-            One dict per epoch: "epoch" (from 1), "train_error" and "test_error" in percent (test_error is None without
-            ``test``), "train_loss", "seconds" of training, without the test, and "steps", how many steps each phase
-            of a training step took, in the order of :class:`StepResult`'s, mean over the batches. Training error and
-            loss are those of the free phases of the training steps.
+            One dict per epoch: "epoch" (from 1), "train_error" and "test_error" in percent (None where the targets are
+            no classes, one-hot or by index, and test_error without ``test``), "train_loss", "seconds" of training,
+            without the test, and "steps", how many steps each phase of a training step took, in the order of
+            :class:`StepResult`'s, mean over the batches. Training error and loss are those of the free phases of the
+            training steps.
 
         Raises:
             FileExistsError: ``out`` holds a run with a finished epoch, or files of something else, and ``resume`` is
@@ -105,11 +119,17 @@ class Trainer:
             take ``out`` as well.
         """
         epochs = whole_number("epochs", epochs, 1)
+        progress = has_bar() if progress is None else progress
         for name, batches in (("train_batches", train_batches), ("test", test)):
-            if isinstance(batches, Iterator):
-                raise TypeError(f"{name} is iterated once per epoch, got an iterator, which ends after the first")
+            _refuse_what_has_no_batches(name, batches)
         if resume and out is None:
             raise ValueError("resume=True needs out=, the run directory to go on from")
+        if out is not None and getattr(train_batches, "persistent_workers", False):
+            raise ValueError(
+                "a DataLoader with persistent_workers=True cannot be resumed: its workers' random numbers are in no "
+                "checkpoint. Leave persistent_workers or out= out"
+            )
+        self._refuse_another_network()
         described = {"config": dict(config or {}), "rule": _description(self.rule)}
         plan = {"epochs": epochs, **json.loads(json.dumps(described))}
         run = None if out is None else RunDirectory(Path(out))
@@ -127,16 +147,18 @@ class Trainer:
                 run.save(plan, history, parts)
         return history
 
-    def evaluate(self, batches: Iterable[Sequence[Tensor]]) -> dict[str, float]:
-        """The free phase's "loss", mean over the samples, and "error" in percent on ``batches`` of ``(x, y)``.
+    def evaluate(self, batches: Iterable[Sequence[Tensor]]) -> dict[str, float | None]:
+        """The free phase's "loss", mean over the samples, and "error" in percent on ``batches`` of ``(x, y)``; the
+        error is None where the targets are no classes.
 
         Raises Diverged if states are not finite, ValueError if there is no batch.
         """
         return self._evaluate(batches, "evaluation")
 
-    def _evaluate(self, batches: Iterable[Sequence[Tensor]], where: str) -> dict[str, float]:
+    def _evaluate(self, batches: Iterable[Sequence[Tensor]], where: str) -> dict[str, float | None]:
         tally = _Tally(self.rule.net, where)
-        for x, y in batches:
+        for number, batch in enumerate(batches, 1):
+            x, y = _pair(batch, f"{where}, batch {number}")
             tally.add(x, self.rule.predict(x, y))
         loss, error = tally.means()
         return {"loss": loss, "error": error}
@@ -153,7 +175,8 @@ class Trainer:
         shown = began = time.perf_counter()
         total = len(train_batches) if isinstance(train_batches, Sized) else None
         with tqdm(desc=f"epoch {epoch}/{epochs}", total=total, unit="batch", disable=not progress) as bar:
-            for x, y in train_batches:
+            for number, batch in enumerate(train_batches, 1):
+                x, y = _pair(batch, f"epoch {epoch}, batch {number}")
                 tally.add(x, self._learn(x, y))
                 bar.update()
                 if progress and time.perf_counter() - shown > 0.5:  # reading the tally waits for the device
@@ -183,10 +206,27 @@ class Trainer:
         if isinstance(self.rule, CEP):
             return self.rule.step(x, y)
         assert self.optimizer is not None  # __init__ has seen to it
+        self._refuse_other_parameters()
         self.rule.net.zero_grad()
         out = self.rule.backward(x, y)
         self.optimizer.step()
         return out
+
+    def _refuse_another_network(self) -> None:
+        """Raise ValueError if nothing would learn, or an earlier parameter would, or a setting is wrong."""
+        self.rule.refuse_wrong_settings()
+        if not any(p.requires_grad for p in self.rule.net.parameters()):
+            raise ValueError("no parameter of the network requires grad, so there is nothing to learn")
+        if self.optimizer is not None:
+            _refuse_left_out_parameters(self.rule.net, self.optimizer)
+
+    def _refuse_other_parameters(self) -> None:
+        """Raise ValueError if parameters were replaced, so that the optimizer would step on the old ones."""
+        assert self.optimizer is not None
+        parameters = self.rule.net.circuit().parameters()
+        if len(parameters) != len(self._known) or any(p is not q for p, q in zip(parameters, self._known, strict=True)):
+            _refuse_left_out_parameters(self.rule.net, self.optimizer)
+            self._known = parameters
 
     def _parts(self, batches: Iterable[Sequence[Tensor]]) -> dict[str, Any]:
         """Everything with a state of its own, by its name in the checkpoint; None where there is no such part."""
@@ -202,6 +242,40 @@ class Trainer:
         }
 
 
+def _refuse_what_has_no_batches(name: str, batches: object) -> None:
+    """Before anything is written."""
+    if isinstance(batches, Iterator):
+        raise TypeError(f"{name} is iterated once per epoch, got an iterator, which ends after the first")
+    if isinstance(batches, (Tensor, Mapping)):
+        raise TypeError(f"{name} must give batches (x, y), got a {type(batches).__name__}: a list of them, [(x, y)]?")
+    if isinstance(batches, (list, tuple)) and batches:
+        if all(isinstance(part, Tensor) for part in batches):
+            raise TypeError(f"{name} must give batches (x, y), got tensors alone: a list of them, [(x, y)]?")
+        _pair(batches[0], f"{name}[0], the first batch")
+
+
+def _pair(batch: Any, where: str) -> tuple[Tensor, Tensor]:
+    """``batch`` as x and y."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    if isinstance(batch, Mapping):
+        got = f"a mapping with the keys {', '.join(map(repr, batch))}"
+    elif isinstance(batch, (tuple, list)):
+        got = f"{len(batch)} parts"
+    else:
+        got = f"a {type(batch).__name__}"
+    raise TypeError(f"{where} must be a pair (x, y), got {got}: map what your loader gives to such pairs")
+
+
+def _refuse_closures(optimizer: torch.optim.Optimizer) -> None:
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"{type(optimizer).__name__} evaluates the loss several times a step, by a closure, which EP and BPTT have "
+            "none of: take an optimizer that steps once"
+        )
+
+
 def _refuse_left_out_parameters(net: Network, optimizer: torch.optim.Optimizer) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     left_out = [name for name, p in net.named_parameters() if p.requires_grad and id(p) not in held]
@@ -214,9 +288,8 @@ def _refuse_left_out_parameters(net: Network, optimizer: torch.optim.Optimizer) 
 
 def _description(rule: EP | CEP | BPTT) -> dict[str, Any]:
     """What is trained and how, beyond the values of parameters; what runs it may change between epochs."""
-    settings = {
-        name: value for name, value in vars(rule).items() if name not in ("net", "backend", "precision", "update")
-    }
+    left_out = ("net", "backend", "precision", "update")
+    settings = {name: value for name, value in vars(rule).items() if name not in left_out and name[0] != "_"}
     dtype = str(rule.net.weights[0].dtype).removeprefix("torch.")
     return {"name": type(rule).__name__, **settings, "network": rule.net.extra_repr(), "dtype": dtype}
 
@@ -241,6 +314,7 @@ class _Tally:
         self._pending: list[tuple[Tensor, StepResult]] = []
         self._batches = 0
         self._samples = 0
+        self._has_classes = torch.ones((), dtype=torch.bool, device=device)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._wrong = torch.zeros((), dtype=torch.int64, device=device)
         self._steps = torch.zeros((), dtype=torch.int64, device=device)  # as many as there are phases, once known
@@ -254,12 +328,14 @@ class _Tally:
         if len(self._pending) == self.BATCHES:
             self._count()
 
-    def means(self) -> tuple[float, float]:
-        """Mean loss, and wrongly classified samples in percent; ValueError if there was no sample; or Diverged."""
+    def means(self) -> tuple[float, float | None]:
+        """Mean loss, and wrongly classified samples in percent, None where the targets are no classes; ValueError if
+        there was no sample; or Diverged."""
         self._count()
         if self._samples == 0:
             raise ValueError("there is no batch to train or test on")
-        return self._loss.item() / self._samples, 100 * self._wrong.item() / self._samples
+        error = 100 * self._wrong.item() / self._samples if self._has_classes.item() else None
+        return self._loss.item() / self._samples, error
 
     def mean_steps(self) -> list[float]:
         """Steps of each phase, mean over the batches that :meth:`means` has seen."""
@@ -273,9 +349,10 @@ class _Tally:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        # A NaN or an infinity survives the sum. So may an overflow of finite states, which the search for the batch
+        # A NaN or an infinity survives the sum. So may an overflow of finite numbers, which the search for the batch
         # then finds to be none.
-        suspicious = not _is_finite(torch.cat([s.flatten() for _, out in pending for s in _all_states(out)]).sum())
+        seen = [s.flatten() for _, out in pending for s in (*_all_states(out), out.target)]
+        suspicious = not _is_finite(torch.cat(seen).sum())
         for x, out in pending:
             self._batches += 1
             if suspicious:
@@ -284,11 +361,14 @@ class _Tally:
         self._samples += len(output)
         self._loss += reference.loss(output, target, pending[0][1].loss_kind) * len(output)
         self._wrong += (output.argmax(1) != target.argmax(1)).sum()
+        # One-hot targets, and more than one class: of others, the largest output says nothing.
+        is_one_hot = ((target == 0) | (target == 1)).all() & (target.sum(1) == 1).all()
+        self._has_classes &= is_one_hot & (target.shape[1] > 1)
         self._steps = self._steps + torch.stack([out.steps for _, out in pending]).sum(0)
 
 
-def _summary(loss: float, error: float, test_error: float | None = None) -> str:
-    text = f"loss {loss:.4g}, error {error:.2f} %"
+def _summary(loss: float, error: float | None, test_error: float | None = None) -> str:
+    text = f"loss {loss:.4g}" if error is None else f"loss {loss:.4g}, error {error:.2f} %"
     return text if test_error is None else f"{text}, test error {test_error:.2f} %"
 
 
@@ -298,11 +378,12 @@ def _all_states(out: StepResult) -> list[Tensor]:
 
 def _refuse_bad_states(where: str, net: Network, x: Tensor, out: StepResult) -> None:
     """Raise Diverged if a state is NaN or infinite."""
+    for name, given in (("inputs", x), ("target", out.target)):
+        if not _is_finite(given):
+            raise Diverged(f"{where}: the {name} hold{'s' * (name == 'target')} NaN or infinite values")
     layers = len(out.free_states)
     not_finite = {index % layers for index, s in enumerate(_all_states(out)) if not _is_finite(s)}
     bad = [f"states of layer {layer}" for layer in sorted(not_finite)]
-    if bad and not _is_finite(x):
-        raise Diverged(f"{where}: the inputs hold NaN or infinite values")
     if bad:
         raise _diverged(where, bad + _bad_parameters(net))
 

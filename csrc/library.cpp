@@ -38,6 +38,7 @@
 #include "cuda/conv/launch_plan.h"
 #include "cuda/launch_plan.h"
 #include "plan.h"
+#include "refuse_gradients.h"
 
 #define CEPROP_DYNAMICS                                                                                         \
   "str activation, str output_activation, str dynamics, float dt, bool clip, str schedule, str feedback, bool " \
@@ -234,6 +235,8 @@ pybind11::dict convolution_launch_plan(int compute_capability, int multiprocesso
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   namespace py = pybind11;
   m.def("build_info", &build_info, "What this library was built for and which kernels it runs, as a dict of strings.");
+  m.def("refuse_gradients", &ceprop::refuse_gradients, py::arg("outputs"), py::arg("inputs"),
+        "Where one of the inputs requires grad, a backward through one of the outputs is an error.");
   m.def("step_costs", &step_costs, py::kw_only(), py::arg("widths"), py::arg("readout"), py::arg("free_feedback"),
         py::arg("asynchronous"), py::arg("symmetric"), py::arg("accumulate"), py::arg("shared_update"),
         py::arg("weight_decay"), py::arg("literal_input"), py::arg("batch"), py::arg("free_steps"),

@@ -188,8 +188,16 @@ def flat(value: Any) -> list[Tensor]:
     return flat([value.loss, *(item for item in vars(value).values() if not isinstance(item, str))])
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("call", [call for call in CALLS if call != "BPTT"])
+FREE_CALLS = [call for call in CALLS if call not in ("EP", "CEP", "BPTT")]  # of which inference_mode takes no more
+
+
+@pytest.mark.parametrize(
+    ("call", "mode"),
+    [
+        *((call, torch.no_grad) for call in (*FREE_CALLS, "EP", "CEP")),
+        *((call, torch.inference_mode) for call in FREE_CALLS),
+    ],
+)
 def test_fused_works_without_autograd(call: str, mode: Callable[[], Any]) -> None:
     plain, (x, y) = mlp(), batch()
     net = copy.deepcopy(plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from problems import relative_error
 from small_network import BATCH, SIZES, X, Y, batch, network
 from torch import nn
+from torch.nn.utils import prune
 
 import ceprop_cuda as cep
 
@@ -261,3 +263,55 @@ def test_shapes_that_a_leading_flatten_takes(input_shape: tuple, accepted: list[
     for shape in refused:
         with pytest.raises(ValueError, match="x must be"):
             net(torch.rand(5, *shape))
+
+
+# --- A model that is changed after its Network was made
+
+
+CHANGES: dict[str, tuple[Callable[[cep.Network], object], str]] = {
+    "append": (lambda net: net.model.append(nn.Linear(5, 3)), "model had 4 modules .* now it has 5"),
+    "delete": (lambda net: net.model.__delitem__(3), "model had 4 modules .* now it has 3"),
+    "insert": (lambda net: net.model.insert(1, nn.Flatten()), r"model\[1\] was replaced"),
+    "replace": (lambda net: net.model.__setitem__(2, nn.Linear(6, 6)), r"model\[2\] was replaced"),
+    "model": (lambda net: setattr(net, "model", copy.deepcopy(net.model)), "model was replaced"),
+    "forward hook": (lambda net: net.model[1].register_forward_hook(print), r"model\[1\] has forward hooks"),
+    "pre-hook": (lambda net: net.model.register_forward_pre_hook(print), "model has forward pre hooks"),
+    "backward hook": (lambda net: net.model[2].register_full_backward_hook(print), r"model\[2\] has backward hooks"),
+    "forward": (lambda net: setattr(net.model[3], "forward", print), r"model\[3\] has a forward of its own"),
+    "weight_norm": (lambda net: nn.utils.parametrizations.weight_norm(net.model[1]), r"model\[1\] became a Parametri"),
+    "spectral_norm": (lambda net: nn.utils.spectral_norm(net.model[1]), r"model\[1\] has forward pre hooks"),
+    "prune": (lambda net: prune.l1_unstructured(net.model[1], "weight", 0.5), r"model\[1\] has forward pre hooks"),
+    "flatten": (lambda net: setattr(net.model[0], "start_dim", 2), r"model\[0\] was changed .*start_dim = 2, was 1"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_of_the_model_are_seen_at_the_next_call(change: str) -> None:
+    net = cep.Network(nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)), 4)
+    rule, x, y = cep.CEP(net, 3, 2, 0.5, lr=0.1), torch.rand(2, 4), torch.tensor([0, 2])
+    act, message = CHANGES[change]
+    act(net)
+    for call in (lambda: net(x), lambda: net.relax(x, 2), lambda: rule.step(x, y), lambda: rule.predict(x, y)):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+@pytest.mark.parametrize(("position", "name", "value"), [(0, "stride", (2, 2)), (1, "kernel_size", 3)])
+def test_changed_settings_of_convolutions_are_seen(position: int, name: str, value: object) -> None:
+    net, x = cep.convnet((1, 8, 8), (3,), 3, pools="m", fc=(5,)), torch.rand(2, 1, 8, 8)
+    setattr(net.model[position], name, value)
+    with pytest.raises(TypeError, match=rf"model\[{position}\] was changed after .*{name} = .*, was"):
+        net(x)
+
+
+def test_what_may_change() -> None:
+    """Parameters, also by other tensors, devices and numbers; copies, and files of them, work on their own."""
+    net, x = cep.mlp(4, 6, 3), torch.rand(2, 4)
+    net.load_state_dict({name: p + 0.1 for name, p in net.state_dict().items()}, assign=True)
+    net.model[1].weight = nn.Parameter(torch.rand(6, 4))
+    wanted = net(x)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(other(x), wanted)
+        other.weights[0].data.zero_()
+        assert not torch.equal(other(x), wanted)
+    assert torch.equal(net.double()(x.double()).float().round(decimals=4), wanted.round(decimals=4))

@@ -41,7 +41,7 @@ class Epoch:
     data: str
     seed: int
     epoch: int
-    train_error: float
+    train_error: float | None
     test_error: float | None
 
 
@@ -76,7 +76,7 @@ def _result(runs: Sequence[Run]) -> Result:
     complete = [run for run in runs if run.is_complete()]
     ends = [run.history()[-1] for run in complete]
     test = [end["test_error"] for end in ends if end["test_error"] is not None]
-    train = [end["train_error"] for end in ends]
+    train = [end["train_error"] for end in ends if end["train_error"] is not None]
     minutes = [sum(metrics["seconds"] for metrics in run.history()) / 60 for run in complete]
     return Result(
         row=runs[0].name,
