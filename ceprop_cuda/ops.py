@@ -208,6 +208,13 @@ def cep_step(
     return CEPResult(circuit, logits(before, free), free, _phases(circuit, nudged), steps_used)
 
 
+def check_writable(circuit: Circuit) -> None:
+    """ValueError if parameters share memory, which :func:`cep_step` could not change in place."""
+    none = circuit.weights[0].new_empty(0)
+    biases = [none if b is None else b for b in circuit.biases]
+    _C.check_writable(circuit.weights, biases, circuit.free_feedback or [])
+
+
 def _with_own_readout(circuit: Circuit) -> Circuit:
     """``circuit`` with a copy of its readout, if it has one: the op moves the original."""
     if not circuit.readout:

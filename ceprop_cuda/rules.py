@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import reference
+from . import ops, reference
 from .dynamics import Circuit, Nudge
 from .network import (
     BACKENDS,
@@ -26,6 +26,14 @@ from .network import (
 
 NUDGINGS = ("positive", "random_sign", "symmetric")
 UPDATES = ("auto", "literal", "low_rank")
+
+
+class Diverged(RuntimeError):
+    """States, parameters or what is given are NaN or infinite. No parameter and no gradient has become so."""
+
+
+class NotStored(Diverged):
+    """A rule has stored nothing of a step, as its numbers are not finite."""
 
 
 @dataclass
@@ -75,6 +83,9 @@ class Rule:
             nudge_at=nudge_at, loss=loss
         )  # checked together: each by itself may not fit the other's default
         self.backend = backend
+
+    def _lead_network(self) -> None:
+        """The last of a rule's making, when every setting has been accepted."""
         self.net.free_steps = self.free_steps
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -257,6 +268,7 @@ class EP(NudgedRule):
         phases = (free_steps, nudged_steps, beta, nudging, nudge_at, loss)
         super().__init__(net, *phases, shared_update, backend, tolerance, precision)
         self.accumulate = accumulate
+        self._lead_network()
 
     def _checked_accumulate(self, accumulate: bool) -> bool:
         return one_of("accumulate", accumulate, (True, False))
@@ -292,6 +304,8 @@ class EP(NudgedRule):
                 shared_update=self.shared_update,
                 **of_kernels,
             )
+        learned = ran.gradients.parameters() if module is reference else []
+        _refuse_not_finite(self.net, x, nudge.target, ran, learned)
         result = self._nudged_result(nudge.target, ran)
         _add_to_grads(circuit, ran.gradients)
         return result
@@ -346,6 +360,7 @@ class CEP(NudgedRule):
         self.lr = self._checked_lr(lr)
         self.weight_decay = weight_decay
         self.update = update
+        self._lead_network()
 
     def _checked_lr(self, lr: float | Sequence[float]) -> tuple[float, ...]:
         connections = len(self.net.weights)
@@ -398,6 +413,8 @@ class CEP(NudgedRule):
         x = self.net.check_input(circuit, x)
         nudge = self._nudge(self.net.check_target(circuit, x, y))
         module, of_kernels = backend_module(self.backend, circuit, x, precision=self.precision, update=self.update)
+        if module is reference:
+            ops.check_writable(circuit)  # as the kernels do
         with exact(x):
             ran = module.cep_step(
                 circuit,
@@ -412,6 +429,8 @@ class CEP(NudgedRule):
                 weight_decay=self.weight_decay,
                 **of_kernels,
             )
+        learned = ran.circuit.parameters() if module is reference else []
+        _refuse_not_finite(self.net, x, nudge.target, ran, learned)
         for p, moved in zip(circuit.parameters(), ran.circuit.parameters(), strict=True):
             if moved is not p:  # the reference returns new tensors, the kernels write in place
                 p.copy_(moved)
@@ -438,6 +457,7 @@ class BPTT(Rule):
         super().__init__(net, free_steps, loss, None, backend)
         self.unrolled_steps = unrolled_steps
         self.refuse_wrong_settings()
+        self._lead_network()
 
     def _checked_unrolled_steps(self, unrolled_steps: object) -> int:
         return whole_number("unrolled_steps", unrolled_steps, 1)
@@ -457,6 +477,7 @@ class BPTT(Rule):
         with exact(x):
             start = module.relax(circuit, x, self.free_steps - self.unrolled_steps, **of_kernels)
             ran = reference.bptt(circuit, x, target, self.loss, unrolled_steps=self.unrolled_steps, states=start.states)
+        _refuse_not_finite(self.net, x, target, ran, ran.gradients.parameters())
         _add_to_grads(circuit, ran.gradients)
         steps = start.steps + self.unrolled_steps
         return StepResult(self.loss, target, ran.output, ran.free_states, steps)
@@ -478,3 +499,54 @@ def _add_to_grads(circuit: Circuit, gradients: reference.PerParameter) -> None:
 def _is_distributed() -> bool:
     """DistributedDataParallel's hooks are not seen from Python."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _refuse_not_finite(
+    net: Network,
+    x: Tensor,
+    target: Tensor,
+    ran: reference.EPResult | reference.CEPResult | reference.BPTTResult,
+    learned: Sequence[Tensor] = (),
+) -> None:
+    """Raise NotStored, naming what it is, if a step's numbers are not finite. ``learned``: what is about to be stored;
+    of the fused kernels nothing, as they have looked at it themselves, and say so by their steps.
+
+    On a GPU their answer would have to be waited for; a Trainer asks for that of some batches at once."""
+    if learned:
+        is_fine = all(is_finite(tensor) for tensor in (x, target, *net.parameters(), *ran.free_states, *learned))
+    else:
+        assert not isinstance(ran, reference.BPTTResult)
+        is_fine = ran.steps.is_cuda or ran.steps[0].item() >= 0
+    if not is_fine:
+        nudged = [] if isinstance(ran, reference.BPTTResult) else ran.nudged_states
+        raise NotStored(what_is_not_finite(net, x, target, [ran.free_states, *nudged]))
+
+
+def what_is_not_finite(net: Network, x: Tensor, target: Tensor, phases: Sequence[Sequence[Tensor]]) -> str:
+    """What makes a step's numbers too large, in words. ``phases``: the states at the end of each."""
+    for name, given in (("the inputs hold", x), ("the target holds", target)):
+        if not given.isfinite().all():
+            return f"{name} NaN or infinite values"
+        if not is_finite(given):
+            return f"{name} values up to {given.abs().max().item():.2g}, of which products are not finite"
+    layers = range(net.layers)
+    bad = [f"states of layer {layer}" for layer in layers if not all(is_finite(states[layer]) for states in phases)]
+    bad += bad_parameters(net)
+    return f"{', '.join(bad) or 'what states teach'} are not finite (learning rate too high?)"
+
+
+def bad_parameters(net: Network) -> list[str]:
+    """The parameters that are not finite, in words."""
+    groups = (("weights", net.weights), ("biases", net.biases), ("feedback weights", net.feedback))
+    return [
+        f"{name} of connection {connection}"
+        for name, parameters in groups
+        for connection, p in enumerate(parameters)
+        if p is not None and not is_finite(p)
+    ]
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether products of two of its numbers are, too: as csrc/cpu/sanity.h has it."""
+    limit = 2.0**56 if tensor.dtype == torch.float32 else 2.0**500
+    return bool((tensor.detach().abs() <= limit).all())

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from . import reference
 from .network import Network, log, whole_number
-from .rules import BPTT, CEP, EP, StepResult
+from .rules import BPTT, CEP, EP, Diverged, NotStored, StepResult, bad_parameters, what_is_not_finite
 from .run_directory import GeneratorState, Metrics, RunDirectory, restore
 
 
@@ -28,10 +28,6 @@ def has_bar() -> bool:
     except ValueError:  # it is closed
         on_terminal = False
     return on_terminal or any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
-
-
-class Diverged(RuntimeError):
-    """States or parameters became NaN or infinite. Nothing was saved since the last good epoch."""
 
 
 class Trainer:
@@ -176,17 +172,20 @@ class Trainer:
         total = len(train_batches) if isinstance(train_batches, Sized) else None
         with tqdm(desc=f"epoch {epoch}/{epochs}", total=total, unit="batch", disable=not progress) as bar:
             for number, batch in enumerate(train_batches, 1):
-                x, y = _pair(batch, f"epoch {epoch}, batch {number}")
-                tally.add(x, self._learn(x, y))
+                where = f"epoch {epoch}, batch {number}"
+                x, y = _pair(batch, where)
+                try:
+                    tally.add(x, self._learn(x, y))
+                except NotStored as refusal:
+                    raise Diverged(f"{where}: {refusal}") from None
                 bar.update()
                 if progress and time.perf_counter() - shown > 0.5:  # reading the tally waits for the device
                     bar.set_postfix_str(_summary(*tally.means()))
                     shown = time.perf_counter()
             loss, error = tally.means()
             seconds = time.perf_counter() - began
-            bad = _bad_parameters(self.rule.net)
-            if bad:
-                raise _diverged(tally.last_batch(), bad)
+            if bad := bad_parameters(self.rule.net):
+                raise Diverged(f"{tally.last_batch()}: {', '.join(bad)} are not finite (learning rate too high?)")
             if self.scheduler is not None:
                 self.scheduler.step()
             test_error = None if test is None else self._evaluate(test, f"test after epoch {epoch}")["error"]
@@ -352,7 +351,8 @@ class _Tally:
         # A NaN or an infinity survives the sum. So may an overflow of finite numbers, which the search for the batch
         # then finds to be none.
         seen = [s.flatten() for _, out in pending for s in (*_all_states(out), out.target)]
-        suspicious = not _is_finite(torch.cat(seen).sum())
+        steps = torch.stack([out.steps for _, out in pending])
+        suspicious = not (torch.cat(seen).sum().isfinite() & (steps.min() >= 0))
         for x, out in pending:
             self._batches += 1
             if suspicious:
@@ -364,7 +364,7 @@ class _Tally:
         # One-hot targets, and more than one class: of others, the largest output says nothing.
         is_one_hot = ((target == 0) | (target == 1)).all() & (target.sum(1) == 1).all()
         self._has_classes &= is_one_hot & (target.shape[1] > 1)
-        self._steps = self._steps + torch.stack([out.steps for _, out in pending]).sum(0)
+        self._steps = self._steps + steps.sum(0)
 
 
 def _summary(loss: float, error: float | None, test_error: float | None = None) -> str:
@@ -377,30 +377,8 @@ def _all_states(out: StepResult) -> list[Tensor]:
 
 
 def _refuse_bad_states(where: str, net: Network, x: Tensor, out: StepResult) -> None:
-    """Raise Diverged if a state is NaN or infinite."""
-    for name, given in (("inputs", x), ("target", out.target)):
-        if not _is_finite(given):
-            raise Diverged(f"{where}: the {name} hold{'s' * (name == 'target')} NaN or infinite values")
-    layers = len(out.free_states)
-    not_finite = {index % layers for index, s in enumerate(_all_states(out)) if not _is_finite(s)}
-    bad = [f"states of layer {layer}" for layer in sorted(not_finite)]
-    if bad:
-        raise _diverged(where, bad + _bad_parameters(net))
-
-
-def _bad_parameters(net: Network) -> list[str]:
-    groups = (("weights", net.weights), ("biases", net.biases), ("feedback weights", net.feedback))
-    return [
-        f"{name} of connection {connection}"
-        for name, parameters in groups
-        for connection, p in enumerate(parameters)
-        if p is not None and not _is_finite(p)
-    ]
-
-
-def _diverged(where: str, bad: Sequence[str]) -> Diverged:
-    return Diverged(f"{where}: {', '.join(bad)} are not finite (learning rate too high?)")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
+    """Raise Diverged if what was given or a state is not finite, or a GPU's kernels have stored nothing of the step."""
+    numbers = [x, out.target, *_all_states(out)]
+    if out.steps.min() < 0 or not all(number.isfinite().all() for number in numbers):
+        phases = [phase for phase in (out.free_states, out.nudged_states, out.nudged_minus_states) if phase]
+        raise Diverged(f"{where}: {what_is_not_finite(net, x, out.target, phases)}")

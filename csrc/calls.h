@@ -4,6 +4,8 @@
 #include <ATen/ATen.h>
 #include <ATen/MemoryOverlap.h>
 
+#include <algorithm>
+
 #include "checks.h"
 #include "geometry.h"
 #include "network.h"
@@ -196,21 +198,49 @@ inline std::vector<Named> named(const char* list, TensorList tensors) {
   return result;
 }
 
+// Where each number of a tensor lies, in bytes, in order.
+inline std::vector<const char*> places_of(const Tensor& tensor) {
+  std::vector<const char*> places{static_cast<const char*>(tensor.const_data_ptr())};
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    const size_t before = places.size();
+    for (int64_t i = 1; i < tensor.size(d); ++i)
+      for (size_t n = 0; n < before; ++n)
+        places.push_back(places[n] + i * tensor.stride(d) * static_cast<int64_t>(tensor.element_size()));
+  }
+  std::sort(places.begin(), places.end());
+  return places;
+}
+
+// torch gives up on some strides: then the places are compared.
+inline bool overlaps_itself(const Tensor& tensor) {
+  const at::MemOverlap known = at::has_internal_overlap(tensor);
+  if (known != at::MemOverlap::TooHard) return known == at::MemOverlap::Yes;
+  const std::vector<const char*> places = places_of(tensor);
+  return std::adjacent_find(places.begin(), places.end()) != places.end();
+}
+inline bool overlap(const Tensor& a, const Tensor& b) {
+  const at::MemOverlapStatus known = at::get_overlap_status(a, b);
+  if (known != at::MemOverlapStatus::TooHard) return known != at::MemOverlapStatus::No;
+  const std::vector<const char*> of_a = places_of(a), of_b = places_of(b);
+  for (auto at_a = of_a.begin(), at_b = of_b.begin(); at_a != of_a.end() && at_b != of_b.end();) {
+    if (*at_a == *at_b) return true;
+    *at_a < *at_b ? ++at_a : ++at_b;
+  }
+  return false;
+}
+
 // What will be written can be written: every number lies in memory of its own, and autograd allows it.
 inline void check_writable(const std::vector<Named>& written) {
   for (const auto& [name, tensor] : written) {
     TORCH_CHECK(!(at::GradMode::is_enabled() && tensor.requires_grad()), name,
                 " requires grad and is changed in place: call cep_step under torch.no_grad()");
-    TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, name,
-                      " is changed in place and must not be an expanded tensor; clone it");
+    TORCH_CHECK_VALUE(!overlaps_itself(tensor), name,
+                      " is changed in place and must not be an expanded or overlapping tensor; clone it");
   }
   for (size_t i = 0; i < written.size(); ++i)
-    for (size_t j = 0; j < i; ++j) {
-      const at::MemOverlapStatus status = at::get_overlap_status(written[i].tensor, written[j].tensor);
-      TORCH_CHECK_VALUE(status != at::MemOverlapStatus::Full && status != at::MemOverlapStatus::Partial,
-                        written[i].name, " and ", written[j].name,
+    for (size_t j = 0; j < i; ++j)
+      TORCH_CHECK_VALUE(!overlap(written[i].tensor, written[j].tensor), written[i].name, " and ", written[j].name,
                         " are both changed in place and must not share memory");
-    }
 }
 
 // What a C-EP step costs is decided by this, whatever the numbers.

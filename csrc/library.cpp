@@ -17,10 +17,12 @@
 //   tolerance finite, >= 0: a phase ends after a multiple of 4 steps in the last of which no unit moved by more
 //   precision "exact"; CUDA, float32 and sm_80 or newer also "tf32" | "bf16": to which the factors of a step's products
 //   are rounded; sums, states, parameters and what is learned stay float32
-// The last result is how many steps each phase took, int64, on x's device.
-// Any strides are taken; results are contiguous. Nothing is written before all arguments have been checked. The same
-// call gives the same bits for every number of threads. No op is differentiable. On CUDA no op waits for the device:
-// class indices out of range are found by a device-side assertion.
+// The last result is how many steps each phase took, int64, on x's device. Of the two ops that learn it is -1 in every
+// phase if a number of the call, a state or what is learned is NaN, infinite or beyond 2^56 (float64: 2^500): then no
+// parameter has moved, and gradients are zero. On the CPU a call can be interrupted by a signal, and then has done
+// nothing. Any strides are taken; results are contiguous. Nothing is written before all arguments have been checked.
+// The same call gives the same bits for every number of threads. No op is differentiable. On CUDA no op waits for the
+// device: class indices out of range are found by a device-side assertion.
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 #include <torch/version.h>
@@ -29,8 +31,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "checks.h"
+#include "calls.h"
 #include "cpu/kernels.h"
+#include "cpu/threads.h"
 #ifdef CEPROP_WITH_CUDA
 #include "cuda/build_facts.h"
 #include "cuda/devices.h"
@@ -235,6 +238,19 @@ pybind11::dict convolution_launch_plan(int compute_capability, int multiprocesso
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   namespace py = pybind11;
   m.def("build_info", &build_info, "What this library was built for and which kernels it runs, as a dict of strings.");
+  m.def(
+      "check_writable",
+      [](const std::vector<at::Tensor>& weights, const std::vector<at::Tensor>& biases,
+         const std::vector<at::Tensor>& feedback) {
+        std::vector<ceprop::Named> written;
+        for (auto& list : {ceprop::named("weights", weights), ceprop::named("biases", biases),
+                           ceprop::named("feedback_weights", feedback)})
+          written.insert(written.end(), list.begin(), list.end());
+        ceprop::check_writable(written);
+      },
+      py::arg("weights"), py::arg("biases"), py::arg("feedback_weights"),
+      "ValueError if parameters that are to be changed in place share memory, as cep_step has it.");
+  m.def("allowed_threads", &ceprop::allowed_threads, "CPUs that this process may use at once.");
   m.def("refuse_gradients", &ceprop::refuse_gradients, py::arg("outputs"), py::arg("inputs"),
         "Where one of the inputs requires grad, a backward through one of the outputs is an error.");
   m.def("step_costs", &step_costs, py::kw_only(), py::arg("widths"), py::arg("readout"), py::arg("free_feedback"),

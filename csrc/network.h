@@ -79,7 +79,9 @@ struct Batch {
 // any sample has moved by more than that in the last step: looking costs a pass over the states, and a barrier.
 struct Stop {
   std::optional<double> tolerance;
-  int64_t* steps_used;  // out, of every phase in turn
+  int64_t* steps_used;  // out, of every phase in turn; of learning -1 each where nothing was stored, see cpu/sanity.h
+  bool (*interrupted)() =
+      nullptr;  // asked by the calling thread now and then; true ends the call, which stores nothing
 };
 inline constexpr int steps_per_check = 4;
 

@@ -4,6 +4,7 @@
 //   device.new_steps(phases)               where phases note how many steps they took, int64 [phases]
 //   one_hot(target, x, classes)     class indices [B] as floats [B, classes]
 //   run(call)                       RelaxCall, EpCall or CepCall
+//   clear_unless_finite(steps, gradients)  gradients are zero if the steps say that they are not finite
 #pragma once
 
 #include "calls.h"
@@ -99,6 +100,7 @@ std::tuple<Lists, Lists, Lists, Lists, Lists, Tensor> ep_step_op(
     call.bias_gradients = parameters.take_all(bias_gradients);
     call.feedback_gradients = parameters.take_all(feedback_gradients);
     device.run(call);
+    device.clear_unless_finite(steps_used, {gradients, bias_gradients, feedback_gradients});
   });
   return {std::move(gradients), std::move(bias_gradients), std::move(feedback_gradients),
           std::move(free),      std::move(nudged),         std::move(steps_used)};

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 # their core away; spinning costs twenty times the operations' own time where anything else runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# The numbers of threads that tests ask for are taken, however little there is to do: they are what is tested.
+os.environ.setdefault("CEPROP_CPU_OVERSUBSCRIBE", "1")
+
 import pytest
 import torch
 

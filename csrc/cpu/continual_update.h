@@ -93,6 +93,23 @@ class ContinualUpdate {
     });
   }
 
+  // The sums by which W[0] moves at the end.
+  void note_parameters(const Worker& worker, const Part& part, Sanity<T>& sanity) const {
+    if (!sum_.get()) return;
+    const int64_t n = relaxation_.batch();
+    relaxation_.for_each_item(part, [&](const Item& item) {
+      if (item.layer > 0) return;
+      sanity.note(worker, Sanity<T>::parameters,
+                  largest_of(sum_.get() + item.panel * n * width, n,
+                             lanes_used<Tile>(network_.widths[1], item.panel * width), width));
+    });
+  }
+  double largest_input_update(const Sanity<T>& sanity) const {
+    if (!sum_.get()) return 0;
+    return static_cast<double>(relaxation_.batch()) * sanity.largest(Sanity<T>::parameters) *
+           sanity.largest(Sanity<T>::inputs);
+  }
+
   // How connection c takes a contrast over `divisor`.
   Blend<T> blend(int c, double divisor) const {
     return {static_cast<T>(decay_[c]), static_cast<T>(rate_[c] / (divisor * static_cast<double>(relaxation_.batch())))};

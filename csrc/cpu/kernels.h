@@ -8,11 +8,12 @@
 
 namespace ceprop {
 
+// Each returns whether it was interrupted; see Stop.
 template <class T>
 struct KernelsOf {
-  void (*relax)(const RelaxCall<T>&, int threads);
-  void (*ep_step)(const EpCall<T>&, int threads);
-  void (*cep_step)(const CepCall<T>&, int threads);
+  bool (*relax)(const RelaxCall<T>&, int threads);
+  bool (*ep_step)(const EpCall<T>&, int threads);
+  bool (*cep_step)(const CepCall<T>&, int threads);
 };
 
 struct Kernels {

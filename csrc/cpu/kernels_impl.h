@@ -14,6 +14,8 @@ namespace CEPROP_SET {
 
 #include "settling.h"
 
+#include "sanity.h"
+
 #include "relaxation.h"
 
 #include "contrast.h"
@@ -65,16 +67,17 @@ template <class T>
 struct Calls {
   using Tiles = Tile<T, CEPROP_VECTOR_BYTES>;
 
-  static void run_relax(const RelaxCall<T>& call, int threads) {
-    call.network.convolutions.empty() ? relax<Dense<Tiles>>(call, threads) : relax<Convolutional<Tiles>>(call, threads);
+  static bool run_relax(const RelaxCall<T>& call, int threads) {
+    return call.network.convolutions.empty() ? relax<Dense<Tiles>>(call, threads)
+                                             : relax<Convolutional<Tiles>>(call, threads);
   }
-  static void run_ep_step(const EpCall<T>& call, int threads) {
-    call.network.convolutions.empty() ? ep_step<Dense<Tiles>>(call, threads)
-                                      : ep_step<Convolutional<Tiles>>(call, threads);
+  static bool run_ep_step(const EpCall<T>& call, int threads) {
+    return call.network.convolutions.empty() ? ep_step<Dense<Tiles>>(call, threads)
+                                             : ep_step<Convolutional<Tiles>>(call, threads);
   }
-  static void run_cep_step(const CepCall<T>& call, int threads) {
-    call.network.convolutions.empty() ? cep_step<Dense<Tiles>>(call, threads)
-                                      : cep_step<Convolutional<Tiles>>(call, threads);
+  static bool run_cep_step(const CepCall<T>& call, int threads) {
+    return call.network.convolutions.empty() ? cep_step<Dense<Tiles>>(call, threads)
+                                             : cep_step<Convolutional<Tiles>>(call, threads);
   }
 };
 

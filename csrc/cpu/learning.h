@@ -39,6 +39,12 @@ class Learning {
 
   Blend<T> blend(int c, double divisor) const { return update_.blend(c, divisor); }
 
+  // What W[0] moves by, if it does so at the end.
+  void note_parameters(const Worker& worker, const Part& part, Sanity<T>& sanity) const {
+    update_.note_parameters(worker, part, sanity);
+  }
+  double largest_input_update(const Sanity<T>& sanity) const { return update_.largest_input_update(sanity); }
+
  private:
   Relaxation<Tile>& relaxation_;
   Contrast<Tile>& contrast_;

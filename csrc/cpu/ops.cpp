@@ -1,9 +1,11 @@
 // The ops on CPU tensors.
 #include <ATen/Parallel.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/library.h>
 
 #include "../ops.h"
 #include "kernels.h"
+#include "threads.h"
 
 namespace ceprop {
 namespace {
@@ -14,6 +16,47 @@ const Kernels& kernels() {
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, error.what());
   }
+}
+
+// Whether Python has a signal to handle, and its handler raised.
+bool interrupted() {
+  const PyGILState_STATE state = PyGILState_Ensure();
+  const bool raised = PyErr_CheckSignals() != 0;
+  PyGILState_Release(state);
+  return raised;
+}
+
+[[noreturn]] void raise_interrupt() {
+  python_error error;
+  const PyGILState_STATE state = PyGILState_Ensure();
+  error.persist();
+  PyGILState_Release(state);
+  throw error;
+}
+
+int steps_of(const RelaxCall<float>& call) { return call.steps; }
+int steps_of(const RelaxCall<double>& call) { return call.steps; }
+template <class T>
+int steps_of(const LearnCall<T>& call) {
+  return call.free_steps + call.nudged_steps * (call.symmetric ? 3 : 1);
+}
+
+// As torch is set to, but no more than can run at once or have something to do: the others would only be waited for.
+template <class Call>
+int threads_for(const Call& call) {
+  const int asked = at::get_num_threads();
+  if (oversubscribes()) return asked;
+  const int allowed = allowed_threads();
+  if (asked > allowed)
+    TORCH_WARN_ONCE("torch is set to ", asked, " threads, this process may use ", allowed,
+                    " CPUs at once: ceprop_cuda takes ", allowed);
+  if (was_forked() && asked > 1) {
+    TORCH_WARN_ONCE(
+        "this process was forked from one that had used threads, which OpenMP does not survive: ceprop_cuda ",
+        "takes one; start processes by the method 'spawn' or 'forkserver' for more");
+    return 1;
+  }
+  return threads_worth(work_between_barriers(call.network, call.batch.size, steps_of(call)), std::min(asked, allowed));
 }
 
 class Cpu {
@@ -36,19 +79,31 @@ class Cpu {
   }
 
   template <class T>
-  void run(const RelaxCall<T>& call) const {
-    set_.of<T>().relax(call, at::get_num_threads());
+  void run(RelaxCall<T>& call) const {
+    run(call, set_.of<T>().relax);
   }
   template <class T>
-  void run(const EpCall<T>& call) const {
-    set_.of<T>().ep_step(call, at::get_num_threads());
+  void run(EpCall<T>& call) const {
+    run(call, set_.of<T>().ep_step);
   }
   template <class T>
-  void run(const CepCall<T>& call) const {
-    set_.of<T>().cep_step(call, at::get_num_threads());
+  void run(CepCall<T>& call) const {
+    run(call, set_.of<T>().cep_step);
+  }
+
+  void clear_unless_finite(const Tensor& steps, std::initializer_list<Lists> gradients) const {
+    if (*steps.const_data_ptr<int64_t>() >= 0) return;
+    for (const Lists& list : gradients)
+      for (const Tensor& gradient : list) gradient.zero_();
   }
 
  private:
+  template <class Call>
+  static void run(Call& call, bool (*kernel)(const Call&, int)) {
+    call.stop.interrupted = interrupted;
+    if (kernel(call, threads_for(call))) raise_interrupt();
+  }
+
   const Kernels& set_;
 };
 

@@ -199,6 +199,38 @@ class Relaxation {
     for (int64_t row = rows.begin; row < rows.end; ++row) softmax_error(row, scale, to);
   }
 
+  // ---- what must be a number before anything is stored; no barrier ----
+
+  void note_inputs(const Worker& worker, Sanity<T>& sanity) const {
+    sanity.note_inputs(worker, batch_, network_.widths[0], network_.classes());
+  }
+
+  // The weights that are packed, of tied ones one copy, biases, and the input's drive: where W[0] is not packed, that
+  // is no number if one of its weights is none.
+  void note_parameters(const Worker& worker, Sanity<T>& sanity) const {
+    for_each_item(by_units(worker), [&](const Item& item) {
+      const Layer<T>& layer = layers_[item.layer];
+      const auto note = [&](const T* panels, int64_t rows) {
+        if (panels) note_panel(worker, Sanity<T>::parameters, panels, item.panel, layer.units, rows, sanity);
+      };
+      note(layer.below.weights, layer.below.depth);
+      if (network_.free_feedback && item.layer + 1 < network_.layers) note(layer.above.weights, layer.above.depth);
+      note(layer.bias, 1);
+      note(layer.drive, batch_.size);
+    });
+    if (!network_.readout) return;
+    note_panels(worker, Sanity<T>::parameters, readout_.weights, network_.classes(), readout_.depth, sanity);
+    note_panels(worker, Sanity<T>::parameters, readout_bias_, network_.classes(), 1, sanity);
+  }
+
+  void note_states(const Worker& worker, const Part& part, int field, Sanity<T>& sanity) const {
+    for_each_block(part, [&](const Item& item, int64_t at) {
+      const int64_t valid = lanes_used<Tile>(layers_[item.layer].units, item.panel * width);
+      for (const T* of : {fields_[field][item.layer].state, fields_[field][item.layer].seen})
+        sanity.note(worker, Sanity<T>::states, largest_of(of + at, part.rows.end - part.rows.begin, valid, width));
+    });
+  }
+
   // ---- what the learning rules read and write ----
 
   const std::vector<Layer<T>>& layers() const { return layers_; }
@@ -219,6 +251,20 @@ class Relaxation {
   int64_t padded(int64_t units) const { return panels_of(units, width) * width; }
 
  private:
+  // Of [panel][rows][width] numbers of so many units one panel, or this worker's share of all; lanes past the last unit
+  // do not count.
+  static void note_panel(const Worker& worker, typename Sanity<T>::Kind kind, const T* panels, int64_t panel,
+                         int64_t units, int64_t rows, Sanity<T>& sanity) {
+    sanity.note(worker, kind,
+                largest_of(panels + panel * rows * width, rows, lanes_used<Tile>(units, panel * width), width));
+  }
+  static void note_panels(const Worker& worker, typename Sanity<T>::Kind kind, const T* panels, int64_t units,
+                          int64_t rows, Sanity<T>& sanity) {
+    const Range mine = worker.share(panels_of(units, width));
+    for (int64_t panel = mine.begin; panel < mine.end; ++panel)
+      note_panel(worker, kind, panels, panel, units, rows, sanity);
+  }
+
   // The fields of a step: of the units' own states and of their neighbours' before it, and of the states after it.
   struct Move {
     int from, seen, to;

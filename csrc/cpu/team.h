@@ -3,7 +3,9 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 #include <vector>
@@ -20,10 +22,11 @@ namespace ceprop {
 class Barrier {
  public:
   void wait(int workers) {
-    if (workers == 1) return;
+    if (workers == 1) return ends_.store(is_wanted(), std::memory_order_relaxed);
     const int phase = phase_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == workers - 1) {
       arrived_.store(0, std::memory_order_relaxed);
+      ends_.store(is_wanted(), std::memory_order_relaxed);
       phase_.store(phase + 1, std::memory_order_release);
       return;
     }
@@ -35,6 +38,12 @@ class Barrier {
     }
   }
 
+  // That the call end before its work is done. `wanted` by a worker at any time; it `ends` for all from the next
+  // barrier on, so that they agree.
+  void end() { wanted_.store(true, std::memory_order_relaxed); }
+  bool is_wanted() const { return wanted_.load(std::memory_order_relaxed); }
+  bool ends() const { return ends_.load(std::memory_order_relaxed); }
+
  private:
   static void pause() {
 #if defined(__x86_64__)
@@ -45,6 +54,34 @@ class Barrier {
   }
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> phase_{0};
+  alignas(64) std::atomic<bool> wanted_{false}, ends_{false};
+};
+
+// Asks `interrupted` about every twentieth of a second, by the clock at about every hundredth: neither costs a short
+// step anything.
+class Watch {
+ public:
+  explicit Watch(bool (*interrupted)()) : interrupted_(interrupted) {}
+
+  // After a step.
+  bool sees_interrupt() {
+    if (!interrupted_ || --left_ > 0) return false;
+    const Clock::time_point now = Clock::now();
+    const double seconds = std::chrono::duration<double>(now - looked_).count();
+    steps_ = std::clamp<int64_t>(static_cast<int64_t>(0.01 / std::max(seconds, 1e-9) * static_cast<double>(steps_)), 1,
+                                 2 * steps_);
+    left_ = steps_;
+    looked_ = now;
+    if (now - asked_ < std::chrono::milliseconds(50)) return false;
+    asked_ = now;
+    return interrupted_();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  bool (*interrupted_)();
+  int64_t steps_ = 1, left_ = 1;  // until the clock is looked at
+  Clock::time_point looked_ = Clock::now(), asked_ = looked_;
 };
 
 // Saturated sigmoids make denormal numbers, which cost a hundred times a normal one: flush them to zero here, and
@@ -80,8 +117,19 @@ struct Range {
 struct Worker {
   int index, count;
   Barrier* barrier;
+  Watch* watch;
 
   void wait() const { barrier->wait(count); }
+
+  // After a barrier: whether the call has ended. All workers agree.
+  bool has_ended() const { return barrier->ends(); }
+
+  // After a step: whether the call ends here. All workers agree, if a barrier ends every step; else, `independent`,
+  // each by itself.
+  bool ends(bool independent) const {
+    if (index == 0 && watch->sees_interrupt()) barrier->end();
+    return independent ? barrier->is_wanted() : barrier->ends();
+  }
 
   Range share(int64_t items) const { return {items * index / count, items * (index + 1) / count}; }
 
@@ -91,23 +139,25 @@ struct Worker {
   }
 };
 
-// Runs body(worker) on `threads` threads at once. Body must not throw.
+// Runs body(worker) on `threads` threads at once. Body must not throw. Returns whether it was interrupted; see Stop.
 template <class Body>
-void run_team(int threads, const Body& body) {
+bool run_team(int threads, bool (*interrupted)(), const Body& body) {
   Barrier barrier;
+  Watch watch(interrupted);
 #ifdef __SANITIZE_THREAD__
   // The sanitizer does not see how OpenMP starts and joins its threads.
   std::vector<std::thread> team;
   for (int index = 0; index < threads; ++index)
-    team.emplace_back([&, index] { body(Worker{index, threads, &barrier}); });
+    team.emplace_back([&, index] { body(Worker{index, threads, &barrier, &watch}); });
   for (std::thread& thread : team) thread.join();
 #else
 #pragma omp parallel num_threads(threads)
   {
     const FlushDenormals flush;
-    body(Worker{omp_get_thread_num(), omp_get_num_threads(), &barrier});
+    body(Worker{omp_get_thread_num(), omp_get_num_threads(), &barrier, &watch});
   }
 #endif
+  return barrier.is_wanted();
 }
 
 }  // namespace ceprop

@@ -38,6 +38,10 @@ class Learning {
     }
   }
 
+  // Nothing moves at the end only.
+  void note_parameters(const Worker&, const Part&, Sanity<T>&) const {}
+  double largest_input_update(const Sanity<T>&) const { return 0; }
+
   // How connection c takes a contrast over `divisor`.
   Blend<T> blend(int c, double divisor) const {
     return {static_cast<T>(call_.lr[c] * call_.weight_decay),

@@ -132,6 +132,30 @@ class Relaxation {
       softmax_error(target_.get() + row * of.stride, of.channels, scale, to + row * of.stride);
   }
 
+  // ---- what must be a number before anything is stored, as with dense layers; no barrier ----
+
+  void note_inputs(const Worker& worker, Sanity<T>& sanity) const {
+    sanity.note_inputs(worker, batch_, network_.widths[0], network_.classes());
+  }
+  void note_parameters(const Worker& worker, Sanity<T>& sanity) const {
+    for (int c = 0; c < static_cast<int>(links_.size()); ++c) {
+      const Link<Tile>& of = links_[c];
+      const Range channels = worker.share(of.above.channels);
+      const auto note = [&](const T* from, int64_t numbers) {
+        const T* first = from + channels.begin * numbers;
+        sanity.note(worker, Sanity<T>::parameters, largest_of(first, channels.end - channels.begin, numbers, numbers));
+      };
+      note(weights_[c].row(of, 0), of.depth);
+      if (has_feedback(c)) note(feedback_[c].row(of, 0), of.depth);
+      note(biases_[c].get(), 1);
+    }
+  }
+  void note_states(const Worker& worker, const Part& part, int field, Sanity<T>& sanity) const {
+    for (int l = 0; l < network_.layers; ++l)
+      for (const T* of : {fields_[field][l].state, fields_[field][l].seen})
+        note_maps(worker, Sanity<T>::states, map(l), part.rows, of, sanity);
+  }
+
   // ---- what the learning rules read and write ----
 
   // What a connection picks of the states below it, [places above][stride above] of these samples.
@@ -188,6 +212,13 @@ class Relaxation {
     std::vector<Buffer<T>> drives;  // per layer [samples][places][stride]: from below
     Lists<Tile> lists;
   };
+
+  // Borders and lanes past the last channel are zero.
+  static void note_maps(const Worker& worker, typename Sanity<T>::Kind kind, const Map& of, const Range& rows,
+                        const T* maps, Sanity<T>& sanity) {
+    const T* first = maps + rows.begin * of.size();
+    sanity.note(worker, kind, largest_of(first, rows.end - rows.begin, of.size(), of.size()));
+  }
 
   bool energy() const { return network_.rules[0].dynamics == Dynamics::energy; }
   int64_t drive_size(int l) const { return map(l).places() * map(l).stride; }

@@ -1,0 +1,94 @@
+"""Ctrl-C during a long call is heard at once, and has changed nothing."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+import ceprop_cuda as cep
+
+LONG = 10**8  # steps: minutes of any network
+
+
+@contextmanager
+def interrupted(after: float) -> Iterator[None]:
+    """Expects a KeyboardInterrupt from the body, little later than it is sent."""
+    timer = threading.Timer(after, signal.raise_signal, [signal.SIGINT])
+    began = time.monotonic()
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        timer.cancel()
+    assert time.monotonic() - began < after + 10  # else the call would have gone on for minutes
+
+
+NETWORKS: dict[str, Callable[[], tuple[cep.Network, tuple[int, ...]]]] = {
+    "dense": lambda: (cep.mlp(30, 40, 20, 10), (6, 30)),  # one sample after the other, or all in step
+    "one sample": lambda: (cep.mlp(30, 40, 20, 10), (1, 30)),
+    "convolutions": lambda: (cep.convnet((1, 10, 10), (4, 5), 3, fc=(10,)), (4, 1, 10, 10)),
+}
+CALLS: dict[str, Callable[[cep.Network, torch.Tensor, torch.Tensor], Any]] = {
+    "relax": lambda net, x, y: net.relax(x, LONG),
+    "relax with tolerance": lambda net, x, y: net.relax(x, LONG, target=y, beta=0.5, tolerance=0.0),
+    "EP, free": lambda net, x, y: cep.EP(net, LONG, 5, 0.5).backward(x, y),
+    "EP, nudged": lambda net, x, y: cep.EP(net, 5, LONG, 0.5, nudging="symmetric").backward(x, y),
+    "CEP, free": lambda net, x, y: cep.CEP(net, LONG, 5, 0.5, 1e-3).step(x, y),
+    "CEP, nudged": lambda net, x, y: cep.CEP(net, 5, LONG, 0.5, 1e-3).step(x, y),
+    "CEP, way back": lambda net, x, y: cep.CEP(net, 1, LONG, 0.5, 1e-3, nudging="symmetric").step(x, y),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_long_call_is_interrupted(network: str, call: str, count: int, threads: Callable[[int], None]) -> None:
+    net, shape = NETWORKS[network]()
+    if call == "relax with tolerance":
+        with torch.no_grad():  # never settles: a NaN always moves
+            net.weights[1].fill_(torch.nan)
+    before = copy.deepcopy(net)
+    threads(count)
+    with interrupted(0.1):
+        CALLS[call](net, torch.rand(shape), torch.arange(shape[0]))
+    for p, q in zip(net.parameters(), before.parameters(), strict=True):
+        assert torch.equal(p, q) or p.isnan().any()
+        assert p.grad is None
+    net.relax(torch.rand(shape), 3)  # the next call works
+
+
+def test_a_handler_that_does_not_raise_ends_nothing() -> None:
+    net, heard = cep.mlp(30, 40, 10), []
+    handler = signal.signal(signal.SIGINT, lambda *_: heard.append(time.monotonic()))
+    timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
+    try:
+        timer.start()
+        began = time.monotonic()
+        while not heard or time.monotonic() < began + 0.4:
+            net.relax(torch.rand(5, 30), 50_000)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, handler)
+    assert len(heard) == 1
+
+
+def test_calls_of_other_threads_are_not_interrupted() -> None:
+    net, done = cep.mlp(30, 40, 10), []
+    worker = threading.Thread(target=lambda: done.append(net.relax(torch.rand(5, 30), 100_000)))
+    handler = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        worker.start()
+        signal.raise_signal(signal.SIGINT)
+        worker.join()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert len(done) == 1
