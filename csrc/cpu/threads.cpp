@@ -54,7 +54,8 @@ const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 int allowed_threads() {
   static const double at_once = quota();  // rounded up: a part of a CPU takes a thread
-  int cpus = static_cast<int>(std::thread::hardware_concurrency());
+  static const int of_machine = static_cast<int>(std::thread::hardware_concurrency());  // takes several microseconds
+  int cpus = of_machine;
 #ifdef __linux__
   cpu_set_t mask;
   if (sched_getaffinity(0, sizeof(mask), &mask) == 0) cpus = CPU_COUNT(&mask);
