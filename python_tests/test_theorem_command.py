@@ -66,7 +66,7 @@ def test_settings_of_the_cases(name: str) -> None:
         assert (d.dt, d.clip) == (0.08, False)
     if "c-" in name:
         assert isinstance(rule, CEP)
-        assert rule.lr == [2e-5, 2e-5]
+        assert rule.lr == (2e-5, 2e-5)
     else:
         assert isinstance(rule, EP)
     assert (net.free_feedback is not None) == ("vf" in name)
