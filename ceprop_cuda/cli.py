@@ -7,7 +7,7 @@ import logging
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,61 +18,62 @@ from . import __version__, ops, theorem_command
 from .bench.agreement import Disagreement
 from .bench.cases import QUICK
 from .bench.command import bench
-from .data import DATASETS, Dataset, load
+from .checkpoint import refuse_another_network
+from .data import DATASETS, Dataset, load, seed_number
 from .dynamics import SCHEDULES
-from .network import BACKENDS, FusedUnavailable, one_of, real_number
+from .messages import has_bar, provide_stderr, spare_stderr
+from .network import BACKENDS, FusedUnavailable, one_of
+from .options import Parser, folder, positive
 from .presets import PRESETS, Preset
 from .reproduce import command as reproduce_command
+from .reproduce.runs import Ended
 from .rules import NUDGINGS
 from .run_directory import read_checkpoint
+from .run_settings import new_settings, preset_of, settings_of, settings_to_resume
 from .trainer import Diverged, Trainer
 
 TEST_BATCH = 500  # samples; only changes how long a test takes
-SETTINGS = (
-    "preset",
-    "data",
-    "seed",
-    "backend",
-    "batch",
-    "lr",
-    "steps",
-    "angle",
-    "beta",
-    "nudging",
-    "schedule",
-    "tolerance",
-    "device",
-)  # options of a run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's) and return its exit status: 0, or 1 if training diverged
-    or a benchmark's contenders disagree, 2 if something that the user gave is wrong, 130 if interrupted."""
+    or a benchmark's contenders disagree, 2 if something that the user gave is wrong, 130 if interrupted, or what the
+    shell says of another signal."""
+    provide_stderr()
     args = _parser().parse_args(argv)
     # Where no bar can be drawn, a line per epoch takes its place.
-    logging.basicConfig(level=logging.WARNING if _has_bar() else logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING if has_bar() else logging.INFO, format="%(message)s")
     try:
         args.run(args)
     except (Diverged, Disagreement, reproduce_command.Incomplete) as error:
         return _fail(1, str(error))
-    except (ValueError, OSError, ModuleNotFoundError, FusedUnavailable) as error:
+    except OSError as error:
+        return _fail(2, _in_words(error))
+    except (ValueError, ModuleNotFoundError, FusedUnavailable) as error:
         return _fail(2, str(error))
+    except Ended as error:
+        return _fail(128 + error.signal, str(error))
     except KeyboardInterrupt as error:
         return _fail(130, str(error) or "interrupted")
+    finally:
+        spare_stderr()
     return 0
 
 
 def _fail(status: int, message: str) -> int:
-    print(f"ceprop: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # where nothing can be written, the status tells
+        print(f"ceprop: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 
-def _has_bar() -> bool:
-    return sys.stderr.isatty()
+def _in_words(error: OSError) -> str:
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename} cannot be used: {error.strerror}" if error.filename else error.strerror
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ceprop", description="Equilibrium propagation with fused kernels.")
+    parser = Parser(prog="ceprop", description="Equilibrium propagation with fused kernels.")
     parser.add_argument("--version", action="version", version=f"ceprop {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -91,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--data", choices=DATASETS, help="data set (default: the preset's)")
     _add_data_options(train)
-    train.add_argument("--epochs", type=_positive, metavar="N", help="epochs in all (default: the preset's)")
-    train.add_argument("--batch", type=_positive, metavar="N", help="samples in a batch (default: the preset's)")
+    train.add_argument("--epochs", type=positive, metavar="N", help="epochs in all (default: the preset's)")
+    train.add_argument("--batch", type=positive, metavar="N", help="samples in a batch (default: the preset's)")
     train.add_argument(
         "--lr",
         type=float,
@@ -123,13 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, metavar="S", help="of weights, signs of beta and orders (default: 0)")
     train.add_argument("--backend", choices=BACKENDS, help="what runs the network (default: auto)")
     _add_device_option(train)
-    train.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: a new one under runs/)")
+    train.add_argument("--out", type=folder, metavar="DIR", help="run directory (default: a new one under runs/)")
     train.add_argument("--resume", action="store_true", help="go on with the run in --out, by its own settings")
-    train.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's)")
+    train.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
 
     evaluate = commands.add_parser("eval", help="measure a trained network on its test set")
     evaluate.set_defaults(run=_eval)
-    evaluate.add_argument("--run", dest="out", type=Path, required=True, metavar="DIR", help="run directory")
+    evaluate.add_argument("--run", dest="out", type=folder, required=True, metavar="DIR", help="run directory")
     _add_device_option(evaluate)
     _add_data_options(evaluate)
 
@@ -154,9 +155,11 @@ def _parser() -> argparse.ArgumentParser:
         default="cpu",
         help="(default: cpu; where the time of a step goes is measured there only)",
     )
-    benchmark.add_argument("--threads", type=_positive, nargs="+", metavar="N", help="of the CPU (default: 1 and all)")
-    benchmark.add_argument("--rounds", type=_positive, metavar="N", help="of timing (default: 5, with --quick 3)")
-    benchmark.add_argument("--out", type=Path, default=Path("bench"), metavar="DIR", help="of results (default: bench)")
+    benchmark.add_argument("--threads", type=positive, nargs="+", metavar="N", help="of the CPU (default: 1 and all)")
+    benchmark.add_argument("--rounds", type=positive, metavar="N", help="of timing (default: 5, with --quick 3)")
+    benchmark.add_argument(
+        "--out", type=folder, default=Path("bench"), metavar="DIR", help="of results (default: bench)"
+    )
 
     info = commands.add_parser("info", help="versions, build and devices")
     info.set_defaults(run=_info)
@@ -168,15 +171,10 @@ def _add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of torchvision data sets (default: data)")
+    parser.add_argument(
+        "--data-dir", type=folder, metavar="DIR", help="folder of torchvision data sets (default: data)"
+    )
     parser.add_argument("--download", action="store_true", help="fetch a missing data set into --data-dir")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -187,14 +185,14 @@ def _train(args: argparse.Namespace) -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.resume:
-        config, epochs = _settings_to_resume(args)
+        config, epochs = settings_to_resume(args)
     else:
-        config = _settings(args)
+        config = new_settings(args)
         epochs = PRESETS[config["preset"]].epochs
     device = _device(config["device"])  # before data is read
     dataset = _dataset(config, args).to(device)
     # The seed comes last before the weights are drawn, so that nothing above can change them.
-    torch.manual_seed(config["seed"])
+    torch.manual_seed(seed_number("--seed", config["seed"]))
     trainer, preset = _trainer(config, dataset)
     out = args.out or _new_directory(config)
     try:
@@ -205,69 +203,11 @@ def _train(args: argparse.Namespace) -> None:
             out=out,
             resume=args.resume,
             config=config,
-            progress=_has_bar(),
+            progress=has_bar(),
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_resume(out)) from None
     print(f"test error {history[-1]['test_error']:.2f} % after {len(history)} epochs, run directory {out}")
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings of a new run: everything that its result depends on, but the number of epochs."""
-    name = args.preset or "digits"
-    preset = PRESETS[name]
-    if args.angle is not None:
-        real_number("--angle", args.angle, lambda value: 0 <= value <= 180, "a number of degrees in [0, 180]")
-        if preset.feedback == "tied":
-            raise ValueError(f"--angle needs a preset with free feedback, {name} has tied feedback")
-    is_bptt = args.rule == "bptt"
-    for option in ("beta", "nudging", "tolerance"):
-        given = getattr(args, option)
-        if is_bptt and given is not None:
-            raise ValueError(f"--{option} {given} is not for --rule bptt, the exact gradient through --steps T K")
-    data_dir = args.data_dir or Path("data")
-    return {
-        "preset": name,
-        "bptt": is_bptt,
-        "data": args.data or preset.data,
-        "data_dir": str(data_dir.absolute()),
-        "seed": args.seed or 0,
-        "backend": args.backend or "auto",
-        "batch": args.batch or preset.batch_size,
-        "lr": args.lr or list(preset.lr),
-        "steps": args.steps or [preset.free_steps, preset.nudged_steps],
-        "angle": preset.feedback_angle if args.angle is None else args.angle,
-        "beta": preset.beta if args.beta is None else args.beta,
-        "nudging": args.nudging or preset.nudging,
-        "schedule": args.schedule or preset.schedule,
-        "tolerance": None if is_bptt else preset.tolerance if args.tolerance is None else args.tolerance,
-        "device": args.device or "cpu",
-    }
-
-
-def _settings_to_resume(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    """The settings and planned epochs of the run in ``args.out``; ValueError if options contradict them."""
-    if args.out is None:
-        raise ValueError("--resume needs --out DIR, the run directory to go on with")
-    checkpoint = read_checkpoint(args.out)
-    config = _settings_of(checkpoint, args.out)
-    for name in SETTINGS:
-        given = getattr(args, name)
-        if given is not None and given != config[name]:
-            raise ValueError(f"--{name} {given} contradicts the run in {args.out}, which has {config[name]}")
-    if args.rule == "bptt" and not config["bptt"]:
-        raise ValueError(f"--rule bptt contradicts the run in {args.out}, which learns by its preset's rule")
-    return config, checkpoint["epochs"]
-
-
-def _settings_of(checkpoint: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    config: dict[str, Any] = checkpoint["config"]
-    if config.get("preset") not in PRESETS:
-        raise ValueError(f"the run in {out} was not made by `ceprop train`: its config.json names no known preset")
-    missing = [name for name in (*SETTINGS, "bptt") if name not in config]
-    if missing:
-        raise ValueError(f"the run in {out} was made by another version: its config.json has no {', '.join(missing)}")
-    return config
 
 
 def _dataset(config: Mapping[str, Any], args: argparse.Namespace) -> Dataset:
@@ -280,27 +220,6 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"--device {name}: torch sees no CUDA GPU")
     one_of("--device", name, ["cpu", "cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
     return torch.device(name)
-
-
-def preset_of(config: Mapping[str, Any]) -> Preset:
-    """The preset of a run of ``ceprop train`` with the run's own settings; ``config`` is that of its checkpoint."""
-    preset = PRESETS[config["preset"]]
-    if len(config["lr"]) != len(preset.lr):
-        raise ValueError(f"--lr takes {len(preset.lr)} rates for {config['preset']}, got {len(config['lr'])}")
-    free_steps, nudged_steps = config["steps"]
-    return replace(
-        preset,
-        batch_size=config["batch"],
-        lr=tuple(config["lr"]),
-        free_steps=free_steps,
-        nudged_steps=nudged_steps,
-        feedback_angle=config["angle"],
-        beta=config["beta"],
-        nudging=config["nudging"],
-        schedule=config["schedule"],
-        tolerance=config["tolerance"],
-        bptt=config["bptt"],
-    )
 
 
 def _trainer(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Preset]:
@@ -335,15 +254,18 @@ def _how_to_resume(out: Path) -> str:
         finished = len(read_checkpoint(out)["history"])
     except FileNotFoundError:
         return "interrupted before the run began"
+    except (ValueError, OSError) as error:
+        return f"interrupted; {error}"
     return f"interrupted; {finished} finished epochs are kept, go on by `ceprop train --resume --out {out}`"
 
 
 def _eval(args: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(args.out)
-    config = _settings_of(checkpoint, args.out)
+    config = settings_of(checkpoint, args.out)
     device = _device(args.device or "cpu")
     dataset = _dataset(config, args).to(device)
     trainer, _ = _trainer(config, dataset)
+    refuse_another_network(trainer.rule.net, checkpoint["network"])
     trainer.rule.net.load_state_dict(checkpoint["network"])
     result = trainer.evaluate(dataset.test_batches(TEST_BATCH))
     print(
@@ -357,7 +279,7 @@ def _bench(args: argparse.Namespace) -> None:
     patterns, threads, rounds = (QUICK, [most], 3) if args.quick else (args.cases, sorted({1, most}), 5)
     if _device(args.device).type == "cuda" and args.threads:
         raise ValueError("--threads is about the CPU, got --device cuda")
-    bench(patterns, args.device, args.threads or threads, args.rounds or rounds, args.out, progress=_has_bar())
+    bench(patterns, args.device, args.threads or threads, args.rounds or rounds, args.out, progress=has_bar())
 
 
 def _info(_args: argparse.Namespace) -> None:

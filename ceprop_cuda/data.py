@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .files import folder_path
 from .images import Normalisation, random_crop
 from .network import one_of, whole_number
 
@@ -73,7 +75,7 @@ class Batches:
             to use in their place.
         normalise: comes after that, without a generator.
 
-    Raises ValueError if there are no samples or ``x`` and ``y`` differ in length.
+    Raises ValueError if there are no samples, ``x`` and ``y`` differ in length, or another argument is wrong.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Batches:
         augment: Augment | None = None,
         normalise: Normalisation | None = None,
     ) -> None:
-        whole_number("batch_size", batch_size, 1)
+        batch_size = whole_number("batch_size", batch_size, 1)
         one_of("shuffle", shuffle, (True, False))
         if len(x) != len(y) or len(x) == 0:
             raise ValueError(f"x and y must hold the same number of samples, at least 1, got {len(x)} and {len(y)}")
@@ -97,7 +99,7 @@ class Batches:
         self.shuffle = shuffle
         self.augment = augment
         self.normalise = normalise
-        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed_number("seed", seed))
 
     def __len__(self) -> int:
         return math.ceil(len(self.x) / self.batch_size)
@@ -132,6 +134,13 @@ class Batches:
         self._generator.set_state(state["generator"])
 
 
+def seed_number(name: str, seed: object) -> int:
+    """``seed`` as an int that torch's generators take; refused, by this ``name``, if it is none."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= int(seed) < 2**64:
+        raise ValueError(f"{name} must be an int in [-2**63, 2**64), got {seed!r}")
+    return int(seed)
+
+
 def load(
     name: str, data_dir: str | Path = "data", download: bool = False, dtype: torch.dtype = torch.float32
 ) -> Dataset:
@@ -154,7 +163,7 @@ def load(
     one_of("the name of a data set", name, DATASETS)
     if name == "digits":
         return _digits(dtype)
-    return _from_torchvision(name, Path(data_dir), download, dtype)
+    return _from_torchvision(name, folder_path("data_dir", data_dir), download, dtype)
 
 
 def _digits(dtype: torch.dtype) -> Dataset:

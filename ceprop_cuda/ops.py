@@ -9,10 +9,19 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# Asked before the import: an editable installation would find the library of its own folder for these sources.
+if not any(Path(__file__).with_name(f"_C{suffix}").exists() for suffix in EXTENSION_SUFFIXES):
+    raise ImportError(
+        f"{Path(__file__).parent} has no compiled library: it shadows the installed ceprop_cuda, if there is one, so "
+        f"leave {Path(__file__).parents[1]}, or build here with `pip install --no-build-isolation -e .`"
+    )
 
 try:
     from . import _C

@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .bench.report import environment, markdown, write_csv
-from .data import DATASETS, Dataset, load
+from .data import DATASETS, Dataset, load, seed_number
 from .network import BACKENDS, log, whole_number
+from .options import folder
 from .presets import PRESETS
 from .rules import BPTT, CEP, EP
 from .theorem import Comparison, compare
@@ -66,7 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of weights and samples (default: 0)")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the free phase (default: auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="of figures and tables (default: theorem/NAME)")
+    parser.add_argument("--out", type=folder, metavar="DIR", help="of figures and tables (default: theorem/NAME)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     if args.threads is not None:
         torch.set_num_threads(whole_number("--threads", args.threads, 1))
     name = args.case or args.preset
-    torch.manual_seed(args.seed)
+    torch.manual_seed(seed_number("--seed", args.seed))
     problem = _of_case(args, count) if args.case else _of_preset(args, count)
     rule = problem.rule
     out = args.out or Path("theorem", name)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .plots import import_matplotlib
 from .theorem import Comparison, Match
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ CURVES = 5  # drawn of each layer and connection
 def courses(comparison: Comparison, title: str) -> bytes:
     """A PNG image: per layer and connection, the courses of some recorded entries, from the one with
     the largest gradients to a middling one."""
+    import_matplotlib()
     from matplotlib.figure import Figure
 
     shown = _without_biases(comparison)
@@ -52,6 +54,7 @@ def _draw_courses(axes: Axes, match: Match) -> None:
 def errors(comparison: Comparison, title: str) -> bytes:
     """A PNG image: histograms of the relative RMSE over the neurons of each layer, and over the synapses of each
     connection."""
+    import_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import json
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from . import reference
-from .network import Network, log, whole_number
+from .checkpoint import GeneratorState
+from .files import folder_path
+from .messages import has_bar, has_stderr, say
+from .network import Network, whole_number
 from .rules import BPTT, CEP, EP, Diverged, NotStored, StepResult, bad_parameters, what_is_not_finite
-from .run_directory import GeneratorState, Metrics, RunDirectory, restore
-
-
-def has_bar() -> bool:
-    """Whether a progress bar can be drawn: on a terminal or in a notebook, not into a file."""
-    try:
-        on_terminal = sys.stderr is not None and sys.stderr.isatty()
-    except ValueError:  # it is closed
-        on_terminal = False
-    return on_terminal or any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
+from .run_directory import Metrics, RunDirectory, json_values
 
 
 class Trainer:
@@ -85,14 +78,14 @@ class Trainer:
                 a DataLoader, a list.
             epochs: number of epochs, those done before a resume included.
             test: batches to measure the test error on after every epoch.
-            out: run directory. Holds after every epoch checkpoint.pt (for ``torch.load(weights_only=True)``),
-                metrics.jsonl and config.json, and every few seconds and at the end curves.png; each is replaced
-                atomically.
+            out: run directory, this process's own until the end. Holds after every epoch checkpoint.pt (for
+                ``torch.load(weights_only=True)``), metrics.jsonl, a line for each, and config.json, and every few
+                seconds and at the end curves.png; a kill at any moment leaves them fit to resume.
             resume: go on from ``out``'s checkpoint. The result is bitwise that of an uninterrupted run if the orders of
                 ``train_batches`` come from their ``state_dict()``, their ``generator`` or torch's global CPU generator.
-            config: what the run is, as JSON values. Stored in config.json beside "epochs", "rule" (the learning rule
-                with its settings, the network's dynamics and dtype) and "versions"; a resumed run must give the same,
-                and train by the same rule.
+            config: what the run is, as JSON values, NumPy's numbers included. Stored in config.json beside "epochs",
+                "rule" (the learning rule with its settings, the network's dynamics and dtype) and "versions"; a resumed
+                run must give the same, and train by the same rule.
             progress: show a bar on stderr. None: where it is a terminal or a notebook.
 
         Returns:
@@ -106,8 +99,11 @@ class Trainer:
             FileExistsError: ``out`` holds a run with a finished epoch, or files of something else, and ``resume`` is
                 False. Nothing was changed.
             FileNotFoundError: there is no checkpoint to resume from. Nothing was changed.
-            ValueError, TypeError: an argument is wrong or does not fit the checkpoint, and nothing was changed; or
-                there is no batch, or one that does not fit the network.
+            BlockingIOError: another process is training in ``out``. Nothing was changed.
+            OSError: a file cannot be read or written, e.g. because the disk is full. The last checkpoint is whole.
+            ValueError, TypeError: an argument is wrong or does not fit the checkpoint, or that is damaged, or
+                config.json was edited, and nothing was changed; or there is no batch, or one that does not fit the
+                network.
             Diverged: states or parameters are no longer finite.
             Whatever ends the training once it has begun, the network and the optimizer stay as the last batch left
             them, and ``out``'s checkpoint as the last finished epoch did: ``resume`` goes on from there, and brings the
@@ -115,7 +111,7 @@ class Trainer:
             take ``out`` as well.
         """
         epochs = whole_number("epochs", epochs, 1)
-        progress = has_bar() if progress is None else progress
+        progress = has_bar() if progress is None else progress and has_stderr()
         for name, batches in (("train_batches", train_batches), ("test", test)):
             _refuse_what_has_no_batches(name, batches)
         if resume and out is None:
@@ -126,21 +122,18 @@ class Trainer:
                 "checkpoint. Leave persistent_workers or out= out"
             )
         self._refuse_another_network()
-        described = {"config": dict(config or {}), "rule": _description(self.rule)}
-        plan = {"epochs": epochs, **json.loads(json.dumps(described))}
-        run = None if out is None else RunDirectory(Path(out))
+        described = json_values("config", {} if config is None else config)
+        plan = {"epochs": epochs, "config": described, "rule": json_values("rule", _description(self.rule))}
+        run = None if out is None else RunDirectory(folder_path("out", out))
         parts = self._parts(train_batches)
-        history: list[Metrics] = []
-        if run is not None:
-            if resume:
-                history = restore(run.checkpoint(), plan, parts)
-            else:
-                run.refuse_if_used()
-            run.save(plan, history, parts)
-        for epoch in range(len(history) + 1, epochs + 1):
-            history.append(self._epoch(train_batches, test, epoch, epochs, progress))
-            if run is not None:
-                run.save(plan, history, parts)
+        if run is not None and resume:
+            run.refuse_if_none()
+        with nullcontext() if run is None else run.locked():
+            history = [] if run is None else run.begin(plan, parts, resume)
+            for epoch in range(len(history) + 1, epochs + 1):
+                history.append(self._epoch(train_batches, test, epoch, epochs, progress))
+                if run is not None:
+                    run.save(plan, history, parts)
         return history
 
     def evaluate(self, batches: Iterable[Sequence[Tensor]]) -> dict[str, float | None]:
@@ -191,7 +184,7 @@ class Trainer:
             test_error = None if test is None else self._evaluate(test, f"test after epoch {epoch}")["error"]
             summary = _summary(loss, error, test_error)
             bar.set_postfix_str(summary)
-        log.info(f"epoch {epoch}/{epochs}: {summary}, {seconds:.1f} s")
+        say(f"epoch {epoch}/{epochs}: {summary}, {seconds:.1f} s")
         return {
             "epoch": epoch,
             "train_error": error,

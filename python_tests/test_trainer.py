@@ -26,6 +26,7 @@ from training_runs import (
 
 from ceprop_cuda import BPTT, CEP, EP, Diverged, Trainer, mlp
 from ceprop_cuda.data import Batches, load
+from ceprop_cuda.run_directory import read_checkpoint
 
 # ---------------------------------------------------------------------------------------------------------------
 # Metrics and learning
@@ -185,7 +186,7 @@ class Sabotaged(Batches):
 
 
 def assert_only_good_epochs_are_kept(out: Path) -> None:
-    checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
+    checkpoint = read_checkpoint(out)
     assert [metrics["epoch"] for metrics in checkpoint["history"]] == [1, 2]
     assert read_metrics(out) == checkpoint["history"]
     assert all(p.isfinite().all() for p in checkpoint["network"].values())

@@ -77,6 +77,15 @@ def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
+def plain(value: Any) -> Any:
+    """Tensors as what == compares."""
+    if isinstance(value, Tensor):
+        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 @cache
 def uninterrupted(name: str, epochs: int) -> tuple[dict[str, Tensor], list[Metrics]]:
     trainer = started(name)

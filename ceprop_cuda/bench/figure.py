@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+from ..plots import import_matplotlib
 from .report import threads_in_words
 from .suite import Row
 
@@ -12,7 +13,7 @@ from .suite import Row
 def chart(rows: Sequence[Row]) -> bytes:
     """A PNG image: per case and number of threads, how many times as fast as the eager reference each contender is,
     and which part of the rate of torch.mm the fused kernels and the same algebra reach."""
-    # Not pyplot, which keeps figures and a backend in global state that belongs to the caller.
+    import_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..data import load
+from ..plots import import_matplotlib
 from ..presets import PRESETS
 from ..rules import BPTT
 from ..theorem import compare
@@ -57,6 +58,7 @@ def gradient_angle(run: Run, data_dir: Path | None) -> float:
 
 def angle_figure(points: Sequence[Point]) -> bytes:
     """A PNG image: test error and angle to BPTT's gradient against the initial angle, mean and standard deviation."""
+    import_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")

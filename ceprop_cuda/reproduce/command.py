@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
 from ..bench.report import environment, write_csv
 from ..data import DATASETS
+from ..files import in_words, lock
+from ..messages import has_bar
 from ..network import whole_number
+from ..options import folder
+from ..plots import save_figure
 from .angles import angle_figure, sweep
 from .report import curves, epochs_of, results, table
 from .rows import ROWS, chosen_rows
@@ -32,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of a run (default: all over --jobs)")
     parser.add_argument("--device", metavar="NAME", help="of `ceprop train` (default: cpu)")
-    parser.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR", help="(default: reproduce)")
+    parser.add_argument("--out", type=folder, default=Path("reproduce"), metavar="DIR", help="(default: reproduce)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,8 +45,9 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         ValueError: a wrong option, or a folder that holds another run; nothing was changed.
+        BlockingIOError: another process does the same in ``out``.
         Incomplete: some runs failed, e.g. because their states diverged.
-        KeyboardInterrupt: with a hint; the same command goes on.
+        Ended: by a signal, with a hint; the same command goes on.
     """
     rows = chosen_rows(args.rows)
     seeds = whole_number("--seeds", args.seeds, 1)
@@ -57,7 +61,11 @@ def run(args: argparse.Namespace) -> None:
         each.refuse_another()
     if not runs and not found(args.out):
         raise ValueError(f"there is no run in {args.out}: name rows to train by --rows, of {', '.join(ROWS)}")
-    args.out.mkdir(parents=True, exist_ok=True)
+    with lock(args.out):
+        _train_and_report(args, runs, jobs, threads)
+
+
+def _train_and_report(args: argparse.Namespace, runs: list[Run], jobs: int, threads: int) -> None:
     facts = environment()
 
     def all_runs() -> list[Run]:
@@ -67,27 +75,26 @@ def run(args: argparse.Namespace) -> None:
     def report() -> str:
         measured = results(all_runs())
         text = table(measured, facts)
-        write_csv(args.out / "results.csv", measured, facts)
-        (args.out / "results.md").write_text(text)
-        (args.out / "curves.png").write_bytes(curves(all_runs()))
         epochs = epochs_of(all_runs())
-        if epochs:
-            write_csv(args.out / "curves.csv", epochs, facts)
+        with in_words(args.out, "written"):
+            write_csv(args.out / "results.csv", measured, facts)
+            (args.out / "results.md").write_text(text)
+            save_figure(args.out / "curves.png", lambda: curves(all_runs()))
+            if epochs:
+                write_csv(args.out / "curves.csv", epochs, facts)
         return text
 
     options = ["--threads", str(threads)]
     options += ["--data-dir", str(args.data_dir)] if args.data_dir is not None else []
     options += ["--download"] if args.download else []
     options += ["--device", args.device] if args.device is not None else []
-    try:
-        failed = train(runs, jobs, options, sys.stderr.isatty(), report)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; finished epochs are kept, the same command goes on") from None
+    failed = train(runs, jobs, options, has_bar(), report)
     print(report())
     points = sweep(all_runs(), args.data_dir)
     if points:
-        write_csv(args.out / "angles.csv", points, facts)
-        (args.out / "angles.png").write_bytes(angle_figure(points))
+        with in_words(args.out, "written"):
+            write_csv(args.out / "angles.csv", points, facts)
+        save_figure(args.out / "angles.png", lambda: angle_figure(points))
     print(f"results in {args.out}")
     if failed:
         told = "; ".join(f"{each.name} seed {each.seed}: {reason}" for each, reason in failed.items())

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..bench.report import markdown
+from ..plots import import_matplotlib
 from .rows import Published
 from .runs import Run
 
@@ -152,6 +153,7 @@ def _error(mean: float | None, deviation: float | None) -> str:
 def curves(runs: Sequence[Run]) -> bytes:
     """A PNG image: training and test error of each row over the epochs, mean over its complete runs and, shaded, their
     range; published test errors as crosses at the end. Without the sweep of angles, which has a figure of its own."""
+    import_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 

@@ -6,9 +6,11 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,22 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..bench.report import commit, cpu_model
+from ..files import write_atomically
 from ..presets import PRESETS
-from ..run_directory import CHECKPOINT, CONFIG, METRICS, Metrics, write_atomically
+from ..run_directory import CHECKPOINT, CONFIG, METRICS, Metrics, read_json_object, read_metrics
 from .rows import ROWS, Row
 
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_END = 10  # that a process may take once it was told
+NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+
+
+class Ended(KeyboardInterrupt):
+    """By a signal, once all processes that were started have ended."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = number
+        super().__init__(f"{NAMES[signal.Signals(number)]}; finished epochs are kept, the same command goes on")
 
 
 @dataclass(frozen=True)
@@ -37,14 +50,13 @@ class Run:
     def history(self) -> list[Metrics]:
         """The metrics of the finished epochs, of at most ``epochs``."""
         path = self.folder / METRICS
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines[: self.epochs]]
+        return read_metrics(path)[: self.epochs] if path.exists() else []
 
     def is_complete(self) -> bool:
         return len(self.history()) == self.epochs
 
     def config(self) -> dict[str, Any]:
-        return json.loads((self.folder / CONFIG).read_text())
+        return read_json_object(self.folder / CONFIG)
 
     def refuse_another(self) -> None:
         """ValueError if the folder holds a run of something else."""
@@ -79,7 +91,7 @@ class Run:
 
     def made_by(self) -> dict[str, list[str]]:
         """By which commits and on which processors the run was made, in the order of its parts."""
-        return json.loads(self.note.read_text()) if self.note.exists() else {"commits": [], "cpus": []}
+        return {"commits": [], "cpus": []} | (read_json_object(self.note) if self.note.exists() else {})
 
     def sign(self) -> None:
         """Note this commit and processor as some that the run was made by."""
@@ -87,7 +99,7 @@ class Run:
         for key, value in (("commits", commit()), ("cpus", cpu_model())):
             if value not in made_by[key]:
                 made_by[key].append(value)
-        write_atomically(self.note, lambda file: file.write(json.dumps(made_by).encode()))
+        write_atomically(self.note, json.dumps(made_by).encode())
 
 
 def planned(out: Path, rows: Mapping[str, Row], seeds: int, epochs: int | None, data: str | None) -> list[Run]:
@@ -106,7 +118,10 @@ def found(out: Path) -> list[Run]:
     runs = []
     for name, row in ROWS.items():
         for path in sorted(out.glob(f"{name}/seed-*/{CONFIG}")):
-            config = json.loads(path.read_text())
+            config = read_json_object(path)
+            missing = [key for key in ("seed", "epochs", "data") if key not in config]
+            if missing:
+                raise ValueError(f"{path} was not made by `ceprop train`: it has no {missing[0]!r}")
             runs.append(Run(name, row, config["seed"], config["epochs"], path.parent, config["data"]))
     return runs
 
@@ -120,31 +135,72 @@ def train(
         options: more options of ``ceprop train``.
         finished: called whenever a run has ended.
 
-    Raises KeyboardInterrupt once all processes, which are told, have ended; complete epochs are kept.
+    Raises Ended by an interrupt, SIGTERM or SIGHUP, once all processes, which are told, have ended; complete epochs are
+    kept.
     """
     waiting = deque(run for run in runs if not run.is_complete())
     active: dict[Run, subprocess.Popen] = {}
     failed: dict[Run, str] = {}
     done = sum(len(run.history()) for run in runs)
-    with tqdm(total=sum(run.epochs for run in runs), initial=done, unit="epoch", disable=not progress) as bar:
+    bar = tqdm(total=sum(run.epochs for run in runs), initial=done, unit="epoch", disable=not progress)
+    with bar, _heeded_signals() as signals:
         try:
-            while waiting or active:
+            while (waiting or active) and not signals:
                 while waiting and len(active) < jobs:
                     run = waiting.popleft()
                     active[run] = _start(run, options)
                 bar.set_description(", ".join(f"{run.name} {run.seed}" for run in active))
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 for run in [run for run, process in active.items() if process.poll() is not None]:
-                    if active.pop(run).returncode != 0:
-                        failed[run] = run.log.read_text().strip().splitlines()[-1]
+                    status = active.pop(run).returncode
+                    if status != 0:
+                        failed[run] = _reason(run, status)
                     finished()
                 bar.update(sum(len(run.history()) for run in runs) - bar.n)
         finally:
-            for process in active.values():
-                process.send_signal(signal.SIGINT)
-            for process in active.values():
-                process.wait()
+            _end(active.values(), signals)
+    if signals:
+        raise Ended(signals[0])
     return failed
+
+
+@contextmanager
+def _heeded_signals() -> Iterator[list[int]]:
+    """The signals to end that have come so far. Raised as exceptions they might come between the start of a process
+    and the note of it, and leave it behind."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # no other may handle signals
+        yield came
+        return
+    # What the caller ignores stays ignored, as under nohup.
+    heeded = [number for number in NAMES if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in heeded}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(processes: Iterable[subprocess.Popen], signals: Sequence[int]) -> None:
+    """Tell them, and kill those that take long, or all if one more signal comes; a kill loses no finished epoch."""
+    told = len(signals)
+    for process in processes:
+        # A process that was started in the background ignores interrupts, and what it starts does, too.
+        process.send_signal(signal.SIGTERM if signals and signals[0] != signal.SIGINT else signal.SIGINT)
+    deadline = time.monotonic() + SECONDS_TO_END
+    for process in processes:
+        while process.poll() is None:
+            if time.monotonic() > deadline or len(signals) > told:
+                process.kill()
+            time.sleep(0.02)
+
+
+def _reason(run: Run, status: int) -> str:
+    """How a run failed: its last line, if it had time for one."""
+    lines = run.log.read_text(errors="replace").split("\n") if run.log.exists() else []
+    last = next(filter(None, map(str.strip, reversed(lines))), "")
+    return last if status > 0 and last else f"it ended by signal {-status}" if status < 0 else f"exit status {status}"
 
 
 def _start(run: Run, options: Sequence[str]) -> subprocess.Popen:
