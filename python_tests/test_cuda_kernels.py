@@ -16,6 +16,7 @@ import test_golden
 import torch
 from agreement import Results, assert_agreement, errors, results_of
 from emulated_device import EmulatedDevice, Refused, compiled_kernels
+from last_places import BOUNDS, largest_error
 from problems import GOLDEN_NAMES, Problem, random_problem, relative_error
 from test_kernels import (
     VARIANTS,
@@ -24,7 +25,8 @@ from test_kernels import (
     assert_both_copies_stay_the_same,
     rates,
 )
-from test_tolerance import FAMILIES, LIMIT, SIZES, TOLERANCE
+from test_large_logits import assert_softmax_is_right
+from test_tolerance import FAMILIES, LIMIT, SIZES, TOLERANCE, assert_tolerances_are_exact
 from test_tolerance import name_of as name_of_settings
 from torch import Tensor
 from variants import TOLERANCES, build, copy_of, name_of
@@ -148,6 +150,18 @@ def test_activations_over_the_whole_range(device: Device, activation: str, dtype
     assert_activation_is_right(device("streamed-literal"), activation, dtype)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("activation", BOUNDS)
+def test_the_exponential_has_all_its_terms(device: Device, activation: str, dtype: torch.dtype) -> None:
+    assert largest_error(device("streamed-literal"), activation, dtype) < BOUNDS[activation]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("readout", [False, True])
+def test_softmax_of_large_logits(device: Device, readout: bool, dtype: torch.dtype) -> None:
+    assert_softmax_is_right(device("streamed-low_rank"), dtype, readout)
+
+
 @pytest.mark.parametrize("kernel", [*KERNELS[::2], "streamed-low_rank"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_golden_cases(device: Device, name: str, kernel: str) -> None:
@@ -210,6 +224,20 @@ def test_phases_end_where_those_of_the_reference_do(device: Device, family: dict
     assert torch.equal(found.steps, wanted.steps)
     for a, b in zip(found.gradients.parameters(), wanted.gradients.parameters(), strict=True):
         assert relative_error(a, b) < TOLERANCES[torch.float64]["floor"] / nudge.beta
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("kernel", ["streamed-literal", "cluster-literal"])
+def test_tolerances_are_exact(device: Device, kernel: str, dtype: torch.dtype) -> None:
+    assert_tolerances_are_exact(device(kernel), dtype)
+
+
+@pytest.mark.parametrize("kernel", ["resident-literal", "cluster-literal"])
+def test_a_tolerance_of_zero_changes_nothing_but_the_time(device: Device, kernel: str) -> None:
+    circuit, x, _ = random_problem(SIZES, 23, schedule="asynchronous")
+    found = device(kernel).relax(circuit, x, LIMIT, tolerance=0)
+    assert found.steps.item() < LIMIT
+    assert all(map(torch.equal, found.states, device(kernel).relax(circuit, x, LIMIT).states))
 
 
 @pytest.mark.parametrize("kernel", ["streamed-literal", "cluster-literal"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from agreement import Results, assert_agreement, results_of
+from last_places import BOUNDS, largest_error
 from problems import relative_error
 from torch import Tensor
 from variants import SHAPES, build, copy_of, name_of, network_variants
@@ -142,6 +143,12 @@ def assert_activation_is_right(module: Any, activation: str, dtype: torch.dtype)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_over_the_whole_range(kernels: str, activation: str, dtype: torch.dtype) -> None:
     assert_activation_is_right(ops, activation, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", BOUNDS)
+def test_the_exponential_has_all_its_terms(kernels: str, activation: str, dtype: torch.dtype) -> None:
+    assert largest_error(ops, activation, dtype) < BOUNDS[activation]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

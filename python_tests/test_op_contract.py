@@ -337,6 +337,7 @@ def test_refused_targets(op: str, target: Tensor, error: type[Exception], messag
         ("cep_step", setting(lr=[0.1]), ValueError, "lr must hold 2 rates, one per connection, got 1"),
         ("cep_step", setting(lr=[0.1, NAN]), ValueError, "lr[1] must be a finite number >= 0, got nan"),
         ("cep_step", setting(lr=[-0.1, 0.1]), ValueError, "lr[0] must be a finite number >= 0, got -0.1"),
+        ("cep_step", setting(weight_decay=-0.1), ValueError, "weight_decay must be a finite number >= 0, got -0.1"),
         ("cep_step", setting(weight_decay=NAN), ValueError, "weight_decay must be a finite number >= 0, got nan"),
         ("cep_step", setting(update="fast"), ValueError, "update must be one of 'auto', 'literal', 'low_rank', got 'f"),
         ("cep_step", put(5, []), ValueError, "free_states must hold 2 tensors, one per layer, got 0"),

@@ -19,6 +19,7 @@ from variants import TOLERANCES, copy_of
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops, reference
+from ceprop_cuda.connections import Convolution
 from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge, step
 from ceprop_cuda.reference import STEPS_PER_CHECK, CEPResult, EPResult, relax
 
@@ -256,17 +257,27 @@ def test_kernels_never_settle_on_states_that_are_not_finite(kernels: str, bad: f
     assert ops.relax(circuit, x, 30, tolerance=1e300).steps.tolist() == [30]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_tolerances_between_two_float32_numbers(dtype: torch.dtype) -> None:
-    """A unit that goes half the way to 1 at every step moves by exactly 1/16 in the fourth. A limit a little smaller is
-    not rounded to 1/16."""
+def assert_tolerances_are_exact(module: Any, dtype: torch.dtype, convolutions: tuple[Convolution, ...] = ()) -> None:
+    """Units that go half the way to 1 at every step move by exactly 1/16 in the fourth. A limit a little smaller is not
+    rounded to 1/16; one of 0 is reached where further steps change nothing."""
     settings = Dynamics("linear", "linear", "energy", dt=0.5)
-    circuit = Circuit([torch.zeros(1, 1, dtype=dtype)], [torch.ones(1, dtype=dtype)], None, settings)
-    x = torch.zeros(1, 1, dtype=dtype)
+    shapes = [*((1, 1, 1, 1) for _ in convolutions), (1, 1)]
+    weights = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+    biases: list[Tensor | None] = [torch.ones(1, dtype=dtype) for _ in shapes]
+    circuit = Circuit(weights, biases, None, settings, False, convolutions)
+    x = torch.zeros(shapes[0], dtype=dtype)
     end = 28 if dtype == torch.float32 else 56  # where 1 - 2^-steps has become 1
     for tolerance, steps in ((1 / 16, 4), (1 / 16 + 1e-12, 4), (1 / 16 - 1e-12, 8), (0.0, end), (1e-310, end)):
-        for module in (ops, reference):
-            assert module.relax(circuit, x, LIMIT, tolerance=tolerance).steps.tolist() == [steps]
+        found = module.relax(circuit, x, LIMIT, tolerance=tolerance)
+        assert found.steps.tolist() == [steps]
+        assert bool((torch.cat([s.flatten() for s in found.states]) == 1).all()) == (steps == end)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("convolutions", [(), (Convolution(),)], ids=["dense", "convolution"])
+def test_tolerances_between_two_float32_numbers(convolutions: tuple[Convolution, ...], dtype: torch.dtype) -> None:
+    for module in (ops, reference):
+        assert_tolerances_are_exact(module, dtype, convolutions)
 
 
 # --- The public API
