@@ -19,10 +19,11 @@ from .bench.agreement import Disagreement
 from .bench.cases import QUICK
 from .bench.command import bench
 from .checkpoint import refuse_another_network
+from .checks import one_of
 from .data import DATASETS, Dataset, load, seed_number
 from .dynamics import SCHEDULES
 from .messages import has_bar, provide_stderr, spare_stderr
-from .network import BACKENDS, FusedUnavailable, one_of
+from .network import BACKENDS, FusedUnavailable
 from .options import Parser, folder, positive
 from .presets import PRESETS, Preset
 from .reproduce import command as reproduce_command

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import one_of, shown, whole_number
 from .files import folder_path
 from .images import Normalisation, random_crop
-from .network import one_of, whole_number
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -90,7 +90,7 @@ class Batches:
         normalise: Normalisation | None = None,
     ) -> None:
         batch_size = whole_number("batch_size", batch_size, 1)
-        one_of("shuffle", shuffle, (True, False))
+        shuffle = one_of("shuffle", shuffle, (True, False))
         if len(x) != len(y) or len(x) == 0:
             raise ValueError(f"x and y must hold the same number of samples, at least 1, got {len(x)} and {len(y)}")
         self.x = x
@@ -137,7 +137,7 @@ class Batches:
 def seed_number(name: str, seed: object) -> int:
     """``seed`` as an int that torch's generators take; refused, by this ``name``, if it is none."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= int(seed) < 2**64:
-        raise ValueError(f"{name} must be an int in [-2**63, 2**64), got {seed!r}")
+        raise ValueError(f"{name} must be an int in [-2**63, 2**64), got {shown(seed)}")
     return int(seed)
 
 
@@ -160,7 +160,7 @@ def load(
         ValueError: the name is unknown, or a file is damaged.
         ModuleNotFoundError: a package that reads the files is not installed.
     """
-    one_of("the name of a data set", name, DATASETS)
+    name = one_of("the name of a data set", name, DATASETS)
     if name == "digits":
         return _digits(dtype)
     return _from_torchvision(name, folder_path("data_dir", data_dir), download, dtype)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .checks import shown
 from .messages import warn
 
 LOCK = ".lock"  # in a folder that a process works in
@@ -27,7 +28,7 @@ REASONS = {
 def folder_path(name: str, path: str | os.PathLike[str]) -> Path:
     """``path`` with ~ expanded; refused, by this ``name``, if it is none."""
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"{name} must be the path of a folder, got {path!r}")
+        raise TypeError(f"{name} must be the path of a folder, got {shown(path)}")
     if not str(path).strip():
         raise ValueError(f"{name} must be the path of a folder, got {str(path)!r}: the current one is '.'")
     try:

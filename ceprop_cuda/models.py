@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from .checks import one_of, shown, whole_number
 from .connections import POOLS_BY_LETTER, Convolution
-from .network import Network, one_of, whole_number
+from .network import Network
 
 
 def mlp(*sizes: int, bias: bool = True, **settings: Any) -> Network:
@@ -55,7 +56,7 @@ def convnet(
     pools = pools or "i" * count
     for name, values in (("kernels", kernels), ("paddings", paddings), ("pools", pools)):
         if len(values) != count:
-            raise ValueError(f"{name} must hold {count} values, one per convolution, got {values!r}")
+            raise ValueError(f"{name} must hold {count} values, one per convolution, got {shown(values)}")
     modules: list[nn.Module] = []
     shape = tuple(whole_number("input_shape", size, 1) for size in input_shape)
     if len(shape) != 3:

@@ -4,58 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from numbers import Integral, Real
 from types import ModuleType
-from typing import Literal, TypeVar, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from . import ops, reference
 from .chain import chain_of, refuse_changes
+from .checks import one_of, real_number, shown, tolerance_or_none, whole_number
 from .dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge, state_shapes
 
 log = logging.getLogger("ceprop_cuda")
 
 BACKENDS = ("auto", "fused", "reference")
 PRECISIONS = ("exact", "tf32", "bf16")
-
-
-T = TypeVar("T")
-
-
-def one_of(name: str, value: T, choices: Sequence[object]) -> T:
-    """``value``, refused if it is none of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value
-
-
-def whole_number(name: str, value: object, least: int) -> int:
-    """``value`` as an int; refused if it is none, or not between ``least`` and 2^31 - 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
-    if int(value) >= 2**31:
-        raise ValueError(f"{name} must be an int < 2**31, got {value!r}")
-    return int(value)
-
-
-def real_number(name: str, value: object, allowed: Callable[[float], bool], wanted: str) -> float:
-    """``value`` as a float; refused if it is no finite number for which ``allowed`` holds, ``wanted`` in words."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not math.isfinite(number) or not allowed(number):
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
-    return number
-
-
-def tolerance_or_none(tolerance: object) -> float | None:
-    """``tolerance`` as a float or None; ValueError if it is neither, negative or not finite."""
-    if tolerance is None:
-        return None
-    return real_number("tolerance", tolerance, lambda value: value >= 0, "None or a finite number >= 0")
 
 
 def exact(x: Tensor) -> AbstractContextManager[object]:
@@ -145,12 +112,12 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         if readout is not None and output_activation is not None:
-            raise ValueError(f"output_activation must be None with a readout, got {output_activation!r}")
+            raise ValueError(f"output_activation must be None with a readout, got {shown(output_activation)}")
         output_activation = activation if output_activation is None else output_activation
         one_of("activation", activation, ACTIVATIONS)
         one_of("output_activation", output_activation, ACTIVATIONS)
         one_of("dynamics", dynamics, ("prototypical", "energy"))
-        one_of("clip", clip, (True, False))
+        clip = one_of("clip", clip, (True, False))
         one_of("feedback", feedback, ("tied", "free"))
         one_of("readout", readout, (None, "softmax"))
         one_of("schedule", schedule, SCHEDULES)
@@ -283,7 +250,7 @@ class Network(nn.Module):
             RuntimeError: ``backend="fused"`` cannot run this.
         """
         one_of("backend", backend, BACKENDS)
-        one_of("return_steps", return_steps, (True, False))
+        return_steps = one_of("return_steps", return_steps, (True, False))
         one_of("precision", precision, PRECISIONS)
         steps = whole_number("steps", steps, 0)
         tolerance = tolerance_or_none(tolerance)
@@ -297,8 +264,8 @@ class Network(nn.Module):
             beta = real_number("beta", beta, lambda value: value != 0, wanted)
             nudge_at, loss = self.nudging_point(nudge_at, loss)
             nudge = Nudge(self.check_target(circuit, x, target), beta, nudge_at, loss)
-        elif beta != 0:
-            raise ValueError(f"beta must be 0 without a target, got {beta!r}; pass target= to nudge")
+        elif not isinstance(beta, Real) or beta != 0:
+            raise ValueError(f"beta must be 0 without a target, got {shown(beta)}; pass target= to nudge")
         module, of_kernels = backend_module(backend, circuit, x, precision=precision)
         with exact(x):
             ran = module.relax(circuit, x, steps, states, nudge, tolerance, **of_kernels)
@@ -339,14 +306,13 @@ class Network(nn.Module):
     def nudging_point(self, nudge_at: str | None, loss: str | None) -> tuple[str, str]:
         """``nudge_at`` and ``loss`` with their defaults filled in; ValueError if the network cannot be nudged so."""
         if self.readout is not None:
-            nudge_at, loss = nudge_at or "drive", loss or "cross_entropy"
-            one_of("nudge_at of a network with a readout", nudge_at, ("drive",))
-            one_of("loss of a network with a readout", loss, ("cross_entropy",))
-        nudge_at, loss = nudge_at or "state", loss or "mse"
-        one_of("nudge_at", nudge_at, ("state", "drive"))
-        one_of("loss", loss, ("mse", "cross_entropy"))
+            nudge_at = one_of("nudge_at of a network with a readout", nudge_at, (None, "drive"))
+            loss = one_of("loss of a network with a readout", loss, (None, "cross_entropy"))
+            return nudge_at or "drive", loss or "cross_entropy"
+        nudge_at = one_of("nudge_at", nudge_at, (None, "state", "drive")) or "state"
+        loss = one_of("loss", loss, (None, "mse", "cross_entropy")) or "mse"
         linear = self.dynamics.output_activation == "linear"
-        if loss == "cross_entropy" and self.readout is None and not linear:
+        if loss == "cross_entropy" and not linear:
             raise ValueError(
                 "loss='cross_entropy' needs output_activation='linear' or readout='softmax', got "
                 f"output_activation={self.dynamics.output_activation!r}"
@@ -408,6 +374,8 @@ class Network(nn.Module):
 
     def _check_states(self, x: Tensor, states: Sequence[Tensor]) -> None:
         wanted = [(len(x), *shape) for shape in state_shapes(self.circuit(), x.shape[2:])]
+        if not isinstance(states, list | tuple) or not all(isinstance(s, Tensor) for s in states):
+            raise TypeError(f"states must be a list of tensors of the shapes {wanted}, got {shown(states)}")
         got = [tuple(s.shape) for s in states]
         if got != wanted:
             raise ValueError(f"states must have the shapes {wanted}, got {got}")

@@ -11,18 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from . import ops, reference
+from .checks import one_of, real_number, shown, tolerance_or_none, whole_number
 from .dynamics import Circuit, Nudge
-from .network import (
-    BACKENDS,
-    PRECISIONS,
-    Network,
-    backend_module,
-    exact,
-    one_of,
-    real_number,
-    tolerance_or_none,
-    whole_number,
-)
+from .network import BACKENDS, PRECISIONS, Network, backend_module, exact
 
 NUDGINGS = ("positive", "random_sign", "symmetric")
 UPDATES = ("auto", "literal", "low_rank")
@@ -196,7 +187,8 @@ class NudgedRule(Rule):
         return one_of("nudging", nudging, NUDGINGS)
 
     def _checked_shared_update(self, shared_update: bool) -> bool:
-        if one_of("shared_update", shared_update, (True, False)) and self.net.free_feedback is None:
+        shared_update = one_of("shared_update", shared_update, (True, False))
+        if shared_update and self.net.free_feedback is None:
             raise ValueError("shared_update=True needs a network with feedback='free', got tied feedback")
         return shared_update
 
@@ -364,9 +356,10 @@ class CEP(NudgedRule):
 
     def _checked_lr(self, lr: float | Sequence[float]) -> tuple[float, ...]:
         connections = len(self.net.weights)
-        rates = list(lr) if isinstance(lr, Iterable) else [lr] * connections
+        is_iterable = isinstance(lr, Iterable) and getattr(lr, "shape", None) != ()  # a tensor without axes is not
+        rates = list(lr) if is_iterable else [lr] * connections  # type: ignore[arg-type]
         if len(rates) != connections:
-            raise ValueError(f"lr must hold {connections} rates, input side first, got {len(rates)}: {lr!r}")
+            raise ValueError(f"lr must hold {connections} rates, input side first, got {len(rates)}: {shown(lr)}")
         return tuple(
             real_number(f"lr[{connection}]", rate, lambda value: value >= 0, "a finite number >= 0")
             for connection, rate in enumerate(rates)

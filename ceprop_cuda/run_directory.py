@@ -15,6 +15,7 @@ from zlib import crc32
 import numpy as np
 
 from .checkpoint import Recorded, packed, refuse_what_cannot_be_kept, restore, unpacked, versions
+from .checks import shown
 from .files import append, folder_path, lock, read, remove_unfinished, write_atomically
 from .plots import curves, save_figure
 
@@ -235,10 +236,10 @@ def json_values(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` as they are when they come back from JSON, NumPy's numbers as Python's; TypeError or ValueError, which
     names the key, where that cannot be."""
     if not isinstance(values, Mapping):
-        raise TypeError(f"{name} must be a dict, got {values!r}")
+        raise TypeError(f"{name} must be a dict, got {shown(values)}")
     for key, value in values.items():
         if not isinstance(key, str):
-            raise TypeError(f"{name} must have text as keys, got {key!r}")
+            raise TypeError(f"{name} must have text as keys, got {shown(key)}")
         if key in RESERVED:
             raise ValueError(f"{name}[{key!r}] has a name that {CONFIG} keeps for the run's own: rename it")
         try:
@@ -247,7 +248,7 @@ def json_values(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
             kind = ValueError if isinstance(error, ValueError) else TypeError
             raise kind(
                 f"{name}[{key!r}] is not JSON serializable: it must be text, a finite number, True, False, None, or a "
-                f"list or dict of such, got {value!r}"
+                f"list or dict of such, got {shown(value)}"
             ) from error
     return json.loads(json.dumps(dict(values), default=_python_number))
 
@@ -255,7 +256,7 @@ def json_values(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def _python_number(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{value!r} is no JSON")
+    raise TypeError(f"{shown(value)} is no JSON")
 
 
 def _parsed(content: bytes, path: Path) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .network import real_number
+from .checks import real_number
 from .presets import PRESETS, Preset
 from .run_directory import read_checkpoint
 

@@ -18,7 +18,7 @@ import fuzz_judge
 from ceprop_cuda import network, reference, rules
 {fault}
 for number in range(150):
-    verdict = fuzz_judge.judge(0, number, False)
+    verdict = fuzz_judge.judge(0, number)
     if verdict.fault is not None:
         print(verdict.fault)
         break
@@ -49,7 +49,7 @@ def test_faults_are_found(name: str) -> None:
 
 def test_a_crash_is_reported_with_what_repeats_it(tmp_path: Path) -> None:
     """A package that stands before the fuzzer's judge ends the process in call 3."""
-    crash = "def judge(seed, number, open_cases):\n    import os\n    number == 3 and os.abort()\n"
+    crash = "def judge(seed, number):\n    import os\n    number == 3 and os.abort()\n"
     crash += "    return __import__('collections').namedtuple('V', 'kind fault about')('fine', None, '')\n"
     (tmp_path / "fuzz_judge.py").write_text(crash)
     (tmp_path / "fuzz.py").write_text((SCRIPTS / "fuzz.py").read_text())

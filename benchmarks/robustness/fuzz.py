@@ -1,6 +1,6 @@
 """Calls by chance of the raw ops and of the public API, right ones and wrong ones.
 
-    python benchmarks/robustness/fuzz.py --calls 20000 --seed 0 [--jobs 2] [--open]
+    python benchmarks/robustness/fuzz.py --calls 20000 --seed 0 [--jobs 2]
     python benchmarks/robustness/fuzz.py --seed 0 --only 1234
 
 A right call has to agree with the reference; a wrong one has to be refused in a sentence of ours, with all tensors
@@ -34,17 +34,17 @@ class Report:
     faults: list[str] = field(default_factory=list)
 
 
-def child(seed: int, first: int, end: int, open_cases: bool) -> None:
+def child(seed: int, first: int, end: int) -> None:
     """Make calls one after the other; a line before each, and one that tells what came of it."""
     import fuzz_judge  # brings torch, for which the parent has no use
 
     for number in range(first, end):
         print(json.dumps({"begins": number}), flush=True)
-        verdict = fuzz_judge.judge(seed, number, open_cases)
+        verdict = fuzz_judge.judge(seed, number)
         print(json.dumps({"number": number, **verdict._asdict()}), flush=True)
 
 
-def run_child(seed: int, first: int, end: int, open_cases: bool, report: Report) -> int:
+def run_child(seed: int, first: int, end: int, report: Report) -> int:
     """Makes calls in a process of their own; returns the first that it has not come to."""
     command = [sys.executable, __file__, "--seed", str(seed), "--child", str(first), str(end)]
     folders = [str(HERE), str(HERE.parents[1] / "python_tests"), os.environ.get("PYTHONPATH", "")]
@@ -53,9 +53,7 @@ def run_child(seed: int, first: int, end: int, open_cases: bool, report: Report)
         "OMP_WAIT_POLICY": "passive",  # more threads than cores must not spin
         "CEPROP_CPU_OVERSUBSCRIBE": "1",  # takes as many threads as calls ask for
     }
-    process = subprocess.Popen(
-        command + ["--open"] * open_cases, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         out, err = process.communicate(timeout=SECONDS_OF_A_CHILD)
     except subprocess.TimeoutExpired:
@@ -70,9 +68,7 @@ def run_child(seed: int, first: int, end: int, open_cases: bool, report: Report)
         ended = said["number"]
         report.kinds[said["kind"]] += 1
         if said["fault"] is not None:
-            report.faults.append(
-                f"{said['kind']}: {said['fault']}\n    {said['about']}\n    {again(seed, ended, open_cases)}"
-            )
+            report.faults.append(f"{said['kind']}: {said['fault']}\n    {said['about']}\n    {again(seed, ended)}")
     if process.returncode == 0:
         return end
     if begun is None:
@@ -81,24 +77,23 @@ def run_child(seed: int, first: int, end: int, open_cases: bool, report: Report)
     report.kinds["crash"] += 1
     when = "after" if begun == ended else "in"  # an end after its last call is a crash as well
     report.faults.append(
-        f"the process ended with {process.returncode} {when} call {begun}: {last_words[0]}\n"
-        f"    {again(seed, begun, open_cases)}"
+        f"the process ended with {process.returncode} {when} call {begun}: {last_words[0]}\n    {again(seed, begun)}"
     )
     return begun + 1
 
 
-def again(seed: int, number: int, open_cases: bool) -> str:
-    return f"python benchmarks/robustness/fuzz.py --seed {seed} --only {number}{' --open' * open_cases}"
+def again(seed: int, number: int) -> str:
+    return f"python benchmarks/robustness/fuzz.py --seed {seed} --only {number}"
 
 
-def fuzz(seed: int, calls: int, jobs: int, open_cases: bool) -> Report:
+def fuzz(seed: int, calls: int, jobs: int) -> Report:
     """``calls`` calls, by ``jobs`` processes at a time."""
     report = Report()
 
     def run(first: int) -> None:
         end = min(first + CALLS_OF_A_CHILD, calls)
         while first < end:
-            first = run_child(seed, first, end, open_cases, report)
+            first = run_child(seed, first, end, report)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(run, range(0, calls, CALLS_OF_A_CHILD)))
@@ -111,19 +106,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--only", type=int, metavar="N", help="the call of this number, in a process of its own")
-    parser.add_argument("--open", action="store_true", help="with calls that are known not to be refused everywhere")
     parser.add_argument("--child", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child is not None:
         first, end = arguments.child
-        child(arguments.seed, first, end, arguments.open)
+        child(arguments.seed, first, end)
         return 0
     began = time.monotonic()
     if arguments.only is not None:
         report = Report()
-        run_child(arguments.seed, arguments.only, arguments.only + 1, arguments.open, report)
+        run_child(arguments.seed, arguments.only, arguments.only + 1, report)
     else:
-        report = fuzz(arguments.seed, arguments.calls, arguments.jobs, arguments.open)
+        report = fuzz(arguments.seed, arguments.calls, arguments.jobs)
     for kind, count in sorted(report.kinds.items()):
         print(f"{count:8}  {kind}")
     print("\n".join(report.faults))

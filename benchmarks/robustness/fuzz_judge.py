@@ -38,7 +38,7 @@ class Verdict(NamedTuple):
     about: str  # the call in one line
 
 
-def judge(seed: int, number: int, open_cases: bool) -> Verdict:
+def judge(seed: int, number: int) -> Verdict:
     """Make the call of this number and judge it."""
     draw = random.Random(f"{seed}-{number}")
     torch.set_num_threads(draw.randint(1, 4))
@@ -46,8 +46,8 @@ def judge(seed: int, number: int, open_cases: bool) -> Verdict:
     if chance < 0.5:
         return judge_right_call(draw)
     if chance < 0.75:
-        return judge_wrong_op_call(draw, open_cases)
-    return judge_wrong_api_call(draw, open_cases)
+        return judge_wrong_op_call(draw)
+    return judge_wrong_api_call(draw)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -138,9 +138,8 @@ def _farther_than_granted(call: Call, found: Outcome, precise: Call, exact: Outc
 # Wrong calls
 
 
-def judge_wrong_op_call(draw: random.Random, open_cases: bool) -> Verdict:
-    mistakes = fuzz_op_mistakes.MISTAKES + fuzz_op_mistakes.OPEN_MISTAKES * open_cases
-    mistake = draw.choice(mistakes)
+def judge_wrong_op_call(draw: random.Random) -> Verdict:
+    mistake = draw.choice(fuzz_op_mistakes.MISTAKES)
     label = None
     while label is None:
         call = fuzz_op_mistakes.op_call(draw_call(draw))
@@ -150,10 +149,9 @@ def judge_wrong_op_call(draw: random.Random, open_cases: bool) -> Verdict:
     return Verdict(kind, fault_of_refusal(call.run, tensors), f"{call.op}: {label}")
 
 
-def judge_wrong_api_call(draw: random.Random, open_cases: bool) -> Verdict:
-    mistakes = fuzz_api_mistakes.MISTAKES + fuzz_api_mistakes.OPEN_MISTAKES * open_cases
-    mistake = draw.choice(mistakes)
-    call = mistake(draw, open_cases)
+def judge_wrong_api_call(draw: random.Random) -> Verdict:
+    mistake = draw.choice(fuzz_api_mistakes.MISTAKES)
+    call = mistake(draw)
     tensors = [t for t in call.tensors if not t.is_meta]
     net = call.net
     steps = None if net is None else net.free_steps
