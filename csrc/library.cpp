@@ -28,6 +28,7 @@
 #include <torch/version.h>
 
 #include <map>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -163,14 +164,15 @@ std::map<std::string, int64_t> cuda_device(int index) {
 #endif
 
 // Which CUDA kernel a device would run a call by, and how it would lie in it; ValueError if none can. The workspace is
-// that of continual EP in low rank, which takes most. See cuda/launch_plan.h.
+// that of continual EP in low rank. See cuda/launch_plan.h.
 pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes, int cluster_blocks,
                            const std::vector<int64_t>& widths, bool readout, bool energy, bool asynchronous,
                            int64_t batch, int64_t number_bytes, const std::string& precision,
                            const std::string& engine) {
   namespace cuda = ceprop::cuda;
-  const int matrices = 1 + 2 * (static_cast<int>(widths.size()) - 1 - readout);
-  const cuda::Shape shape{widths, readout, energy, asynchronous, batch, number_bytes, matrices};
+  const int count = static_cast<int>(widths.size()) - 1 - readout;
+  const int64_t biases = std::accumulate(widths.begin() + 1, widths.begin() + 1 + count, int64_t(0));
+  const cuda::Shape shape{widths, readout, energy, asynchronous, batch, number_bytes, 1 + 2 * count, biases};
   const cuda::Planned planned =
       cuda::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks}, shape,
                         ceprop::parse_precision(precision), ceprop::parse_engine(engine));

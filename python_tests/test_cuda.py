@@ -23,6 +23,7 @@ from problems import GOLDEN_NAMES, random_problem, relative_error
 from test_backends import BATCH, CALLS, flat, mlp
 from test_backends import batch as small_batch
 from test_kernels import VARIANTS, all_runs, assert_activation_is_right, rates, run_relax
+from test_not_finite import NETWORKS, assert_ops_store_nothing
 from test_op_contract import OPS, every_op, keywords, positional, torch_ops
 from test_tolerance import FAMILIES, LEARNING, LIMIT, SIZES, learn
 from test_tolerance import name_of as name_of_settings
@@ -227,6 +228,11 @@ def test_bitwise_the_same_from_run_to_run(variant: dict[str, Any], dtype: torch.
     for run in others:
         for kind, tensors in first.items():
             assert all(map(torch.equal, tensors, run[kind])), kind
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_step_that_is_not_finite_stores_nothing(network: str) -> None:
+    assert_ops_store_nothing(OnGpu(), network)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

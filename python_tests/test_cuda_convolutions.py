@@ -21,6 +21,7 @@ from emulated_device import EmulatedDevice, Refused, compiled_kernels
 from problems import Problem, relative_error
 from test_cuda_kernels import call_every_op_on
 from test_kernels import all_runs, rates
+from test_not_finite import assert_ops_store_nothing
 from torch import Tensor
 from variants import TOLERANCES, copy_of
 
@@ -298,3 +299,7 @@ def test_a_missing_vote_is_seen(device: Device, place: str) -> None:
         assert not torch.equal(device(skipped_site=place).relax(*call).steps, steps)
     except Refused as refused:
         assert re.match("barrier divergence: |deadlock: ", str(refused))
+
+
+def test_a_step_that_is_not_finite_stores_nothing(device: Device) -> None:
+    assert_ops_store_nothing(device(), "convolutions")

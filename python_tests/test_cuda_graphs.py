@@ -14,6 +14,7 @@ from convolution_variants import build_chain, chain_variants, name_of_chain
 from problems import relative_error
 from test_cuda import GPU, OnGpu, mapped, no_waiting, there
 from test_kernels import all_runs, rates
+from test_not_finite import assert_ops_store_nothing
 
 from ceprop_cuda import ops, reference
 from ceprop_cuda.presets import PRESETS
@@ -60,6 +61,10 @@ def test_weights_move_in_a_graph() -> None:
         on_cpu = reference.cep_step(on_cpu, problem.x, nudge, **settings).circuit
         for found, wanted in zip(there(on_gpu, "cpu").parameters(), on_cpu.parameters(), strict=True):
             assert relative_error(found, wanted) < 1e-9
+
+
+def test_a_step_that_is_not_finite_stores_nothing() -> None:
+    assert_ops_store_nothing(OnGpu(), "convolutions")
 
 
 def test_a_library_on_streams_and_in_a_graph_of_the_callers() -> None:

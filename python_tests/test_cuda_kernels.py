@@ -26,6 +26,7 @@ from test_kernels import (
     rates,
 )
 from test_large_logits import assert_softmax_is_right
+from test_not_finite import assert_ops_store_nothing
 from test_tolerance import FAMILIES, LIMIT, SIZES, TOLERANCE, assert_tolerances_are_exact
 from test_tolerance import name_of as name_of_settings
 from torch import Tensor
@@ -306,6 +307,12 @@ def test_every_order_of_the_threads_gives_the_same_bits(device: Device, kernel: 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_both_copies_of_tied_weights_stay_the_same(device: Device, kernel: str, schedule: str) -> None:
     assert_both_copies_stay_the_same(device(kernel), schedule)
+
+
+@pytest.mark.parametrize("network", ["tied", "free", "energy", "readout"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_step_that_is_not_finite_stores_nothing(device: Device, kernel: str, network: str) -> None:
+    assert_ops_store_nothing(device(kernel), network)
 
 
 # --- Rounded operands

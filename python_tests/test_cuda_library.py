@@ -26,6 +26,7 @@ from emulated_device import EmulatedDevice, Refused, compiled_kernels
 from problems import relative_error
 from test_cuda_convolutions import CALLS, CHAINS, VARIANTS, build, call_every_op
 from test_kernels import all_runs, rates
+from test_not_finite import assert_ops_store_nothing
 from torch.utils.cpp_extension import include_paths, library_paths
 from variants import copy_of
 
@@ -191,3 +192,7 @@ def test_a_race_is_reported(tmp_path: Path, program: Callable[..., Path]) -> Non
 def test_kernels_wait_for_nobody() -> None:
     """So that there are no barriers to leave out."""
     assert not re.search(r"sync|shared", KERNELS.read_text())
+
+
+def test_a_step_that_is_not_finite_stores_nothing(device: Device) -> None:
+    assert_ops_store_nothing(device(), "convolutions")

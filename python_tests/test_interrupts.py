@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +68,41 @@ def test_a_long_call_is_interrupted(network: str, call: str, count: int, threads
         assert torch.equal(p, q) or p.isnan().any()
         assert p.grad is None
     net.relax(torch.rand(shape), 3)  # the next call works
+
+
+MANY = """
+import signal
+import sys
+
+import torch
+
+import ceprop_cuda as cep
+
+sys.path.insert(0, {folder!r})
+from test_interrupts import NETWORKS
+
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+torch.set_num_threads(2)
+net, shape = NETWORKS[{network!r}]()
+with torch.no_grad():
+    net.weights[1].fill_(torch.nan)  # never settles
+x, y = torch.rand(shape), torch.arange(shape[0])
+for number in range(25):
+    signal.setitimer(signal.ITIMER_REAL, 0.06 + 0.0007 * number)
+    try:
+        net.relax(x, 10**8, tolerance=0.0) if number % 2 else cep.EP(net, 5, 10**8, 0.5, tolerance=0.0).backward(x, y)
+    except KeyboardInterrupt:
+        print(number)
+"""
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_workers_that_ask_each_other_end_together(network: str) -> None:
+    """With a tolerance they do, every few steps, between which an interrupt may come: none may go on alone."""
+    program = MANY.format(folder=str(Path(__file__).parent), network=network)
+    environment = os.environ | {"CEPROP_CPU_OVERSUBSCRIBE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == [str(number) for number in range(25)], done.stderr
 
 
 def test_a_handler_that_does_not_raise_ends_nothing() -> None:

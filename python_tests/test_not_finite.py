@@ -11,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from variants import copy_of
 
 import ceprop_cuda as cep
+from ceprop_cuda.dynamics import Nudge
 
 BATCH, CLASSES = 7, 5
 
@@ -94,16 +96,41 @@ def test_a_learning_rate_that_is_too_high_is_blamed(network: str, backend: str) 
     assert_nothing_is_stored(rule, x, target, "are not finite .learning rate too high")
 
 
+def assert_ops_store_nothing(module: Any, network: str) -> None:
+    """Whatever of a call is not finite, and again what follows is as if there had been none."""
+    net, x, target = case(network)
+    phases: dict[str, Any] = {"free_steps": 4, "nudged_steps": 2}
+    fine = _run_ops(module, net, x, target, phases)
+    at = {1: "drive"}  # where an activation would make a number of an infinite target
+    for number in range(2 + len(list(net.parameters()))):
+        broken, *given = copy.deepcopy((net, x, target))
+        tensor = [*given, *broken.parameters()][number]
+        tensor.data.view(-1)[tensor.numel() // 2] = 1e38 if number == 0 else VALUES[number % 3]
+        before = copy_of(broken.circuit()).parameters()
+        for symmetric in (False, True):
+            ep, continual = _run_ops(module, broken, *given, phases | {"symmetric": symmetric}, at.get(number))
+            assert (ep.steps.tolist(), continual.steps.tolist()) == ([-1] * (2 + symmetric), [-1] * (2 + 2 * symmetric))
+            assert not any(gradient.any() for gradient in ep.gradients.parameters())
+            for p, q in zip(continual.circuit.parameters(), before, strict=True):
+                assert torch.equal(p.cpu().view(torch.int32), q.view(torch.int32)), number
+    for found, wanted in zip(_run_ops(module, net, x, target, phases), fine, strict=True):
+        assert found.steps.tolist() == [4, 2]
+        assert all(map(torch.equal, found.nudged_states[0], wanted.nudged_states[0]))
+
+
+@torch.no_grad()
+def _run_ops(
+    module: Any, net: cep.Network, x: Tensor, target: Tensor, settings: dict[str, Any], at: str | None = None
+) -> tuple[Any, Any]:
+    nudge = Nudge(target, 0.5, *net.nudging_point(at, None))
+    ep = module.ep_step(net.circuit(), x, nudge, **settings)
+    rates = [0.1] * len(net.weights)
+    return ep, module.cep_step(copy_of(net.circuit()), x, nudge, **settings, lr=rates)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_ops_say_so_by_their_steps(network: str) -> None:
-    net, x, target = case(network)
-    nudge = cep.dynamics.Nudge(target, 0.5, *net.nudging_point(None, None))
-    x.view(-1)[3] = math.nan
-    with torch.no_grad():
-        ep = cep.ops.ep_step(net.circuit(), x, nudge, free_steps=4, nudged_steps=2, symmetric=True)
-        continual = cep.ops.cep_step(net.circuit(), x, nudge, free_steps=4, nudged_steps=2, lr=[0.1] * len(net.weights))
-    assert (ep.steps.tolist(), continual.steps.tolist()) == ([-1] * 3, [-1] * 2)
-    assert all(not gradient.any() for gradient in ep.gradients.parameters())
+    assert_ops_store_nothing(cep.ops, network)
 
 
 def test_large_numbers_that_are_finite_are_stored() -> None:

@@ -70,7 +70,7 @@ def test_published_dense_settings(name: str) -> None:
     assert not preset.augmented
     if name.startswith("c-"):
         assert isinstance(rule, CEP)
-        assert rule.lr == rates
+        assert rule.lr == tuple(rates)
         assert rule.weight_decay == 0
         assert optimizer is None
     else:

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "../largest.h"
 #include "../unit_math.h"
 #include "kernels.h"
 #include "memory.h"

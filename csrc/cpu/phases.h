@@ -9,6 +9,15 @@ inline void note_steps(const Worker& worker, const Stop& stop, int phase, int co
   if (worker.index == 0) stop.steps_used[phase] = count;
 }
 
+// Whether a phase ends after `count` steps, settled or interrupted. With a tolerance the workers wait for each other
+// even where their samples are independent, so that they have to end together.
+template <class Relaxation>
+bool ends_after(Relaxation& relaxation, const Worker& worker, const Part& part, const Stop& stop, int count, int from,
+                int to) {
+  const bool settled = relaxation.may_stop(worker, part, stop, count, from, to);
+  return worker.ends(part.independent && !stop.tolerance) || settled;
+}
+
 // At most `steps` steps from ring field `from`; returns the field of the last. Phase number `phase` of the call.
 template <class Relaxation>
 int run_phase(Relaxation& relaxation, const Worker& worker, Part& part, int steps, int from, const Nudge* nudge,
@@ -20,7 +29,7 @@ int run_phase(Relaxation& relaxation, const Worker& worker, Part& part, int step
     for (bool ends = false; count < steps && !ends;) {
       const int to = (last + 1) % Relaxation::ring;
       relaxation.step(worker, some, last, to, nudge);
-      ends = relaxation.may_stop(worker, some, stop, ++count, last, to) || worker.ends(some.independent);
+      ends = ends_after(relaxation, worker, some, stop, ++count, last, to);
       last = to;
     }
   };
@@ -146,7 +155,7 @@ bool ep_step(const EpCall<typename Engine::Scalar>& call, int threads) {
           contrast.differ(worker, between);
           contrast.add_to_gradients(worker, between, {0, T(phase == 0 ? scale : -scale), phase + step == 0}, call);
         }
-        ends = relaxation.may_stop(worker, part, call.stop, ++step, field, to) || worker.ends(part.independent);
+        ends = ends_after(relaxation, worker, part, call.stop, ++step, field, to);
         field = to;
       }
       note_steps(worker, call.stop, phase + 1, step);
@@ -196,7 +205,7 @@ bool cep_step(const CepCall<typename Engine::Scalar>& call, int threads) {
       for (bool ends = worker.has_ended(); step < call.nudged_steps && !ends;) {
         const int to = (field + 1) % Fields::ring;
         learning.step(worker, part, field, to, nudge, nudge.beta * phases.count());
-        ends = relaxation.may_stop(worker, part, call.stop, ++step, field, to) || worker.ends(part.independent);
+        ends = ends_after(relaxation, worker, part, call.stop, ++step, field, to);
         field = to;
       }
       moves += step;

@@ -2,10 +2,6 @@
 // moved is none, is infinite, or is so large that a sum of products might be. What is stored is then a number.
 #pragma once
 
-// The product of two, summed over 2^16 samples and more, stays a number.
-template <class T>
-constexpr T largest_allowed = sizeof(T) == 4 ? T(0x1p56f) : T(0x1p500);
-
 // The largest magnitude in rows of numbers, NaN if one is none. By bits, whose order is that of magnitudes, infinity
 // and NaN beyond it: compilers make vector code of that.
 template <class T>

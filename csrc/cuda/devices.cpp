@@ -53,12 +53,14 @@ Engine engine_asked_for() {
 }  // namespace
 
 Planned plan_for(int index, const Shape& shape, Precision precision) {
-  using Key = std::tuple<int, Precision, Engine, std::vector<int64_t>, bool, bool, bool, int64_t, int64_t, int>;
+  using Key =
+      std::tuple<int, Precision, Engine, std::vector<int64_t>, bool, bool, bool, int64_t, int64_t, int, int64_t>;
   static Known<Key, Planned> known;
   const Device device = properties_of(index);
   const Engine engine = engine_asked_for();
   const Key key{index,        precision,          engine,      shape.widths,       shape.readout,
-                shape.energy, shape.asynchronous, shape.batch, shape.number_bytes, shape.matrices};
+                shape.energy, shape.asynchronous, shape.batch, shape.number_bytes, shape.matrices,
+                shape.moving};
   return known.get(key, [&] { return plan_launch(device, shape, precision, engine); });
 }
 

@@ -29,6 +29,7 @@ struct Shape {
   int64_t batch;
   int64_t number_bytes;  // 4 or 8
   int matrices;          // of [batch][batch] in the workspace
+  int64_t moving;        // parameters that may move in place, kept in the workspace as they were
 };
 
 // States in the shared memory of one cluster, or in global memory.
@@ -197,7 +198,8 @@ inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Pr
   if (exchange == Exchange::cluster && 2 * most_tiles(shape) > most_cluster_tiles) return {};
   share_tiles(shape, plan.layout);
   if (exchange == Exchange::cluster) place_tiles(shape, plan.layout);
-  plan.workspace_bytes = workspace_rows(shape) * plan.layout.columns * shape.number_bytes + 2 * most_blocks * 4;
+  plan.workspace_bytes =
+      (workspace_rows(shape) * plan.layout.columns + shape.moving) * shape.number_bytes + (2 * most_blocks + 1) * 4;
   for (int depth : {128, 64, 32, 16}) {
     plan.layout.depth = depth;
     plan.shared_bytes = shared_bytes(shape, plan.layout, exchange, precision);

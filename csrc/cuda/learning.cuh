@@ -17,6 +17,11 @@ class Learning {
 
   __device__ explicit Learning(const Network& network) : network_(network), contrast_(network), p_(network.p) {}
 
+  // Whether C-EP moves the weights of a connection in place, before the end; numbers of its parameters.
+  __device__ bool moves(int c) const { return c > 0 && !p_.low_rank && !p_.layout.resident; }
+  __device__ int64_t weights(int c) const { return int64_t(p_.widths[c]) * p_.widths[c + 1]; }
+  __device__ int64_t biases(int c) const { return p_.widths[c + 1]; }
+
   // C-EP: one update of everything that this block owns and that moves during the phase, by the contrast over `divisor`
   // (beta, or 2 beta). No barrier.
   __device__ void move_own(const Between& between, double divisor) const {

@@ -53,7 +53,9 @@ struct Workspace {
   T* gram;                        // [batch]: x x^T + 1
   T* of_away[most_layers];        // [batch]: C-EP in low rank, see cpu/low_rank_update.h
   T* of_free[most_layers];        // [batch]
+  T* before;                      // C-EP: what parameters that move in place were, one after the other
   int* settled;                   // [2][blocks]
+  int* broken;                    // see sanity.cuh
 };
 
 // What is asked for, whatever the kernel: the call, as plain copies.
@@ -78,6 +80,7 @@ struct Given {
   bool symmetric, shared_update, accumulate;
   bool low_rank;  // C-EP's inner updates
   double rate[most_layers + 1], weight_decay;
+  T largest;  // of states, inputs and targets, see largest.h
 
   const T* initial[most_layers];  // null: zeros
   T* free_states[most_layers];    // of relax: the states

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../largest.h"
 #include "launch_plan.h"
 
 namespace ceprop::cuda {
@@ -25,17 +26,38 @@ int matrices_of(const CepCall<T>& call) {
   return 1 + (call.forms.inner == Form::low_rank ? 2 * call.network.layers : 0);
 }
 
+// Parameters that may move before the end: C-EP's biases, and inner weights whose update is literal.
+template <class T>
+int64_t moving(const LearnCall<T>&) {
+  return 0;
+}
+template <class T>
+int64_t moving(const RelaxCall<T>&) {
+  return 0;
+}
+template <class T>
+int64_t moving(const CepCall<T>& call) {
+  const Network<T>& network = call.network;
+  int64_t numbers = 0;
+  for (int l = 0; l < network.layers; ++l) {
+    if (network.biases[l]) numbers += network.widths[l + 1];
+    if (l > 0 && call.forms.inner == Form::literal)
+      numbers += (network.free_feedback ? 2 : 1) * network.widths[l] * network.widths[l + 1];
+  }
+  return numbers;
+}
+
 template <class Call>
 Shape shape_of(const Call& call, int64_t number_bytes) {
   const auto& network = call.network;
   return {network.widths,  network.readout, has_energy(network.rules), network.asynchronous,
-          call.batch.size, number_bytes,    matrices_of(call)};
+          call.batch.size, number_bytes,    matrices_of(call),         moving(call)};
 }
 
 namespace filling {
 
 template <class T>
-void lay_out(Problem<T>& problem, bool energy, int matrices, void* memory) {
+void lay_out(Problem<T>& problem, bool energy, int matrices, int64_t moving, void* memory) {
   T* next = static_cast<T*>(memory);
   const auto rows = [&](int64_t count) {
     T* begin = next;
@@ -58,7 +80,9 @@ void lay_out(Problem<T>& problem, bool energy, int matrices, void* memory) {
     w.of_away[l] = rows(problem.batch);
     w.of_free[l] = rows(problem.batch);
   }
-  w.settled = reinterpret_cast<int*>(next);
+  w.before = next;
+  w.settled = reinterpret_cast<int*>(next + moving);
+  w.broken = w.settled + 2 * most_blocks;
 }
 
 template <class T>
@@ -100,6 +124,7 @@ void give_learning(Given<T>& given, const LearnCall<T>& call, Op op) {
 template <class T>
 void give(Given<T>& given, const RelaxCall<T>& call) {
   given.op = Op::relax;
+  given.largest = largest_state(call);
   filling::give_network(given, call.network, call.batch, call.nudge, call.stop);
   given.free_steps = call.steps;
   std::copy(call.initial.begin(), call.initial.end(), given.initial);
@@ -109,6 +134,7 @@ void give(Given<T>& given, const RelaxCall<T>& call) {
 template <class T>
 void give(Given<T>& given, const EpCall<T>& call) {
   filling::give_learning(given, call, Op::ep_step);
+  given.largest = largest_state(call);
   given.accumulate = call.accumulate;
   std::copy(call.gradients.begin(), call.gradients.end(), given.gradients);
   std::copy(call.bias_gradients.begin(), call.bias_gradients.end(), given.bias_gradients);
@@ -118,6 +144,7 @@ void give(Given<T>& given, const EpCall<T>& call) {
 template <class T>
 void give(Given<T>& given, const CepCall<T>& call) {
   filling::give_learning(given, call, Op::cep_step);
+  given.largest = largest_state(call);
   given.low_rank = call.forms.inner == Form::low_rank;
   std::copy(call.lr.begin(), call.lr.end(), given.rate);
   given.weight_decay = call.weight_decay;
@@ -130,7 +157,7 @@ auto problem_of(const Call& call, const Plan& plan, void* memory) {
   Problem<T> problem{};
   give(problem, call);
   problem.layout = plan.layout;
-  filling::lay_out(problem, has_energy(call.network.rules), matrices_of(call), memory);
+  filling::lay_out(problem, has_energy(call.network.rules), matrices_of(call), moving(call), memory);
   return problem;
 }
 

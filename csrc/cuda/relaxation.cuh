@@ -7,6 +7,7 @@
 #include "blend.cuh"
 #include "own_tiles.cuh"
 #include "products.cuh"
+#include "sanity.cuh"
 #include "settling.cuh"
 #include "units.cuh"
 
@@ -39,6 +40,7 @@ class Relaxation {
   __device__ explicit Relaxation(const Problem<T>& problem)
       : p(problem),
         states(problem, dynamic_shared_memory<T>()),
+        sanity(problem, problem.workspace.broken),
         products_(p, states),
         share_(p.layout.pass),
         resident_(dynamic_shared_memory<T>()) {
@@ -51,6 +53,7 @@ class Relaxation {
 
   const Problem<T>& p;
   const States states;
+  Sanity<T> sanity;
   using Operand = Products<T, Tile, States>;
   static constexpr int packed_stride = Operand::packed_stride;
 
@@ -63,6 +66,7 @@ class Relaxation {
 
   // Brings x, the target, the starting states and the weights to where the steps read them. Ends with a barrier.
   __device__ void load() {
+    sanity.begin();
     transpose(p.x, p.widths[0], p.workspace.x, p.rules[0].dynamics == Dynamics::energy);
     if (p.target) transpose(p.target, classes(), p.workspace.target, false);
     for (OwnTiles<T> own = tiles(); own.next();) load_item(own.item);
@@ -118,16 +122,18 @@ class Relaxation {
   }
 
   // error = scale (y - softmax(logits)), of the states in `field`, or of a readout's logits, which are in `error`. Ends
-  // with a barrier.
-  __device__ void softmax_error(int field, T scale, T* error) const {
+  // with a barrier. Also of the last pack's padding, which move() reads.
+  __device__ void softmax_error(int field, T scale, T* error) {
+    constexpr int pack = Pack<T>::size;
     const int first = static_cast<int>(blockIdx.x) * block_threads + static_cast<int>(threadIdx.x);
-    for (int sample = first; sample < p.batch; sample += p.layout.blocks * block_threads) {
+    const int end = (p.batch + pack - 1) / pack * pack;
+    for (int sample = first; sample < end; sample += p.layout.blocks * block_threads) {
       const auto at = [&](int c) { return error + int64_t(c) * p.layout.columns + sample; };
       const auto logit = [&](int c) {
         return p.readout ? __ldcg(at(c)) : states.state(field, p.layers - 1, c)[sample];
       };
       const auto target = [&](int c) { return p.workspace.target[int64_t(c) * p.layout.columns + sample]; };
-      cuda::softmax_error(classes(), scale, logit, target, [&](int c, T of_class) { *at(c) = of_class; });
+      sanity.note(cuda::softmax_error(classes(), scale, logit, target, [&](int c, T of_class) { *at(c) = of_class; }));
     }
     states.sync();
   }
@@ -146,7 +152,7 @@ class Relaxation {
 
  private:
   // to[k] [columns] <- from [B][width], by all blocks.
-  __device__ void transpose(const T* from, int width, T* to, bool emits) const {
+  __device__ void transpose(const T* from, int width, T* to, bool emits) {
     constexpr int pack = Pack<T>::size;
     const int columns = p.layout.columns, packs = (width + pack - 1) / pack;
     for (int64_t i = int64_t(blockIdx.x) * block_threads + threadIdx.x; i < int64_t(packs) * columns;
@@ -155,6 +161,8 @@ class Relaxation {
       Pack<T> values{};
       if (sample < p.batch) {
         values = load_some(from + int64_t(sample) * width + k, width - k);
+#pragma unroll
+        for (int j = 0; j < pack; ++j) sanity.look(values.v[j]);
         if (emits) values = rho_of(p.input_activation, values);
       }
 #pragma unroll
@@ -356,6 +364,10 @@ class Relaxation {
       }
     }
     const Pack<T> next = next_of(rule, drive, state, inside, outside);
+    T size = 0;  // also of samples past the last, which are numbers where the weights are
+#pragma unroll
+    for (int j = 0; j < pack; ++j) size += size_of(drive.v[j], next.v[j]);
+    sanity.look(size);
     store_pack(states.state(step.to, l, unit) + column, next);
     if (rule.dynamics == Dynamics::energy)
       store_pack(states.seen(step.to, l, unit) + column, rho_of(rule.activation, next));

@@ -18,6 +18,7 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
   const int stages = 2 + (!learns ? 0 : !p.symmetric ? 1 : cep ? 3 : 2);
   int field = 0, moves = 0;
   double keep = 1;
+  if (cep) remember(p, learning);
   network.load();
   for (int stage = 0; stage < stages; ++stage) {
     const bool loads = stage == 0, free = stage == 1, returns = cep && stage == 3, nudged = stage > 1 && !returns;
@@ -73,11 +74,16 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
     if (stage == 2 && p.symmetric) network.copy_field(field, kept_plus);
   }
   if (learns) {
+    network.sanity.tell();
     network.states.sync();  // what the phases kept is there for all blocks
     const Between ends =
         p.symmetric && !cep ? Between{field, kept_plus, kept_free} : Between{kept_free, field, kept_free};
-    learning.learn(ends, p.nudge.beta * phases_of(p), true, true, field, keep);
-    if (cep && !p.low_rank && p.layout.resident) learning.store_resident();
+    if (network.sanity.holds()) {
+      learning.learn(ends, p.nudge.beta * phases_of(p), true, true, field, keep);
+      if (cep && !p.low_rank && p.layout.resident) learning.store_resident();
+    } else {
+      take_back(p, learning, stages - 1);
+    }
   }
   if (States::in_shared_memory) network.states.sync();  // no block may end while others read its memory
 }

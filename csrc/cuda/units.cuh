@@ -55,14 +55,15 @@ __device__ __forceinline__ Pack<T> next_of(const UnitRule& rule, const Pack<T>& 
   return next;
 }
 
-// put(c, scale (y - softmax(logits))) for every class c of one sample.
+// put(c, scale (y - softmax(logits))) for every class c of one sample. Whether it is numbers.
 template <class T, class Logit, class Target, class Put>
-__device__ __forceinline__ void softmax_error(int classes, T scale, const Logit& logit, const Target& target,
+__device__ __forceinline__ bool softmax_error(int classes, T scale, const Logit& logit, const Target& target,
                                               const Put& put) {
   T most = logit(0), sum = 0;
   for (int c = 1; c < classes; ++c) most = logit(c) > most ? logit(c) : most;
   for (int c = 0; c < classes; ++c) sum += exponential(logit(c) - most);
   for (int c = 0; c < classes; ++c) put(c, scale * (target(c) - exponential(logit(c) - most) / sum));
+  return sum == sum;
 }
 
 }  // namespace ceprop::cuda

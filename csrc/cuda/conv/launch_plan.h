@@ -241,7 +241,12 @@ int64_t lay_out(const Shape& shape, const std::vector<Link>& links, const Layout
     take(w.taps_down[c], int64_t(link.channels) * (link.dense ? 1 : link.taps));
     take(w.cells[c], shape.batch * (link.dense ? 1 : link.pixels_below));
   }
+  int64_t parameters = 0;
+  for (int c = 0; c < layers; ++c)
+    parameters += links[c].channels + (shape.free_feedback ? 2 : 1) * int64_t(links[c].channels) * links[c].depth;
+  take(w.before, parameters);
   take(w.settled, 2 * layout.blocks);
+  take(w.broken, 1);
   return used;
 }
 

@@ -25,6 +25,11 @@ class Learning {
  public:
   __device__ explicit Learning(const Problem<T>& problem) : parts_(problem), p_(problem) {}
 
+  // Whether C-EP moves the weights of a connection before the end; numbers of its parameters.
+  __device__ bool moves(int) const { return true; }
+  __device__ int64_t weights(int c) const { return int64_t(p_.links[c].channels) * p_.links[c].depth; }
+  __device__ int64_t biases(int c) const { return p_.links[c].channels; }
+
   // All blocks: the part's contrasts, over `divisor`, into EP's gradients or C-EP's weights. No barrier.
   __device__ void learn(const Part<T>& part, double divisor, bool fresh) const {
     const bool ep = p_.op == Op::ep_step;

@@ -52,7 +52,9 @@ struct Workspace {
   Spot* taps_down[most_connections];  // the same from below, channel above by channel above
   Spot* positions[most_connections];  // [batch * positions], window by window
   Spot* cells[most_connections];      // [batch * pixels below]; of a dense connection [batch]
+  T* before;                          // C-EP: what its parameters were, one after the other
   int* settled;                       // [2][blocks]
+  int* broken;                        // see sanity.cuh
 };
 
 template <class T>

@@ -6,6 +6,7 @@
 // transposed product the layer below is driven. Tiles of all jobs of a part go round among the blocks.
 #pragma once
 
+#include "../sanity.cuh"
 #include "../settling.cuh"
 #include "../units.cuh"
 #include "parts.cuh"
@@ -16,23 +17,30 @@ template <class T>
 class Relaxation {
  public:
   __device__ explicit Relaxation(const Problem<T>& problem)
-      : p(problem), parts(problem), work_(dynamic_shared_memory<T>()) {}
+      : p(problem), parts(problem), sanity(problem, problem.workspace.broken), work_(dynamic_shared_memory<T>()) {}
 
   const Problem<T>& p;
   const Parts<T> parts;
+  Sanity<T> sanity;
 
   __device__ static void sync(CALLED_FROM) { cooperative_groups::this_grid().sync(CALLER); }
 
   // Fills in the tables, and brings x, the target and the starting states to where the steps read them. Ends with a
   // barrier.
-  __device__ void load() const {
+  __device__ void load() {
+    sanity.begin();
     Tables<T>(p).fill();
     const bool energy = has_energy();
     const Link& input = p.links[0];
     for_each(input.channels_below, input.pixels_below, [&](int64_t given, int64_t at) {
+      sanity.look(p.x[given]);
       p.workspace.x[at] = energy ? shown(p.input_activation, p.x[given]) : p.x[given];
     });
-    if (p.target) for_each(classes(), 1, [&](int64_t given, int64_t at) { p.workspace.target[at] = p.target[given]; });
+    if (p.target)
+      for_each(classes(), 1, [&](int64_t given, int64_t at) {
+        sanity.look(p.target[given]);
+        p.workspace.target[at] = p.target[given];
+      });
     for (int l = 0; l < p.layers; ++l)
       for_each(p.links[l].channels, p.links[l].pixels, [&](int64_t given, int64_t at) {
         const T start = p.initial[l] ? p.initial[l][given] : T(0);
@@ -81,14 +89,14 @@ class Relaxation {
 
   // error = scale (y - softmax(logits)), of the states in `field`, or of a readout's logits, which are in `error`. No
   // barrier: those of what follows come before it is read.
-  __device__ void softmax_error(int field, T scale, T* error) const {
+  __device__ void softmax_error(int field, T scale, T* error) {
     const T* logits = p.readout ? error : p.workspace.state[field][p.layers - 1];
     const int first = static_cast<int>(blockIdx.x) * block_threads + static_cast<int>(threadIdx.x);
     for (int sample = first; sample < p.batch; sample += p.layout.blocks * block_threads) {
       const auto logit = [&](int c) { return __ldcg(logits + c * p.batch + sample); };
       const auto target = [&](int c) { return p.workspace.target[c * p.batch + sample]; };
-      cuda::softmax_error(classes(), scale, logit, target,
-                          [&](int c, T of_class) { error[c * p.batch + sample] = of_class; });
+      sanity.note(cuda::softmax_error(classes(), scale, logit, target,
+                                      [&](int c, T of_class) { error[c * p.batch + sample] = of_class; }));
     }
   }
 
@@ -193,16 +201,19 @@ class Relaxation {
     Pack<T> seen{};
     if (has_energy()) seen = rho_of(rule.activation, next);
     const bool asks = p.tolerance >= 0;
+    T size = 0;
 #pragma unroll
     for (int j = 0; j < pack; ++j) {
       if (column + j >= end) continue;
       const int at = first + j * pixels;
+      size += size_of(drive.v[j], next.v[j]);
       w.state[part.to][l][at] = next.v[j];
       if (has_energy()) w.seen[part.to][l][at] = seen.v[j];
       if (!asks) continue;
       const double moved = static_cast<double>(next.v[j]) - static_cast<double>(state.v[j]);
       stays_ = stays_ && moved <= p.tolerance && -moved <= p.tolerance;
     }
+    sanity.look(size);
   }
 
   __device__ void put_partial(const Job& job, int slice, int unit, int column, int end, const Pack<T>& sum) const {

@@ -20,6 +20,7 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
   const int stages = 1 + (!learns ? 0 : !p.symmetric ? 1 : cep ? 3 : 2), halves = p.asynchronous ? 2 : 1;
   int field = 0;
   bool lifts_input = true;
+  if (cep) remember(p, learning);
   network.load();
   for (int stage = 0; stage < stages + learns; ++stage) {
     const bool free = stage == 0, at_end = stage == stages, returns = cep && stage == 2 && !at_end;
@@ -32,7 +33,12 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
       field = (field + 1) % ring;  // the one that no slow block still reads
       network.copy_field(kept_free, field);
     }
+    if (at_end) network.sanity.tell();
     if (stage > 1) network.sync();  // what phases kept is there for all blocks
+    if (at_end && !network.sanity.holds()) {
+      take_back(p, learning, stages);
+      break;
+    }
     int count = 0;
     for (bool stays = false, ends = false; !ends;) {
       ends = at_end || stays || count == steps;

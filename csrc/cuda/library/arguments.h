@@ -50,6 +50,8 @@ struct Move {
   T* seen;  // rho(next), or null
   double tolerance;
   int* moves;  // becomes 1 where a unit moves by more than the tolerance; null: nobody asks
+  T largest;
+  int* broken;  // becomes 1 where a state is none or larger, see ../sanity.cuh
 };
 
 }  // namespace ceprop::cuda::library

@@ -39,15 +39,25 @@ template <class T, class Kernels>
 class Chain {
  public:
   // `options`: of the tensors whose memory the network and the batch point to.
-  Chain(const Network<T>& network, const Batch<T>& batch, const at::TensorOptions& options, bool tf32)
-      : network_(network), batch_(batch.size), options_(options), tf32_(tf32) {
+  // `largest`: of inputs, targets and states, see largest.h.
+  Chain(const Network<T>& network, const Batch<T>& batch, const at::TensorOptions& options, bool tf32, T largest)
+      : broken(at::zeros({1}, options.dtype(at::kInt))),
+        network_(network),
+        batch_(batch.size),
+        options_(options),
+        tf32_(tf32),
+        largest_(largest) {
     parameters = wrap_all(network.weights, network.biases, network.feedback);
     x_ = wrap(batch.x, map_sizes(0));
+    look(x_);
     if (is_energy()) x_ = emitted(network.input_activation, x_);
-    if (batch.target) target_ = wrap(batch.target, {batch_, network.classes()});
+    if (batch.target) look(target_ = wrap(batch.target, {batch_, network.classes()}));
   }
 
   Parameters parameters;  // the network's own
+  const Tensor broken;    // [1], not 0 if a number was none or too large: what has been learnt then is to be forgotten
+
+  void look(const Tensor& numbers) const { broken.bitwise_or_(numbers.abs().le(largest_).all().logical_not()); }
 
   // Of memory like the network's.
   Parameters wrap_all(const std::vector<T*>& weights, const std::vector<T*>& biases,
@@ -118,7 +128,9 @@ class Chain {
                               .next = to.state[l].template mutable_data_ptr<T>(),
                               .seen = is_energy() ? to.seen[l].template mutable_data_ptr<T>() : nullptr,
                               .tolerance = tolerance,
-                              .moves = moves.defined() ? moves.mutable_data_ptr<int>() : nullptr});
+                              .moves = moves.defined() ? moves.mutable_data_ptr<int>() : nullptr,
+                              .largest = largest_,
+                              .broken = broken.mutable_data_ptr<int>()});
       }
     }
     return to;
@@ -315,6 +327,7 @@ class Chain {
   const int64_t batch_;
   const at::TensorOptions options_;
   const bool tf32_;
+  const T largest_;
   Tensor x_, target_, input_drive_;
 };
 

@@ -1,6 +1,7 @@
 // The kernels around a library's convolutions, see arguments.h.
 #pragma once
 
+#include "../sanity.cuh"
 #include "../units.cuh"
 #include "arguments.h"
 
@@ -56,7 +57,7 @@ __global__ void __launch_bounds__(block_threads) show_units(const Showing<T> giv
 template <class T>
 __global__ void __launch_bounds__(block_threads) move_units(const Move<T> given) {
   constexpr int pack = Pack<T>::size;
-  bool moves = false;
+  bool moves = false, holds = true;
   for_each_pack<T>(given.count, [&](int64_t first, int there) {
     const Pack<T> state = load_some(given.state + first, there);
     Pack<T> drive = load_some(given.below + first, there), inside{}, outside{};
@@ -73,6 +74,10 @@ __global__ void __launch_bounds__(block_threads) move_units(const Move<T> given)
     const Pack<T> next = next_of(given.rule, drive, state, inside, outside);
     store_some(given.next + first, next, there);
     if (given.seen) store_some(given.seen + first, rho_of(given.rule.activation, next), there);
+    T size = 0;
+#pragma unroll
+    for (int j = 0; j < pack; ++j) size += j < there ? size_of(drive.v[j], next.v[j]) : T(0);
+    holds = holds && size <= given.largest;
     if (!given.moves) return;
 #pragma unroll
     for (int j = 0; j < pack; ++j) {
@@ -81,6 +86,7 @@ __global__ void __launch_bounds__(block_threads) move_units(const Move<T> given)
     }
   });
   if (given.moves && moves) atomicExch(given.moves, 1);
+  if (!holds) atomicExch(given.broken, 1);
 }
 
 // Blocks for so many items of work.

@@ -1,6 +1,7 @@
 // The three ops as sequences of steps of a chain.
 #pragma once
 
+#include "../../largest.h"
 #include "chain.h"
 #include "tensor_on.h"
 
@@ -12,13 +13,13 @@ class Phases {
   Phases(const at::TensorOptions& options, bool tf32) : options_(options), tf32_(tf32) {}
 
   void run(const RelaxCall<T>& call) const {
-    OfChain chain(call.network, call.batch, options_, tf32_);
+    OfChain chain(call.network, call.batch, options_, tf32_, largest_state(call));
     const Nudge nudge = call.batch.target ? call.nudge : none;
     store(chain, relax(chain, chain.start(call.initial), call.steps, nudge, call.stop, 0), call.states.data());
   }
 
   void run(const EpCall<T>& call) const {
-    OfChain chain(call.network, call.batch, options_, tf32_);
+    OfChain chain(call.network, call.batch, options_, tf32_, largest_state(call));
     const Parameters gradients = chain.wrap_all(call.gradients, call.bias_gradients, call.feedback_gradients);
     // Tied and shared, the contrasts of consecutive steps telescope to the one between the ends.
     const bool accumulates = call.accumulate && call.network.free_feedback && !call.shared_update;
@@ -43,14 +44,18 @@ class Phases {
           chain, call, call.symmetric ? Between{ends[1], ends[0], free} : Between{free, ends[0], free},
           [&](int) { return Blend{0, minus_over(divisor), true}; }, gradients);
     learn_readout(chain, call, ends, {0, minus_over(phases_of(call)), true}, gradients);
+    const Tensor broken = say_if_broken(chain, call, 1 + phases_of(call));
+    for_each(gradients, [&](const Tensor& gradient) { gradient.masked_fill_(broken, 0); });
   }
 
   void run(const CepCall<T>& call) const {
-    OfChain chain(call.network, call.batch, options_, tf32_);
+    OfChain chain(call.network, call.batch, options_, tf32_, largest_state(call));
     const auto blend = [&](int c, double divisor) {
       return Blend{call.lr[c] * call.weight_decay, call.lr[c] / (divisor * static_cast<double>(call.batch.size)),
                    false};
     };
+    Tensors before;
+    for_each(chain.parameters, [&](const Tensor& parameter) { before.push_back(parameter.clone()); });
     Field field = run_free(chain, call), ends[2];
     int number = 0;
     for (int phase = 0; phase < phases_of(call); ++phase) {
@@ -66,6 +71,9 @@ class Phases {
       ends[phase] = field;
     }
     learn_readout(chain, call, ends, blend(call.network.layers, phases_of(call)), chain.parameters);
+    const Tensor broken = say_if_broken(chain, call, 2 * phases_of(call));
+    auto was = before.begin();
+    for_each(chain.parameters, [&](const Tensor& parameter) { parameter.copy_(at::where(broken, *was++, parameter)); });
   }
 
  private:
@@ -118,6 +126,20 @@ class Phases {
     return free;
   }
 
+  template <class Body>
+  static void for_each(const Parameters& parameters, const Body& body) {
+    for (const Tensors* list : {&parameters.weights, &parameters.biases, &parameters.feedback})
+      for (const Tensor& tensor : *list)
+        if (tensor.defined()) body(tensor);
+  }
+
+  // Whether nothing may be stored, [1]; the op says so by the steps of its phases.
+  Tensor say_if_broken(const OfChain& chain, const LearnCall<T>& call, int phases) const {
+    const Tensor broken = chain.broken.to(at::kBool);
+    tensor_on(call.stop.steps_used, {phases}, options_).masked_fill_(broken, -1);
+    return broken;
+  }
+
   static void store(const OfChain& chain, const Field& field, T* const* out) {
     for (size_t l = 0; l < field.state.size(); ++l) chain.wrap(out[l], field.state[l].sizes()).copy_(field.state[l]);
   }
@@ -146,6 +168,7 @@ class Phases {
     Tensor of_weights, of_bias;
     for (int phase = 0; phase < phases_of(call); ++phase) {
       const Tensor error = chain.softmax_error(ends[phase]), sum = error.sum(0);
+      chain.look(error);
       const Tensor product = chain.readout_contrast(error, ends[phase]);
       of_weights = phase == 0 ? product : of_weights + product;
       of_bias = phase == 0 ? sum : of_bias + sum;
