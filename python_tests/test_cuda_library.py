@@ -63,19 +63,23 @@ class Served(EmulatedDevice):
             raise Refused(report)
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Compiles one of the builds, of these sources or of others."""
-    sequence = tmp_path_factory.mktemp("cuda_library") / "library_on_cpu.o"
+def builder(folder: Path) -> Callable[..., Path]:
+    """Compiles one of the builds in ``folder``, of these sources or of others."""
+    sequence = folder / "library_on_cpu.o"
     compiled(PROGRAMS / "library_on_cpu.cpp", sequence, "-O1", *(f"-I{path}" for path in include_paths()))
     libraries = [word for path in library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
     others = [sequence, *libraries, "-ltorch_cpu", "-lc10"]
 
     @cache
-    def build_program(name: str, sources: Path = PROGRAMS, folder: Path = sequence.parent) -> Path:
+    def build_program(name: str, sources: Path = PROGRAMS, folder: Path = folder) -> Path:
         return compiled_kernels(name, sources / "run_library.cpp", folder, others)
 
     return build_program
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    return builder(tmp_path_factory.mktemp("cuda_library"))
 
 
 @pytest.fixture(scope="module")

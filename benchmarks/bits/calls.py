@@ -1,0 +1,124 @@
+"""The calls whose bits compare.py compares. Takes the test programs and variants of python_tests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import test_cuda_convolutions
+import test_cuda_kernels
+import test_cuda_library
+import torch
+from agreement import Results
+from convolution_variants import build_chain, chain_variants, name_of_chain
+from emulated_device import EmulatedDevice, compiled_kernels
+from test_kernels import VARIANTS, all_runs, rates
+from variants import build, copy_of, name_of
+
+from ceprop_cuda import ops, reference
+
+DTYPES = [torch.float32, torch.float64]
+Cases = Iterator[tuple[str, Results]]
+
+
+def digest(tensors: list[torch.Tensor]) -> str:
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def with_tolerance(module: Any, circuit: Any, x: torch.Tensor, nudge: Any) -> Results:
+    """Calls that end when states have settled, where they do."""
+    phases = {"free_steps": 30, "nudged_steps": 10, "tolerance": 0.02}
+    relaxed = module.relax(circuit, x, 30, tolerance=0.02)
+    ep = module.ep_step(circuit, x, nudge, **phases, symmetric=True)
+    cep = module.cep_step(copy_of(circuit), x, nudge, **phases, symmetric=True, lr=rates(circuit))
+    return {
+        "tolerance relax": [*relaxed.states, relaxed.steps],
+        "tolerance ep": [*ep.gradients.parameters(), ep.steps],
+        "tolerance cep": [*cep.circuit.parameters(), cep.steps],
+    }
+
+
+def runs(module: Any, variant: dict[str, Any], problem: Any, nudge: Any) -> Results:
+    circuit, x, _ = problem
+    return all_runs(variant, module, circuit, x, nudge) | with_tolerance(module, circuit, x, nudge)
+
+
+def dense(module: Any, variants: list[dict[str, Any]], where: str) -> Cases:
+    for variant in variants:
+        for dtype in DTYPES:
+            yield f"{where} {name_of(variant)} {dtype}", runs(module, variant, *build(variant, dtype))
+
+
+def chains(module: Any, variants: list[dict[str, Any]], where: str, of: Any = build_chain) -> Cases:
+    for variant in variants:
+        for dtype in DTYPES:
+            yield f"{where} {name_of_chain(variant)} {dtype}", runs(module, variant, *of(variant, dtype))
+
+
+def by_reference(folder: Path) -> Cases:
+    torch.set_num_threads(1)
+    yield from dense(reference, VARIANTS, "reference")
+    yield from chains(reference, chain_variants(), "reference")
+
+
+def by_cpu(folder: Path) -> Cases:
+    for kernels in ops.build_info()["cpu_kernels_runnable"].split(", "):
+        os.environ["CEPROP_CPU_CAPABILITY"] = kernels
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            yield from dense(ops, VARIANTS, f"cpu {kernels} {threads}")
+            yield from chains(ops, chain_variants(), f"cpu {kernels} {threads}")
+    del os.environ["CEPROP_CPU_CAPABILITY"]
+    torch.set_num_threads(1)
+
+
+def by_emulated(folder: Path) -> Cases:
+    program = compiled_kernels("plain", test_cuda_kernels.SOURCE, folder)
+    for number, (kernel, blocks, dtype, variant) in enumerate(test_cuda_kernels.ROTATION):
+        place, form = kernel.split("-")
+        device = EmulatedDevice(
+            program,
+            folder,
+            blocks,
+            min(blocks, 16) if place == "cluster" else 0,
+            4 << 20,
+            resident=place != "streamed",
+            low_rank=form == "low_rank",
+        )
+        yield f"emulated {number} {kernel} {blocks} {dtype}", runs(device, variant, *build(variant, dtype))
+
+
+def by_emulated_convolutions(folder: Path) -> Cases:
+    device = EmulatedDevice(compiled_kernels("plain", test_cuda_convolutions.SOURCE, folder), folder, 3)
+    yield from chains(device, test_cuda_convolutions.VARIANTS, "emulated", test_cuda_convolutions.build)
+
+
+def by_library(folder: Path) -> Cases:
+    device = test_cuda_library.Served(test_cuda_library.builder(folder)("plain"), folder)
+    yield from chains(device, test_cuda_convolutions.VARIANTS, "library", test_cuda_convolutions.build)
+
+
+ENGINES = {
+    "reference": by_reference,
+    "cpu": by_cpu,
+    "emulated": by_emulated,
+    "convolutions": by_emulated_convolutions,
+    "library": by_library,
+}
+
+
+def digests(engine: str, folder: Path) -> dict[str, str]:
+    """By name of the call and of the list of results."""
+    with torch.no_grad():
+        return {
+            f"{case} {kind}": digest(tensors)
+            for case, results in ENGINES[engine](folder)
+            for kind, tensors in results.items()
+        }
