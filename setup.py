@@ -96,10 +96,9 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 
 def extension(with_cuda: bool):
     """One extension of all sources; kernels pick their instruction set at run time, so no flag names a machine."""
-    folders = ["csrc", "csrc/cpu"] + ["csrc/cuda", "csrc/cuda/conv", "csrc/cuda/library"] * with_cuda
-    files = sorted(path for folder in folders for path in (ROOT / folder).iterdir())
-    sources = [str(path.relative_to(ROOT)) for path in files if path.suffix in (".cpp", ".cu")]
-    headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*h"))
+    files = sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.*"))
+    sources = [str(f) for f in files if f.suffix in (".cpp", ".cu") and (with_cuda or "cuda" not in f.parts)]
+    headers = [str(f) for f in files if f.suffix in (".h", ".cuh")]
     debug = os.environ.get("DEBUG", "0") == "1"
     cxx = ["-g", "-O0"] if debug else ["-O3", "-g0"]
     cxx += ["-std=c++20", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]

@@ -27,7 +27,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one batch costs by the operation counts of ``csrc/plan.h``, or with convolutions of
+    """What one batch costs by the operation counts of ``csrc/model/costs.h``, or with convolutions of
     :func:`costs_of_convolutions`; ``print`` it for a table.
 
     ``costs`` holds those of the parts of the step: "free phase", "nudged phases", for EP "contrast", for continual EP

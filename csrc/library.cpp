@@ -1,4 +1,4 @@
-// Every op's schema with its contract, in one list, and a small module of build facts.
+// Every op's schema with its contract, in one list.
 //
 // Common to the three ops. L layers count from the input, n_in inputs; with a readout there are L + 1 connections.
 //   x         [B, n_in], B >= 1, float32 or float64; every other float tensor has its dtype and device
@@ -23,26 +23,7 @@
 // nothing. Any strides are taken; results are contiguous. Nothing is written before all arguments have been checked.
 // The same call gives the same bits for every number of threads. No op is differentiable. On CUDA no op waits for the
 // device: class indices out of range are found by a device-side assertion.
-#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
-#include <torch/version.h>
-
-#include <map>
-#include <numeric>
-#include <stdexcept>
-#include <string>
-
-#include "calls.h"
-#include "cpu/kernels.h"
-#include "cpu/threads.h"
-#ifdef CEPROP_WITH_CUDA
-#include "cuda/build_facts.h"
-#include "cuda/devices.h"
-#endif
-#include "cuda/conv/launch_plan.h"
-#include "cuda/launch_plan.h"
-#include "plan.h"
-#include "refuse_gradients.h"
 
 #define CEPROP_DYNAMICS                                                                                         \
   "str activation, str output_activation, str dynamics, float dt, bool clip, str schedule, str feedback, bool " \
@@ -75,202 +56,10 @@ TORCH_LIBRARY(ceprop_cuda, m) {
   // lr: per connection. Writes the states at the ends of the phases, as ep_step returns them, into free_states and
   // nudged_states ([B, n_l] each; twice as many nudged ones when symmetric). Returns the steps of these phases, [2], or
   // [4] with the return between the two. update: "literal" | "low_rank" wherever exact, which is nowhere with
-  // convolutions | "auto", see plan.h.
+  // convolutions | "auto", see model/costs.h.
   m.def(
       "cep_step(Tensor x, Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor(c!)[] feedback_weights, Tensor target, "
       "Tensor(d!)[] free_states, Tensor(e!)[] nudged_states, *, int free_steps, int nudged_steps, float? tolerance, "
       "float beta, str nudge_at, str loss, float[] lr, bool symmetric, bool shared_update, float weight_decay, "
       "str update, " CEPROP_DYNAMICS ") -> Tensor steps_used");
-}
-
-namespace {
-
-std::map<std::string, std::string> build_info() {
-  std::map<std::string, std::string> facts;
-  std::string runnable;
-  for (const std::string& name : ceprop::runnable_kernels()) runnable += (runnable.empty() ? "" : ", ") + name;
-  try {
-    facts["cpu_kernels"] = ceprop::chosen_kernels().name;
-  } catch (const std::invalid_argument& error) {
-    facts["cpu_kernels"] = std::string("none: ") + error.what();
-  }
-  facts["cpu_kernels_runnable"] = runnable;
-  facts["compiler"] = __VERSION__;
-  facts["built_for_torch"] = TORCH_VERSION;
-#ifdef CEPROP_WITH_CUDA
-  facts["cuda"] = ceprop::cuda_build_facts();
-#else
-  facts["cuda"] = "not built";
-#endif
-  return facts;
-}
-
-// What plan.h says of a learning step: (operations, bytes) of each of its parts, of the continual update in every form
-// that is exact; and the forms that the kernels take, "input" and "inner", when `update` is wished for.
-using Parts = std::map<std::string, std::pair<double, double>>;
-
-std::pair<Parts, std::map<std::string, std::string>> step_costs(const std::vector<int64_t>& widths, bool readout,
-                                                                bool free_feedback, bool asynchronous, bool symmetric,
-                                                                bool accumulate, bool shared_update, bool weight_decay,
-                                                                bool literal_input, int64_t batch, int free_steps,
-                                                                int nudged_steps, int64_t number_bytes, bool continual,
-                                                                const std::string& update) {
-  using ceprop::Form;
-  const ceprop::StepShape shape{.widths = widths,
-                                .readout = readout,
-                                .free_feedback = free_feedback,
-                                .asynchronous = asynchronous,
-                                .symmetric = symmetric,
-                                .accumulate = accumulate,
-                                .shared_update = shared_update,
-                                .weight_decay = weight_decay,
-                                .literal_input = literal_input,
-                                .batch = batch,
-                                .free_steps = free_steps,
-                                .nudged_steps = nudged_steps,
-                                .number_bytes = number_bytes};
-  const ceprop::StepCosts costs(shape);
-  Parts parts;
-  std::map<std::string, std::string> chosen;
-  const auto add = [&](const std::string& name, const ceprop::Cost& cost) {
-    parts[name] = {cost.operations, cost.bytes};
-  };
-  add("free phase", costs.free_phase());
-  add("nudged phases", costs.nudged_phases(continual));
-  if (!continual) {
-    add("contrast", costs.contrast());
-    return {parts, chosen};
-  }
-  const ceprop::Forms forms = costs.choose(ceprop::parse_update(update));
-  for (const auto& [name, form] : {std::pair{"literal", Form::literal}, std::pair{"low_rank", Form::low_rank}}) {
-    if (form == Form::low_rank || literal_input) add(std::string("input update, ") + name, costs.input_update(form));
-    if (form == Form::literal || costs.inner_has_low_rank())
-      add(std::string("inner updates, ") + name, costs.inner_update(form));
-    if (forms.input == form) chosen["input"] = name;
-    if (forms.inner == form) chosen["inner"] = name;
-  }
-  return {parts, chosen};
-}
-
-#ifdef CEPROP_WITH_CUDA
-// The arguments of launch_plan that say what a device is.
-std::map<std::string, int64_t> cuda_device(int index) {
-  const ceprop::cuda::Device device = ceprop::cuda::properties_of(index);
-  return {{"compute_capability", device.compute_capability},
-          {"multiprocessors", device.multiprocessors},
-          {"shared_bytes", device.shared_bytes},
-          {"cluster_blocks", device.cluster_blocks}};
-}
-#endif
-
-// Which CUDA kernel a device would run a call by, and how it would lie in it; ValueError if none can. The workspace is
-// that of continual EP in low rank. See cuda/launch_plan.h.
-pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes, int cluster_blocks,
-                           const std::vector<int64_t>& widths, bool readout, bool energy, bool asynchronous,
-                           int64_t batch, int64_t number_bytes, const std::string& precision,
-                           const std::string& engine) {
-  namespace cuda = ceprop::cuda;
-  const int count = static_cast<int>(widths.size()) - 1 - readout;
-  const int64_t biases = std::accumulate(widths.begin() + 1, widths.begin() + 1 + count, int64_t(0));
-  const cuda::Shape shape{widths, readout, energy, asynchronous, batch, number_bytes, 1 + 2 * count, biases};
-  const cuda::Planned planned =
-      cuda::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks}, shape,
-                        ceprop::parse_precision(precision), ceprop::parse_engine(engine));
-  if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
-  const cuda::Plan& plan = std::get<cuda::Plan>(planned);
-  std::vector<std::vector<int>> layers(plan.layout.blocks);
-  for (int block = 0; block < plan.layout.blocks; ++block)
-    cuda::planning::for_each_tile(shape, plan.layout, block, [&](int layer) { layers[block].push_back(layer); });
-  pybind11::dict facts;
-  facts["exchange"] = plan.exchange == cuda::Exchange::cluster ? "cluster" : "grid";
-  facts["blocks"] = plan.layout.blocks;
-  facts["resident"] = plan.layout.resident;
-  facts["columns"] = plan.layout.columns;
-  facts["samples_at_once"] = plan.layout.pass;
-  facts["depth_at_once"] = plan.layout.depth;
-  facts["shared_bytes"] = plan.shared_bytes;
-  facts["workspace_bytes"] = plan.workspace_bytes;
-  facts["layers_of_tiles"] = layers;
-  facts["step_us"] = cuda::planning::step_microseconds(shape, plan);
-  return facts;
-}
-
-// The same for a network with convolutions. maps: channels, height, width, of the input and above every connection;
-// made: of the connections that are convolutions kernel, stride, padding and window, height and width each, and a
-// letter of pools. By a library's calls there are no blocks. See cuda/conv/launch_plan.h.
-pybind11::dict convolution_launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes,
-                                       int cluster_blocks, const std::vector<std::array<int64_t, 3>>& maps,
-                                       const std::vector<std::array<int64_t, 8>>& made, const std::string& pools,
-                                       bool readout, bool free_feedback, bool energy, bool asynchronous, int64_t batch,
-                                       int64_t number_bytes, const std::string& precision, const std::string& engine) {
-  namespace cuda = ceprop::cuda;
-  cuda::conv::Shape shape{{}, {}, readout, free_feedback, energy, asynchronous, batch, number_bytes};
-  for (const auto& [channels, height, width] : maps) shape.maps.push_back({channels, height, width});
-  for (size_t l = 0; l < made.size(); ++l) {
-    const auto pair = [&](size_t first) { return std::array<int64_t, 2>{made[l][first], made[l][first + 1]}; };
-    shape.convolutions.push_back({pair(0), pair(2), pair(4), pair(6), ceprop::parse_pool(pools.at(l))});
-  }
-  const cuda::conv::Planned planned =
-      cuda::conv::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks}, shape,
-                              ceprop::parse_precision(precision), ceprop::parse_engine(engine));
-  if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
-  pybind11::dict facts;
-  if (const auto* calls = std::get_if<cuda::conv::LibraryCalls>(&planned)) {
-    facts["exchange"] = "library";
-    facts["step_us"] = calls->step_us;
-    return facts;
-  }
-  const cuda::conv::Plan& plan = std::get<cuda::conv::Plan>(planned);
-  std::vector<int> slices;
-  for (const cuda::conv::Link& link : plan.links) slices.push_back(link.slices);
-  facts["exchange"] = "grid";
-  facts["blocks"] = plan.layout.blocks;
-  facts["resident"] = false;
-  facts["columns_at_once"] = plan.layout.pass;
-  facts["depth_at_once"] = plan.layout.depth;
-  facts["slices"] = slices;
-  facts["shared_bytes"] = plan.shared_bytes;
-  facts["workspace_bytes"] = plan.workspace_bytes;
-  facts["step_us"] = plan.step_us;
-  return facts;
-}
-
-}  // namespace
-
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  namespace py = pybind11;
-  m.def("build_info", &build_info, "What this library was built for and which kernels it runs, as a dict of strings.");
-  m.def(
-      "check_writable",
-      [](const std::vector<at::Tensor>& weights, const std::vector<at::Tensor>& biases,
-         const std::vector<at::Tensor>& feedback) {
-        std::vector<ceprop::Named> written;
-        for (auto& list : {ceprop::named("weights", weights), ceprop::named("biases", biases),
-                           ceprop::named("feedback_weights", feedback)})
-          written.insert(written.end(), list.begin(), list.end());
-        ceprop::check_writable(written);
-      },
-      py::arg("weights"), py::arg("biases"), py::arg("feedback_weights"),
-      "ValueError if parameters that are to be changed in place share memory, as cep_step has it.");
-  m.def("allowed_threads", &ceprop::allowed_threads, "CPUs that this process may use at once.");
-  m.def("refuse_gradients", &ceprop::refuse_gradients, py::arg("outputs"), py::arg("inputs"),
-        "Where one of the inputs requires grad, a backward through one of the outputs is an error.");
-  m.def("step_costs", &step_costs, py::kw_only(), py::arg("widths"), py::arg("readout"), py::arg("free_feedback"),
-        py::arg("asynchronous"), py::arg("symmetric"), py::arg("accumulate"), py::arg("shared_update"),
-        py::arg("weight_decay"), py::arg("literal_input"), py::arg("batch"), py::arg("free_steps"),
-        py::arg("nudged_steps"), py::arg("number_bytes"), py::arg("continual"), py::arg("update"),
-        "(operations, bytes) of the parts of a learning step by name, and the forms chosen.");
-#ifdef CEPROP_WITH_CUDA
-  m.def("cuda_device", &cuda_device, py::arg("index"), "What launch_plan asks of a device, of this one.");
-#endif
-  m.def("launch_plan", &launch_plan, py::kw_only(), py::arg("compute_capability"), py::arg("multiprocessors"),
-        py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("widths"), py::arg("readout"), py::arg("energy"),
-        py::arg("asynchronous"), py::arg("batch"), py::arg("number_bytes"), py::arg("precision"),
-        py::arg("engine") = "auto",
-        "How a CUDA device would run a call: the kernel, its blocks and their memory, as a dict.");
-  m.def("convolution_launch_plan", &convolution_launch_plan, py::kw_only(), py::arg("compute_capability"),
-        py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("maps"),
-        py::arg("made"), py::arg("pools"), py::arg("readout"), py::arg("free_feedback"), py::arg("energy"),
-        py::arg("asynchronous"), py::arg("batch"), py::arg("number_bytes"), py::arg("precision"),
-        py::arg("engine") = "auto", "The same of a network with convolutions.");
 }

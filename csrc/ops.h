@@ -7,7 +7,7 @@
 //   clear_unless_finite(steps, gradients)  gradients are zero if the steps say that they are not finite
 #pragma once
 
-#include "calls.h"
+#include "arguments/calls.h"
 
 namespace ceprop {
 

@@ -268,7 +268,7 @@ def test_a_table_holds_while_files_and_compiler_stay(tmp_path: Path, monkeypatch
     shutil.copytree(cuda_resources.SOURCES.parent, csrc)
     monkeypatch.setattr(cuda_resources, "SOURCES", csrc / "cuda")
     assert cuda_resources.read_table(path, cuda_resources.what_made("13.0.88")) == rows
-    for name in ("unit_math.h", "cuda/problem.h", "cuda/conv/products.cuh", "cuda/library/kernels.cu"):
+    for name in ("model/unit_math.h", "cuda/problem.h", "cuda/conv/products.cuh", "cuda/aten/kernels.cu"):
         file = csrc / name
         text = file.read_text()
         file.write_text(text + "\n")

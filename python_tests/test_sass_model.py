@@ -186,7 +186,9 @@ def test_the_kernels_have_what_the_model_looks_for() -> None:
         ("cuda/products.cuh", "row", "Products"),
         *(("cuda/states.cuh", name, of) for name in ("state", "seen") for of in ("GridStates", "ClusterStates")),
         *(("cuda/relaxation.cuh", name, "Relaxation") for name in ("take_in", "move")),
-        *(("unit_math.h", name) for name in ("next_state", "rho", "rho_prime", "steep_sigmoid", "hyperbolic_tangent")),
+        ("model/unit_math.h", "next_state"),
+        *(("model/activations.h", name) for name in ("rho", "rho_prime")),
+        ("model/elementary.h", "steep_sigmoid"),
         *(("cuda/conv/products.cuh", name, "Products") for name in ("add", "gathered", "left_of")),
     ]:
         assert kernel.lines(*place).numbers, place

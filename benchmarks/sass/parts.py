@@ -143,23 +143,29 @@ def staging(kernel: Kernel) -> Part:
 def epilogue(kernel: Kernel, slices: int) -> Part:
     """The sums of a tile's product of so many slices, and what its units become: sigmoid, prototypical dynamics, a
     bias, not nudged, no tolerance."""
-    relaxation, math = "cuda/relaxation.cuh", "unit_math.h"
+    relaxation, activations = "cuda/relaxation.cuh", "model/activations.h"
+    elementary, math = "model/elementary.h", "model/unit_math.h"
     take_in = kernel.lines(relaxation, "take_in", "Relaxation")
     move = kernel.lines(relaxation, "move", "Relaxation")
-    next_state, rho = kernel.lines(math, "next_state"), kernel.lines(math, "rho")
+    next_state, rho = kernel.lines(math, "next_state"), kernel.lines(activations, "rho")
+    of_sigmoid = kernel.lines(elementary, "steep_sigmoid")
     loop = kernel.graph.smallest_loop(take_in.made, share=0.9)
     if loop is None:
         raise NoWay(f"{kernel.name}: no loop for Relaxation::take_in")
-    unwanted = any_of(
+    unwanted_lines = any_of(
         take_in.without(take_in.matching(r"take_in\(|Kind::move|move\(|return;|\}")),  # of other products
-        move.matching(r"step\.keep|workspace\.drive|squares|\bpull\b|(inside|outside)\.v|seen"),
+        move.matching(r"step\.keep|workspace\.drive|is_of_units|pull_of|seen"),
         next_state.matching(r"moved|clips"),  # of energy dynamics
-        rho.matching(r"hard_sigmoid|tanh|linear"),
-        kernel.lines(math, "hyperbolic_tangent"),
-        kernel.lines(math, "rho_prime"),
+        kernel.lines(activations, "rho_prime"),
     )
+    of_rho = any_of(rho)
+
+    def unwanted(instruction: Instruction) -> bool:
+        of_another = of_rho(instruction) and not of_sigmoid.made(instruction)
+        return unwanted_lines(instruction) or of_another
+
     sums = made_by(kernel.lines("cuda/tiles.cuh", "output", "FmaTile"), "LD", "LDS")
-    sigmoid = made_by(kernel.lines(math, "steep_sigmoid"), "FFMA", "FMUL", "MUFU")
+    sigmoid = made_by(of_sigmoid, "FFMA", "FMUL", "MUFU")
     bias = made_by(move.matching(r"biases\[l\]\[unit\]"), "LD", "LDG")
     events = [
         Event("sums of slices", sums, slices if kernel.count(loop, sums) else 0),

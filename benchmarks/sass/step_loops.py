@@ -30,7 +30,7 @@ from sources import Lines
 
 # By the file of kernels where its loop over steps stands.
 STEP_LOOPS = {"cuda/kernels.cu": "cuda/run_op.cuh", "cuda/conv/kernels.cu": "cuda/conv/run_op.cuh"}
-WITHOUT_LOOP = ("cuda/library/kernels.cu",)  # there the host goes from step to step
+WITHOUT_LOOP = ("cuda/aten/kernels.cu",)  # there the host goes from step to step
 SCRIPTS = tuple(
     Path(__file__).resolve().with_name(f"{name}.py")
     for name in ("compiled", "disassembly", "flow", "sources", "step_loops")

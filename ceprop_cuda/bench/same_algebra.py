@@ -2,7 +2,7 @@
 
 The drive by the input is computed once. Continual EP moves connection 0 at the end, and until then its drive through
 x x^T. Tied inner connections move at the end, too, if correcting their drives by products with B x B matrices takes
-fewer operations, and else in place, by one product a step; csrc/cpu/low_rank_update.h derives that. The sigmoid's slope
+fewer operations, and else in place, by one product a step; csrc/cpu/dense/low_rank_update.h derives that. The sigmoid's slope
 and offset ride on the matrix products, and all states are written in place.
 
 Takes what the benchmark needs: networks of two layers or more, prototypical dynamics, sigmoid units with biases,

@@ -1,57 +1,21 @@
-// The body of every kernels_<set>.cpp, which sets the instruction set, then defines CEPROP_SET, its name, and
-// CEPROP_VECTOR_BYTES. Each set lives in a namespace of its own, so that the linker cannot mix them.
-
-namespace ceprop {
-namespace CEPROP_SET {
-
-#include "tile.h"
-
-#include "panels.h"
-
-#include "units.h"
-
-#include "sharing.h"
-
-#include "settling.h"
-
-#include "sanity.h"
-
-#include "relaxation.h"
-
-#include "contrast.h"
-
-#include "continual_update.h"
-
-#include "low_rank_update.h"
-
-#include "learning.h"
-
-namespace conv {
-
-#include "conv/tile.h"
-
-#include "conv/maps.h"
-
-#include "conv/weights.h"
-
-#include "conv/passes.h"
-
-#include "conv/relaxation.h"
-
-#include "conv/contrast.h"
+// The body of every kernels_<set>.cpp, which sets the instruction set and defines what set.h says.
+#pragma once
 
 #include "conv/learning.h"
-
-}  // namespace conv
-
+#include "conv/relaxation.h"
+#include "dense/learning.h"
+#include "dense/relaxation.h"
+#include "kernels.h"
 #include "phases.h"
+
+namespace ceprop::CEPROP_SET {
 
 template <class Tile>
 struct Dense {
   using Scalar = typename Tile::Scalar;
-  using Relaxation = CEPROP_SET::Relaxation<Tile>;
-  using Contrast = CEPROP_SET::Contrast<Tile>;
-  using Learning = CEPROP_SET::Learning<Tile>;
+  using Relaxation = dense::Relaxation<Tile>;
+  using Contrast = dense::Contrast<Tile>;
+  using Learning = dense::Learning<Tile>;
 };
 
 template <class Tile>
@@ -84,5 +48,4 @@ struct Calls {
 template <class T>
 constexpr KernelsOf<T> kernels_of = {Calls<T>::run_relax, Calls<T>::run_ep_step, Calls<T>::run_cep_step};
 
-}  // namespace CEPROP_SET
-}  // namespace ceprop
+}  // namespace ceprop::CEPROP_SET

@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "../largest.h"
-#include "../unit_math.h"
+#include "../model/largest.h"
+#include "../model/unit_math.h"
 #include "kernels.h"
 #include "memory.h"
 #include "team.h"

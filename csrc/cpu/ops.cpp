@@ -47,9 +47,10 @@ int threads_for(const Call& call) {
   const int asked = at::get_num_threads();
   if (oversubscribes()) return asked;
   const int allowed = allowed_threads();
-  if (asked > allowed)
+  if (asked > allowed) {
     TORCH_WARN_ONCE("torch is set to ", asked, " threads, this process may use ", allowed,
                     " CPUs at once: ceprop_cuda takes ", allowed);
+  }
   if (was_forked() && asked > 1) {
     TORCH_WARN_ONCE(
         "this process was forked from one that had used threads, which OpenMP does not survive: ceprop_cuda ",

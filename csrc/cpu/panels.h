@@ -1,6 +1,12 @@
 // Between torch's row-major matrices and panels. Lanes past the last unit hold zeros.
 #pragma once
 
+#include <cstdint>
+
+#include "tile.h"
+
+namespace ceprop::CEPROP_SET {
+
 inline int64_t panels_of(int64_t units, int width) { return (units + width - 1) / width; }
 
 // How many units the panel that begins with unit `first` holds.
@@ -82,3 +88,5 @@ inline void store_panel_transposed(const T* panel, int64_t depth, int64_t units,
         to[lane * stride + k] = from[k * Tile::width + lane];
   }
 }
+
+}  // namespace ceprop::CEPROP_SET

@@ -1,9 +1,16 @@
-// The three ops: what every worker does from the first step to the last. An Engine is a kind of network: how it
-// relaxes, what it learns from, and how its weights move while it learns.
+// The three ops: what every worker does from the first step to the last, by the table of model/stages.h. An Engine is a
+// kind of network: how it relaxes, what it learns from, and how its weights move while it learns.
 #pragma once
 
-// The phase with -beta comes second.
-inline Nudge reversed(const Nudge& nudge) { return {-nudge.beta, nudge.at, nudge.loss}; }
+#include <algorithm>
+#include <cmath>
+
+#include "../model/stages.h"
+#include "memory.h"
+#include "sanity.h"
+#include "sharing.h"
+
+namespace ceprop::CEPROP_SET {
 
 inline void note_steps(const Worker& worker, const Stop& stop, int phase, int count) {
   if (worker.index == 0) stop.steps_used[phase] = count;
@@ -18,31 +25,36 @@ bool ends_after(Relaxation& relaxation, const Worker& worker, const Part& part, 
   return worker.ends(part.independent && !stop.tolerance) || settled;
 }
 
-// At most `steps` steps from ring field `from`; returns the field of the last. Phase number `phase` of the call.
-template <class Relaxation>
-int run_phase(Relaxation& relaxation, const Worker& worker, Part& part, int steps, int from, const Nudge* nudge,
-              const Stop& stop, int phase) {
-  int count = 0, last = from;
-  const auto go = [&](Part some) {
-    last = from;
-    count = 0;
-    for (bool ends = false; count < steps && !ends;) {
-      const int to = (last + 1) % Relaxation::ring;
-      relaxation.step(worker, some, last, to, nudge);
-      ends = ends_after(relaxation, worker, some, stop, ++count, last, to);
-      last = to;
-    }
-  };
-  if (part.independent && !stop.tolerance) {  // samples that know nothing of each other; else all stop together
-    for_some_rows(part.rows, relaxation.rows_together(),
-                  [&](const Range& rows) { go({{part.items[0], part.items[1]}, rows, true}); });
-    count = steps;  // of a worker without samples, too
-    last = (from + steps) % Relaxation::ring;
-  } else {
-    go(part);
+// At most so many steps from a buffer of the ring, made by step(part, from, to).
+struct Walked {
+  int last;   // the buffer of the last
+  int count;  // how many
+};
+template <class Relaxation, class Step>
+Walked walk(Relaxation& relaxation, const Worker& worker, Part& part, int steps, int from, const Stop& stop,
+            const Step& step) {
+  Walked walked{from, 0};
+  for (bool ends = worker.has_ended(); walked.count < steps && !ends;) {
+    const int to = (walked.last + 1) % Relaxation::ring;
+    step(part, walked.last, to);
+    ends = ends_after(relaxation, worker, part, stop, ++walked.count, walked.last, to);
+    walked.last = to;
   }
-  note_steps(worker, stop, phase, count);
-  return last;
+  return walked;
+}
+
+// The same of a phase from which nothing is learnt until it ends.
+template <class Relaxation>
+Walked walk_phase(Relaxation& relaxation, const Worker& worker, Part& part, int steps, int from, const Stop& stop,
+                  const Nudge* nudge) {
+  const auto step = [&](Part& some, int before, int after) { relaxation.step(worker, some, before, after, nudge); };
+  if (!part.independent || stop.tolerance) return walk(relaxation, worker, part, steps, from, stop, step);
+  // Samples that know nothing of each other.
+  for_some_rows(part.rows, relaxation.rows_together(), [&](const Range& rows) {
+    Part some{{part.items[0], part.items[1]}, rows, true};
+    walk(relaxation, worker, some, steps, from, stop, step);
+  });
+  return {(from + steps) % Relaxation::ring, steps};  // of a worker without samples, too
 }
 
 template <class Engine>
@@ -52,51 +64,63 @@ bool relax(const RelaxCall<typename Engine::Scalar>& call, int threads) {
     relaxation.load(worker, call.initial);
     Part part = relaxation.by_samples(worker);
     const Nudge* nudge = call.batch.target ? &call.nudge : nullptr;
-    const int last = run_phase(relaxation, worker, part, call.steps, 0, nudge, call.stop, 0);
-    relaxation.store(part, last, call.states.data());
+    const Walked walked = walk_phase(relaxation, worker, part, call.steps, 0, call.stop, nudge);
+    note_steps(worker, call.stop, 0, walked.count);
+    relaxation.store(part, walked.last, call.states.data());
   });
 }
 
-// Where the two learning ops agree: the fields that mark the phases, and the readout's errors at their ends.
+// What the two learning ops share: the way through their stages, and what must hold before anything is stored.
 template <class Engine>
-class Phases {
+class LearningPhases {
  public:
   using T = typename Engine::Scalar;
   using Relaxation = typename Engine::Relaxation;
 
-  Phases(const LearnCall<T>& call, Relaxation& relaxation, int workers)
-      : call_(call), relaxation_(relaxation), sanity_(workers) {
+  LearningPhases(const LearnCall<T>& call, const Stages& stages, Relaxation& relaxation, int workers)
+      : call_(call), stages_(stages), relaxation_(relaxation), sanity_(workers) {
     if (call.network.readout)
       for (Buffer<T>& error : error_) error = Buffer<T>(relaxation.padded(call.network.classes()) * call.batch.size);
   }
 
-  int count() const { return call_.symmetric ? 2 : 1; }
-
-  // Runs the free phase; returns its last field. Its states stay in `kept_free`. Ends with a barrier.
-  int run_free(const Worker& worker) {
+  // All stages. begin() is called after the free phase; learn(part, stage, nudge, from, to, number) makes step `number`
+  // of those that learn, and learns from it. Ends with a barrier. Returns the last buffer, and how many steps learnt.
+  template <class Begin, class Learn>
+  Walked run(const Worker& worker, const Begin& begin, const Learn& learn) {
     relaxation_.load(worker, {});
     relaxation_.note_inputs(worker, sanity_);
     Part part = relaxation_.by_samples(worker);
-    const int free = run_phase(relaxation_, worker, part, call_.free_steps, 0, nullptr, call_.stop, 0);
-    relaxation_.note_states(worker, part, free, sanity_);
-    relaxation_.copy_field(part, free, Relaxation::kept_free);
-    relaxation_.store(part, free, call_.free_states.data());
-    worker.wait();
-    return free;
+    int last = 0, learnt = 0;
+    for (int index = 0; index < stages_.count; ++index) {
+      const Stage& stage = stages_.stage[index];
+      const Nudge nudge{stage.beta, call_.nudge.at, call_.nudge.loss};
+      if (index == 1) {
+        begin();
+        if (stages_.steps_learn) part = relaxation_.by_units(worker);
+      }
+      if (stage.from != Kept::last) {
+        relaxation_.copy_states(part, buffer_of(stage.from, last), last);
+        worker.wait();
+      }
+      const auto step = [&](Part& some, int from, int to) { learn(some, stage, nudge, from, to, learnt++); };
+      const Walked walked = stage.learns ? walk(relaxation_, worker, part, stage.steps, last, call_.stop, step)
+                                         : walk_phase(relaxation_, worker, part, stage.steps, last, call_.stop,
+                                                      stages_.is_nudged(index) ? &nudge : nullptr);
+      last = walked.last;
+      note_steps(worker, call_.stop, index, walked.count);
+      end(worker, part, index, last);
+    }
+    return {last, learnt};
   }
 
-  // Stores the states at the end of a phase that was shared in these parts, and takes the readout's error there. Ends
-  // with a barrier.
-  void end(const Worker& worker, const Part& part, int phase, int field) {
-    relaxation_.note_states(worker, part, field, sanity_);
-    relaxation_.store(part, field, call_.nudged_states.data() + phase * call_.network.layers);
-    if (call_.network.readout)
-      relaxation_.compute_error(worker, part.independent ? part.rows : worker.share(call_.batch.size), field, T(1),
-                                error_[phase].get());
-    worker.wait();
+  // Where states are: in the ring, or kept.
+  static int buffer_of(Kept kept, int last) {
+    return kept == Kept::last ? last : kept == Kept::free ? Relaxation::kept_free : Relaxation::kept_plus;
   }
-
-  const T* error(int phase) const { return error_[phase].get(); }
+  // What is compared in the end.
+  Between ends(int last) const {
+    return {buffer_of(stages_.earlier, last), buffer_of(stages_.later, last), Relaxation::kept_free};
+  }
 
   Sanity<T>& sanity() { return sanity_; }
 
@@ -107,17 +131,49 @@ class Phases {
   }
   // And of a readout's.
   double largest_of_readout() const {
+    if (!call_.network.readout) return 0;
     const double states = sanity_.largest(Sanity<T>::states), inputs = sanity_.largest(Sanity<T>::inputs);
     return static_cast<double>(call_.batch.size) * (1 + inputs) * std::max(states, 1.0);
   }
 
-  // Says that nothing was stored. `phases`: of the op.
-  void note_nothing(const Worker& worker, int phases) const {
-    for (int phase = 0; phase < phases; ++phase) note_steps(worker, call_.stop, phase, -1);
+  // Whether what is learnt may be stored, of which `update` is the largest number that is added; if not, says so.
+  bool holds(const Worker& worker, double update) const {
+    const bool all = sanity_.holds(update);
+    for (int phase = 0; phase < stages_.count && !all; ++phase) note_steps(worker, call_.stop, phase, -1);
+    return all;
+  }
+
+  // R and c learn from the errors at the ends of the nudged phases; blend(fresh) says how. Ends with a barrier.
+  template <class Contrast, class BlendOf>
+  void learn_readout(const Worker& worker, Contrast& contrast, int last, const BlendOf& blend, T* weights,
+                     T* biases) const {
+    if (!call_.network.readout) return;
+    for (int phase = 0; phase < stages_.nudged; ++phase) {
+      const int at = phase + 1 < stages_.nudged ? Relaxation::kept_plus : last;
+      contrast.add_to_readout(worker, error_[phase].get(), at, blend(phase == 0), weights, biases);
+      worker.wait();
+    }
   }
 
  private:
+  // Stores and keeps the states at the end of a stage that was shared in these parts, and takes the readout's error
+  // there. Ends with a barrier.
+  void end(const Worker& worker, const Part& part, int index, int last) {
+    const Stage& stage = stages_.stage[index];
+    if (stage.keeps != Kept::last) relaxation_.copy_states(part, last, buffer_of(stage.keeps, last));
+    if (stage.stores < 0) return;
+    relaxation_.note_states(worker, part, last, sanity_);
+    const int phase = stage.stores - 1;
+    relaxation_.store(part, last,
+                      phase < 0 ? call_.free_states.data() : call_.nudged_states.data() + phase * call_.network.layers);
+    if (call_.network.readout && stages_.is_nudged(index))
+      relaxation_.compute_error(worker, part.independent ? part.rows : worker.share(call_.batch.size), last, T(1),
+                                error_[phase].get());
+    worker.wait();
+  }
+
   const LearnCall<T>& call_;
+  const Stages& stages_;
   Relaxation& relaxation_;
   Buffer<T> error_[2];  // laid out as the relaxation does
   Sanity<T> sanity_;
@@ -126,111 +182,69 @@ class Phases {
 template <class Engine>
 bool ep_step(const EpCall<typename Engine::Scalar>& call, int threads) {
   using T = typename Engine::Scalar;
-  using Fields = typename Engine::Relaxation;
-  Fields relaxation(call.network, call.batch, threads);
+  const Stages stages = stages_of(call);
+  typename Engine::Relaxation relaxation(call.network, call.batch, threads);
   typename Engine::Contrast contrast(relaxation, call.shared_update, threads);
-  Phases<Engine> phases(call, relaxation, threads);
-  // Tied and shared, the contrasts of consecutive steps telescope to the one between the ends.
-  const bool accumulate = call.accumulate && call.network.free_feedback && !call.shared_update;
-  // The gradient is minus the contrast.
-  const double scale = -1.0 / (call.nudge.beta * phases.count() * static_cast<double>(call.batch.size));
+  LearningPhases<Engine> phases(call, stages, relaxation, threads);
+  const auto batch = static_cast<double>(call.batch.size);
 
   return run_team(threads, call.stop.interrupted, [&](const Worker& worker) {
-    int field = phases.run_free(worker);
-    relaxation.note_parameters(worker, phases.sanity());
-    Part part = accumulate ? relaxation.by_units(worker) : relaxation.by_samples(worker);
-    for (int phase = 0; phase < phases.count(); ++phase) {
-      const Nudge nudge = phase == 0 ? call.nudge : reversed(call.nudge);
-      if (phase == 1) {
-        relaxation.copy_field(part, field, Fields::kept_plus);
-        relaxation.copy_field(part, Fields::kept_free, field);
-        worker.wait();
-      }
-      int step = 0;
-      for (bool ends = worker.has_ended(); step < call.nudged_steps && !ends;) {
-        const int to = (field + 1) % Fields::ring;
-        const Between between{field, to, field};
-        relaxation.step(worker, part, field, to, &nudge);
-        if (accumulate) {
+    const Walked walked = phases.run(
+        worker, [&] { relaxation.note_parameters(worker, phases.sanity()); },
+        [&](Part& part, const Stage& stage, const Nudge& nudge, int from, int to, int number) {
+          const Between between{from, to, from};
+          relaxation.step(worker, part, from, to, &nudge);
           contrast.differ(worker, between);
-          contrast.add_to_gradients(worker, between, {0, T(phase == 0 ? scale : -scale), phase + step == 0}, call);
-        }
-        ends = ends_after(relaxation, worker, part, call.stop, ++step, field, to);
-        field = to;
-      }
-      note_steps(worker, call.stop, phase + 1, step);
-      phases.end(worker, part, phase, field);
-      if (call.network.readout) {
-        contrast.add_to_readout(
-            worker, phases.error(phase), field,
-            Blend<T>{0, T(-1.0 / (phases.count() * static_cast<double>(call.batch.size))), phase == 0},
-            call.gradients.back(), call.bias_gradients.back());
-        worker.wait();
-      }
-    }
-    const double largest = std::abs(scale) * phases.largest_contrast() * (accumulate ? 2.0 * call.nudged_steps : 1.0);
-    if (!phases.sanity().holds(std::max(largest, call.network.readout ? phases.largest_of_readout() : 0.0))) {
-      phases.note_nothing(worker, 1 + phases.count());
-    } else if (!accumulate && !worker.has_ended()) {
-      const Between between = call.symmetric ? Between{field, Fields::kept_plus, Fields::kept_free}
-                                             : Between{Fields::kept_free, field, Fields::kept_free};
+          contrast.add_to_gradients(worker, between, gradient_blend<T>(stage.divisor, batch, number == 0), call);
+        });
+    const double times = stages.steps_learn ? 2.0 * call.nudged_steps : 1.0;
+    const double of_dynamics = times / std::abs(stages.divisor) / batch * phases.largest_contrast();
+    if (!phases.holds(worker, std::max(of_dynamics, phases.largest_of_readout())) || worker.has_ended()) return;
+    if (!stages.steps_learn) {
+      const Between between = phases.ends(walked.last);
       contrast.differ(worker, between);
-      contrast.add_to_gradients(worker, between, {0, T(scale), true}, call);
+      contrast.add_to_gradients(worker, between, gradient_blend<T>(stages.divisor, batch, true), call);
     }
+    phases.learn_readout(
+        worker, contrast, walked.last, [&](bool fresh) { return gradient_blend<T>(stages.nudged, batch, fresh); },
+        call.gradients.back(), call.bias_gradients.back());
   });
 }
 
 template <class Engine>
 bool cep_step(const CepCall<typename Engine::Scalar>& call, int threads) {
   using T = typename Engine::Scalar;
-  using Fields = typename Engine::Relaxation;
-  Fields relaxation(call.network, call.batch, threads, call.forms);
+  const Stages stages = stages_of(call);
+  typename Engine::Relaxation relaxation(call.network, call.batch, threads, call.forms);
   typename Engine::Contrast contrast(relaxation, call.shared_update, threads);
   typename Engine::Learning learning(call, relaxation, contrast, threads);
-  Phases<Engine> phases(call, relaxation, threads);
+  LearningPhases<Engine> phases(call, stages, relaxation, threads);
+  const auto batch = static_cast<double>(call.batch.size);
   const double fastest = *std::max_element(call.lr.begin(), call.lr.end()) / std::abs(call.nudge.beta);
 
   return run_team(threads, call.stop.interrupted, [&](const Worker& worker) {
-    int field = phases.run_free(worker);
-    Part part = relaxation.by_units(worker);
-    learning.load(worker);
-    int moves = 0, phase_number = 0;
-    for (int phase = 0; phase < phases.count(); ++phase) {
-      const Nudge nudge = phase == 0 ? call.nudge : reversed(call.nudge);
-      if (phase == 1) {
-        relaxation.copy_field(part, field, Fields::kept_plus);
-        field = run_phase(relaxation, worker, part, call.nudged_steps, field, nullptr, call.stop, ++phase_number);
-      }
-      int step = 0;
-      for (bool ends = worker.has_ended(); step < call.nudged_steps && !ends;) {
-        const int to = (field + 1) % Fields::ring;
-        learning.step(worker, part, field, to, nudge, nudge.beta * phases.count());
-        ends = ends_after(relaxation, worker, part, call.stop, ++step, field, to);
-        field = to;
-      }
-      moves += step;
-      note_steps(worker, call.stop, ++phase_number, step);
-      phases.end(worker, part, phase, field);
-    }
+    const Part mine = relaxation.by_units(worker);
+    const Walked walked = phases.run(
+        worker, [&] { learning.load(worker); },
+        [&](Part& part, const Stage& stage, const Nudge& nudge, int from, int to, int) {
+          learning.step(worker, part, from, to, nudge, stage.divisor);
+        });
     relaxation.note_parameters(worker, phases.sanity());
-    learning.note_parameters(worker, part, phases.sanity());
+    learning.note_parameters(worker, mine, phases.sanity());
     worker.wait();
     if (worker.has_ended()) return;
-    const double of_dynamics = fastest / static_cast<double>(call.batch.size) * phases.largest_contrast();
-    const double of_input = learning.largest_input_update(phases.sanity()),
-                 of_readout = fastest * phases.largest_of_readout();
-    if (!phases.sanity().holds(std::max({of_dynamics, of_input, call.network.readout ? of_readout : 0.0}))) {
-      phases.note_nothing(worker, call.symmetric ? 4 : 2);
-      return;
-    }
-    learning.store(worker, part, field, moves);
-    for (int phase = 0; phase < phases.count() && call.network.readout; ++phase) {
-      const int readout = call.network.layers, at = phase + 1 < phases.count() ? Fields::kept_plus : field;
-      Blend<T> blend = learning.blend(readout, phases.count());
-      if (phase > 0) blend.decay = 0;
-      contrast.add_to_readout(worker, phases.error(phase), at, blend, call.network.weights.back(),
-                              call.network.biases.back());
-      worker.wait();
-    }
+    const double of_dynamics = fastest / batch * phases.largest_contrast();
+    const double of_input = learning.largest_input_update(phases.sanity());
+    if (!phases.holds(worker, std::max({of_dynamics, of_input, fastest * phases.largest_of_readout()}))) return;
+    learning.store(worker, mine, walked.last, walked.count);
+    const int readout = call.network.layers;
+    phases.learn_readout(
+        worker, contrast, walked.last,
+        [&](bool first) {
+          return continual_blend<T>(call.lr[readout], first ? call.weight_decay : 0, stages.nudged, batch);
+        },
+        call.network.weights.back(), call.network.biases.back());
   });
 }
+
+}  // namespace ceprop::CEPROP_SET

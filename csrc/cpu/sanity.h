@@ -2,6 +2,16 @@
 // moved is none, is infinite, or is so large that a sum of products might be. What is stored is then a number.
 #pragma once
 
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "../model/largest.h"
+#include "set.h"
+#include "team.h"
+
+namespace ceprop::CEPROP_SET {
+
 // The largest magnitude in rows of numbers, NaN if one is none. By bits, whose order is that of magnitudes, infinity
 // and NaN beyond it: compilers make vector code of that.
 template <class T>
@@ -64,3 +74,5 @@ class Sanity {
   };
   std::vector<Seen> seen_;
 };
+
+}  // namespace ceprop::CEPROP_SET

@@ -1,19 +1,28 @@
 // When a phase may end before its steps: the workers agree on whether any unit still moves.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
+#include "../model/network.h"
+#include "set.h"
+#include "team.h"
+
+namespace ceprop::CEPROP_SET {
+
 template <class T>
 class Settling {
  public:
   explicit Settling(int workers) : flags_(2 * workers) {}
 
-  // Whether a phase ends after `count` steps; stays(tolerance) says whether this worker's units do in the last. With a
+  // Whether a phase ends after `count` steps; stays(limit) says whether this worker's units do in the last. With a
   // tolerance every worker has to ask after every step.
   template <class Stays>
   bool may_stop(const Worker& worker, const Stop& stop, int count, const Stays& stays) {
     if (!stop.tolerance || count % steps_per_check != 0) return false;
     // Two flags a worker, in turn: a fast worker may set the next before a slow one has read this.
     Flag* flags = flags_.data() + count / steps_per_check % 2 * worker.count;
-    flags[worker.index].value = stays(rounded_down(*stop.tolerance));
+    flags[worker.index].value = stays(limit_of<T>(*stop.tolerance));
     worker.wait();
     return std::all_of(flags, flags + worker.count, [](const Flag& flag) { return flag.value; });
   }
@@ -24,11 +33,7 @@ class Settling {
     bool value;
   };
 
-  // So that numbers of type T compare with it as they do with the limit itself.
-  static T rounded_down(double limit) {
-    const T rounded = static_cast<T>(limit);
-    return static_cast<double>(rounded) > limit ? std::nextafter(rounded, T(0)) : rounded;
-  }
-
   std::vector<Flag> flags_;
 };
+
+}  // namespace ceprop::CEPROP_SET

@@ -1,6 +1,15 @@
 // Who does what of a step.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "set.h"
+#include "team.h"
+
+namespace ceprop::CEPROP_SET {
+
 // One panel of one layer, the unit of work.
 struct Item {
   int layer;
@@ -80,3 +89,5 @@ class Sharing {
   int64_t first_[3] = {0, 0, 0};               // of items_, where the halves begin and end
   std::vector<double> cost_[2]{{0.0}, {0.0}};  // running sums over the items of a half
 };
+
+}  // namespace ceprop::CEPROP_SET

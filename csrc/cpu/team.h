@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../shares.h"
+#include "../model/shares.h"
 
 namespace ceprop {
 

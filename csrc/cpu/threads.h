@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../network.h"
+#include "../model/network.h"
 
 namespace ceprop {
 

@@ -3,9 +3,17 @@
 // A panel is `width` units wide: two vectors. Everything is stored in panels: states as [panel][batch][width], weights
 // into a panel of units as [panel][depth][width]. So a tile reads its weights as whole vectors, and its neighbours'
 // states as broadcasts at constant offsets from one pointer; no operand is ever transposed or re-packed between steps.
-//
-// Included by one source file per instruction set, inside its namespace; see kernels_impl.h.
 #pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "../model/learning.h"
+#include "set.h"
+#include "team.h"
+
+namespace ceprop::CEPROP_SET {
 
 template <class Scalar_, int vector_bytes>
 struct Tile {
@@ -114,20 +122,6 @@ template <class T>
 struct Product {
   const T* rows;
   const T* lanes;
-};
-
-// How a sum enters a number: out = out - decay * out + scale * sum; fresh: out = scale * sum. A decay, not what it
-// keeps: rounding 1 - decay would add up over the steps.
-template <class T>
-struct Blend {
-  T decay;
-  T scale;
-  bool fresh = false;
-
-  template <class Number>
-  Number operator()(const Number& out, const Number& sum) const {
-    return fresh ? scale * sum : out + (scale * sum - decay * out);
-  }
 };
 
 // out[row][lane] is blended with sum_products sum_batch rows[batch][row] * lanes[batch][lane]
@@ -239,3 +233,5 @@ struct Dots {
     return result;
   }
 };
+
+}  // namespace ceprop::CEPROP_SET

@@ -1,24 +1,13 @@
 // The units of a panel: from drives to next states.
 #pragma once
 
-// Calls `body.template operator()<A>()`.
-template <class Body>
-inline void with_activation(Activation activation, const Body& body) {
-  switch (activation) {
-    case Activation::sigmoid:
-      return body.template operator()<Activation::sigmoid>();
-    case Activation::hard_sigmoid:
-      return body.template operator()<Activation::hard_sigmoid>();
-    case Activation::half_hard_sigmoid:
-      return body.template operator()<Activation::half_hard_sigmoid>();
-    case Activation::centered_hard_sigmoid:
-      return body.template operator()<Activation::centered_hard_sigmoid>();
-    case Activation::tanh:
-      return body.template operator()<Activation::tanh>();
-    case Activation::linear:
-      return body.template operator()<Activation::linear>();
-  }
-}
+#include <cstdint>
+#include <cstring>
+
+#include "../model/network.h"
+#include "set.h"
+
+namespace ceprop::CEPROP_SET {
 
 template <class T>
 inline void apply_activation(Activation activation, const T* from, T* to, int64_t count) {
@@ -28,27 +17,24 @@ inline void apply_activation(Activation activation, const T* from, T* to, int64_
   });
 }
 
-// next_state of `count` units; `pull` is null or acts inside or outside of rho.
+// next_state of `count` units; `pull` may be null.
 template <class T>
-inline void move_units(const UnitRule& rule, int64_t count, const T* drive, const T* state, const T* pull, bool inside,
+inline void move_units(const UnitRule& rule, int64_t count, const T* drive, const T* state, const T* pull, NudgeAt at,
                        T* next) {
   const T dt = static_cast<T>(rule.dt);
   const bool gain = rule.gain, clips = rule.clip;
   with_activation(rule.activation, [&]<Activation A>() {
-    const auto all = [&]<Dynamics D>(const auto& pull_inside, const auto& pull_outside) {
+    const auto all = [&]<Dynamics D>(const auto& pull_of) {
 #pragma GCC ivdep
-      for (int64_t i = 0; i < count; ++i)
-        next[i] = next_state<A, D>(drive[i], state[i], pull_inside(i), pull_outside(i), gain, clips, dt);
+      for (int64_t i = 0; i < count; ++i) next[i] = next_state<A, D>(drive[i], state[i], pull_of(i), gain, clips, dt);
     };
-    const auto zero = [](int64_t) { return T(0); };
-    const auto pulled = [&](int64_t i) { return pull[i]; };
     const auto either = [&]<Dynamics D>() {
       if (!pull)
-        all.template operator()<D>(zero, zero);
-      else if (inside)
-        all.template operator()<D>(pulled, zero);
+        all.template operator()<D>([](int64_t) { return Pull<T>{0, 0}; });
+      else if (at == NudgeAt::drive)
+        all.template operator()<D>([&](int64_t i) { return pull_at(NudgeAt::drive, pull[i]); });
       else
-        all.template operator()<D>(zero, pulled);
+        all.template operator()<D>([&](int64_t i) { return pull_at(NudgeAt::state, pull[i]); });
     };
     if (rule.dynamics == Dynamics::prototypical)
       either.template operator()<Dynamics::prototypical>();
@@ -56,3 +42,17 @@ inline void move_units(const UnitRule& rule, int64_t count, const T* drive, cons
       either.template operator()<Dynamics::energy>();
   });
 }
+
+// By how much `count` output units are pulled: `given` holds their targets, or beta times their errors where these are
+// of samples.
+template <class T>
+inline void pull_units(const Nudge& nudge, int64_t count, const T* given, const T* state, T* pull) {
+  if (!is_of_units(nudge.loss)) {
+    std::memcpy(pull, given, count * sizeof(T));
+    return;
+  }
+  const T beta = static_cast<T>(nudge.beta);
+  for (int64_t i = 0; i < count; ++i) pull[i] = beta * unit_error(nudge.loss, given[i], state[i]);
+}
+
+}  // namespace ceprop::CEPROP_SET

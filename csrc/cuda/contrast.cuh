@@ -1,12 +1,11 @@
 // The local contrast between two fields, as sums of outer products over the batch; the formulas are those of
-// cpu/contrast.h, computed on tiles of 16 units of one layer and 64 of the other.
+// cpu/dense/contrast.h, computed on tiles of 16 units of one layer and 64 of the other.
 //
 // A contrast is upper^T lower, summed over one term or two:
 //   term 0   what the upper layer's units moved by, with what the lower layer shows
 //   term 1   what the upper layer shows, with what the lower layer's units moved by
 #pragma once
 
-#include "blend.cuh"
 #include "relaxation.cuh"
 
 namespace ceprop::cuda {
@@ -20,13 +19,16 @@ struct Shown {
   bool state;  // the layer shows its state, not what neighbours see of it
 };
 
-// The contrast of one connection.
-struct Terms {
+// The contrast of one connection, as a sum of products.
+struct Sum {
   enum class Of { connection, input_sums, readout } of;
-  int c;            // connection
-  int first, last;  // terms
+  int c;  // connection
+  Terms terms;
   Between between;
   int phase;  // at whose end the readout learns, with the states in between.later
+
+  __device__ int first_term() const { return terms.above_moves ? 0 : 1; }
+  __device__ int last_term() const { return terms.below_moves ? 1 : 0; }
 };
 
 template <class T, class Tile, class States>
@@ -37,20 +39,19 @@ class Contrast {
   __device__ explicit Contrast(const Network& network)
       : network_(network), p_(network.p), fours_((p_.layout.pass / pack + 3) / 4), inverse_(256 / fours_ + 1) {}
 
-  // What moves connection c: its weights or, in a vector field, `feedback`.
-  __device__ Terms terms(int c, bool feedback, const Between& between) const {
-    const bool both = c > 0 && !is_field();
-    return {Terms::Of::connection, c, !both && feedback ? 1 : 0, both || feedback ? 1 : 0, between, 0};
+  // What moves a copy of the weights of connection c.
+  __device__ Sum sum_of(int c, Copy copy, const Between& between) const {
+    return {Sum::Of::connection, c, terms_of(p_.learns, c == 0, copy), between, 0};
   }
 
   __device__ Shown<T> moved(int layer, const Between& between) const {
-    return {nullptr, layer, between.later, between.earlier, is_field()};
+    return {nullptr, layer, between.later, between.earlier, moves_states(p_.learns)};
   }
 
   // The sums of a tile, units [first, first + 16) by [other_first, other_first + 64), are blended into
   // out[unit * next_own + other * next_other], where next_own < next_other in packs of units, those past the last too.
   // `upper_is_own`: the 16 belong to the upper layer. All threads of a block call this.
-  __device__ void tile(const Terms& terms, bool upper_is_own, int first, int units, int other_first, int others,
+  __device__ void tile(const Sum& of, bool upper_is_own, int first, int units, int other_first, int others,
                        const Blend<T>& blend, T* out, int64_t next_own, int64_t next_other) const {
     const int pass = p_.layout.pass, stride = pass + pack;  // neighbouring rows begin in different banks
     T* own = network_.work();                               // [2][tile_units][stride]
@@ -60,15 +61,14 @@ class Contrast {
     T sum[4] = {};
     for (int column = 0; column < p_.batch; column += pass) {
       __syncthreads();
-      for (int term = terms.first; term <= terms.last; ++term)
+      for (int term = of.first_term(); term <= of.last_term(); ++term)
         for (int side = 0; side < 2; ++side) {
           const bool is_own = side == 0;
-          stage(shown(terms, term, upper_is_own == is_own), is_own, is_own ? first : other_first,
-                is_own ? units : others, column,
-                (is_own ? own : other) + term * (is_own ? tile_units : tile_others) * stride);
+          stage(shown(of, term, upper_is_own == is_own), is_own, is_own ? first : other_first, is_own ? units : others,
+                column, (is_own ? own : other) + term * (is_own ? tile_units : tile_others) * stride);
         }
       __syncthreads();
-      for (int term = terms.first; term <= terms.last; ++term)
+      for (int term = of.first_term(); term <= of.last_term(); ++term)
         for (int b = 0; b < pass; b += pack) {
           const Pack<T> y = load_pack(other + (term * tile_others + k) * stride + b);
 #pragma unroll
@@ -100,12 +100,11 @@ class Contrast {
     }
   }
 
-  // A row-major [upper][lower] matrix blended with these terms, by all blocks. No barrier.
-  __device__ void add_to_matrix(const Terms& terms, int upper, int lower, const Blend<T>& blend, T* matrix) const {
+  // A row-major [upper][lower] matrix blended with a contrast, by all blocks. No barrier.
+  __device__ void add_to_matrix(const Sum& of, int upper, int lower, const Blend<T>& blend, T* matrix) const {
     const int tiles = (upper + tile_units - 1) / tile_units, chunks = (lower + tile_others - 1) / tile_others;
     for (int index = static_cast<int>(blockIdx.x); index < tiles * chunks; index += p_.layout.blocks)
-      tile(terms, true, index / chunks * tile_units, upper, index % chunks * tile_others, lower, blend, matrix, lower,
-           1);
+      tile(of, true, index / chunks * tile_units, upper, index % chunks * tile_others, lower, blend, matrix, lower, 1);
   }
 
   // out[unit] is blended with the sum over the batch of what is shown of the units [first, first + 16), by this block.
@@ -140,24 +139,21 @@ class Contrast {
  private:
   static constexpr int pack = Pack<T>::size;
 
-  // Whether each copy of the weights learns from the one side that it acts on.
-  __device__ bool is_field() const { return p_.free_feedback && !p_.shared_update; }
-
   __device__ const T* row(const Shown<T>& shown, int field, int unit) const {
     const States& states = network_.states;
     return shown.state ? states.state(field, shown.layer, unit) : states.seen(field, shown.layer, unit);
   }
 
-  __device__ Shown<T> shown(const Terms& terms, int term, bool upper) const {
-    const int c = terms.c;
-    const Between& between = terms.between;
-    if (terms.of == Terms::Of::readout)
-      return {upper ? p_.workspace.end_error[terms.phase] : nullptr, p_.layers - 1, between.later, -1, true};
+  __device__ Shown<T> shown(const Sum& of, int term, bool upper) const {
+    const int c = of.c;
+    const Between& between = of.between;
+    if (of.of == Sum::Of::readout)
+      return {upper ? p_.workspace.end_error[of.phase] : nullptr, p_.layers - 1, between.later, -1, true};
     if (!upper && c == 0) return {p_.workspace.x, 0, 0, -1, false};
-    if (terms.of == Terms::Of::input_sums) return {p_.workspace.sum, 0, 0, -1, false};
+    if (of.of == Sum::Of::input_sums) return {p_.workspace.sum, 0, 0, -1, false};
     const int layer = upper ? c : c - 1;
     if (upper == (term == 0)) return moved(layer, between);
-    return {nullptr, layer, is_field() ? between.fixed : upper ? between.earlier : between.later, -1, false};
+    return {nullptr, layer, upper ? between.shown_above(p_.learns) : between.shown_below(p_.learns), -1, false};
   }
 
   // Where one of a tile's own units is staged: 8 side by side, which are stored at once, and 4 at a distance of 4,

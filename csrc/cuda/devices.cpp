@@ -8,7 +8,7 @@
 #include <mutex>
 #include <tuple>
 
-#include "../checks.h"
+#include "../arguments/checks.h"
 #include "kernels.h"
 
 namespace ceprop::cuda {

@@ -9,7 +9,7 @@
 #include <variant>
 #include <vector>
 
-#include "../shares.h"
+#include "../model/shares.h"
 #include "problem.h"
 
 namespace ceprop::cuda {

@@ -1,9 +1,9 @@
 // What is learned from contrasts: EP's gradients, and C-EP's weights, at every nudged step
 //   W <- (1 - lr weight_decay) W + lr / (beta B) contrast.
 //
-// Connection 0 never moves before the end: its drive follows by  x x^T + 1,  as in cpu/continual_update.h. The inner
+// Connection 0 never moves before the end: its drive follows by  x x^T + 1,  as in cpu/dense/continual_update.h. The inner
 // weights move literally, in shared memory if they stay there and else in place, or in low rank, at the end, as in
-// cpu/low_rank_update.h.
+// cpu/dense/low_rank_update.h.
 #pragma once
 
 #include "contrast.cuh"
@@ -38,8 +38,9 @@ class Learning {
         if (c == 0 || c == p_.layers) continue;
         const int others = p_.widths[side ? l + 2 : l];
         for (int first = 0; first < others; first += tile_others)
-          contrast_.tile(contrast_.terms(c, side == 1, between), side == 0, item.first, units, first, others,
-                         blend(c, divisor), network_.packed(item, side) - item.first, 1, Network::packed_stride);
+          contrast_.tile(contrast_.sum_of(c, side == 1 ? Copy::feedback : Copy::weights, between), side == 0,
+                         item.first, units, first, others, blend(c, divisor), network_.packed(item, side) - item.first,
+                         1, Network::packed_stride);
       }
     }
   }
@@ -48,28 +49,28 @@ class Learning {
   // also the readout's, from the states in `last`, where C-EP has moved everything else already, and `keep` of the
   // input's weights is left. No barrier.
   __device__ void learn(const Between& between, double divisor, bool fresh, bool at_end, int last, double keep) const {
-    const bool ep = p_.op == Op::ep_step;
-    const int matrices = 2 * p_.layers + (at_end && p_.readout ? phases_of(p_) : 0);
+    const bool ep = p_.stages.op == Op::ep_step;
+    const int matrices = 2 * p_.layers + (at_end && p_.readout ? p_.stages.nudged : 0);
     for (int m = 0; m < matrices; ++m) {
       const bool feedback = m >= p_.layers && m < 2 * p_.layers, readout = m >= 2 * p_.layers;
       const int c = readout ? p_.layers : m % p_.layers, phase = readout ? m - 2 * p_.layers : 0;
       if (feedback && (c == 0 || !p_.free_feedback)) continue;
-      Terms terms = contrast_.terms(c, feedback, between);
-      Blend<T> how = ep ? Blend<T>{T(0), T(-1.0 / (divisor * double(p_.batch))), fresh} : blend(c, divisor);
+      Sum sum = contrast_.sum_of(c, feedback ? Copy::feedback : Copy::weights, between);
+      Blend<T> how = ep ? gradient_blend<T>(divisor, p_.batch, fresh) : blend(c, divisor);
       if (readout) {
-        terms = {Terms::Of::readout, c, 0, 0, {0, phase + 1 < phases_of(p_) ? kept_plus : last, 0}, phase};
-        how = ep ? Blend<T>{T(0), T(-1.0 / (phases_of(p_) * double(p_.batch))), phase == 0} : blend(c, phases_of(p_));
+        sum = {Sum::Of::readout, c, {true, false}, {0, phase + 1 < p_.stages.nudged ? kept_plus : last, 0}, phase};
+        how = ep ? gradient_blend<T>(p_.stages.nudged, p_.batch, phase == 0) : blend(c, p_.stages.nudged);
         if (phase > 0) how.decay = 0;
       } else if (ep) {
-        if (at_end && accumulates(p_)) continue;
+        if (at_end && p_.stages.steps_learn) continue;
       } else if (at_end && c == 0) {
-        terms.of = Terms::Of::input_sums;
+        sum.of = Sum::Of::input_sums;
         how = {T(1 - keep), T(1), false};
       } else if (at_end ? !p_.low_rank : p_.low_rank || p_.layout.resident || c == 0) {
         continue;
       }
       T* matrix = feedback ? (ep ? p_.feedback_gradients : p_.feedback)[c - 1] : (ep ? p_.gradients : p_.weights)[c];
-      contrast_.add_to_matrix(terms, p_.widths[c + 1], p_.widths[c], how, matrix);
+      contrast_.add_to_matrix(sum, p_.widths[c + 1], p_.widths[c], how, matrix);
       T* bias = ep ? p_.bias_gradients[c] : p_.biases[c];
       if (bias && (ep || readout) && !feedback)
         contrast_.add_batch_sums(
@@ -103,7 +104,9 @@ class Learning {
   }
 
  private:
-  __device__ Blend<T> blend(int c, double divisor) const { return blend_of(p_, c, divisor); }
+  __device__ Blend<T> blend(int c, double divisor) const {
+    return continual_blend<T>(p_.rate[c], p_.weight_decay, divisor, p_.batch);
+  }
 
   // C-EP's updates of W[0] so far: x times these.
   __device__ void sum_up(const Item<T>& item, const Shown<T>& moved, const Blend<T>& blend) const {

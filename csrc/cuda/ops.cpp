@@ -5,11 +5,11 @@
 #include <torch/library.h>
 
 #include "../ops.h"
+#include "aten/run.h"
 #include "conv/kernels.h"
 #include "conv/problem_of.h"
 #include "devices.h"
 #include "kernels.h"
-#include "library/run.h"
 #include "problem_of.h"
 
 namespace ceprop {
@@ -55,7 +55,7 @@ class Cuda {
   }
   template <class Call>
   void launch_one(const cuda::conv::LibraryCalls& calls, const Call& call) const {
-    cuda::library::run(call, options_, calls.tf32);
+    cuda::run_by_aten(call, options_, calls.tf32);
   }
   template <class Plan, class Call>
   void launch_one(const Plan& plan, const Call& call) const {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../network.h"
+#include "../model/stages.h"
 
 namespace ceprop::cuda {
 
@@ -18,9 +18,8 @@ inline constexpr int block_threads = 256;
 // Numbers after every row of a tile that tensor cores read: they read 8 rows at once, which so lie in different banks.
 inline constexpr int tensor_padding = 8;
 
-enum class Op { relax, ep_step, cep_step };
-
-// Fields are numbered as on the CPU: a ring of three, in which the steps of a phase go round, and what two phases left.
+// State buffers are numbered as on the CPU: a ring of three, in which the steps of a phase go round, and what two
+// phases left.
 inline constexpr int ring = 3, kept_free = 3, kept_plus = 4, fields = 5;
 
 // Where a step's work lies and how it is cut; see launch_plan.h, which fills it in.
@@ -51,7 +50,7 @@ struct Workspace {
   T* drive;                       // [n_0]: what reaches layer 0 from the input, bias included
   T* sum;                         // [n_0]: C-EP's updates of W[0] are its product with the input
   T* gram;                        // [batch]: x x^T + 1
-  T* of_away[most_layers];        // [batch]: C-EP in low rank, see cpu/low_rank_update.h
+  T* of_away[most_layers];        // [batch]: C-EP in low rank, see cpu/dense/low_rank_update.h
   T* of_free[most_layers];        // [batch]
   T* before;                      // C-EP: what parameters that move in place were, one after the other
   int* settled;                   // [2][blocks]
@@ -61,7 +60,8 @@ struct Workspace {
 // What is asked for, whatever the kernel: the call, as plain copies.
 template <class T>
 struct Given {
-  Op op;
+  Stages stages;
+  Learns learns;
   int layers, batch;
   bool readout, free_feedback, asynchronous;
   int widths[most_layers + 2];
@@ -74,13 +74,11 @@ struct Given {
   const T* target;
 
   Nudge nudge;
-  int free_steps, nudged_steps;  // relax: free_steps, nudged if there is a target
-  double tolerance;              // negative: none
+  T limit;  // of how far units move in a phase that goes on; negative: none
   int64_t* steps_used;
-  bool symmetric, shared_update, accumulate;
   bool low_rank;  // C-EP's inner updates
   double rate[most_layers + 1], weight_decay;
-  T largest;  // of states, inputs and targets, see largest.h
+  T largest;  // of states, inputs and targets, see model/largest.h
 
   const T* initial[most_layers];  // null: zeros
   T* free_states[most_layers];    // of relax: the states

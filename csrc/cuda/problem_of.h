@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../largest.h"
+#include "../model/largest.h"
 #include "launch_plan.h"
 
 namespace ceprop::cuda {
@@ -102,18 +102,14 @@ void give_network(Given<T>& given, const Network<T>& network, const Batch<T>& ba
   given.x = batch.x;
   given.target = batch.target;
   given.nudge = nudge;
-  given.tolerance = stop.tolerance.value_or(-1);
+  given.limit = stop.tolerance ? limit_of<T>(*stop.tolerance) : T(-1);
   given.steps_used = stop.steps_used;
 }
 
 template <class T>
-void give_learning(Given<T>& given, const LearnCall<T>& call, Op op) {
-  given.op = op;
+void give_learning(Given<T>& given, const LearnCall<T>& call) {
+  given.learns = learns_by(call.network.free_feedback, call.shared_update);
   give_network(given, call.network, call.batch, call.nudge, call.stop);
-  given.free_steps = call.free_steps;
-  given.nudged_steps = call.nudged_steps;
-  given.symmetric = call.symmetric;
-  given.shared_update = call.shared_update;
   std::copy(call.free_states.begin(), call.free_states.end(), given.free_states);
   for (size_t i = 0; i < call.nudged_states.size(); ++i)
     given.nudged_states[i / call.network.layers][i % call.network.layers] = call.nudged_states[i];
@@ -123,19 +119,18 @@ void give_learning(Given<T>& given, const LearnCall<T>& call, Op op) {
 
 template <class T>
 void give(Given<T>& given, const RelaxCall<T>& call) {
-  given.op = Op::relax;
+  given.stages = stages_of(call);
   given.largest = largest_state(call);
   filling::give_network(given, call.network, call.batch, call.nudge, call.stop);
-  given.free_steps = call.steps;
   std::copy(call.initial.begin(), call.initial.end(), given.initial);
   std::copy(call.states.begin(), call.states.end(), given.free_states);
 }
 
 template <class T>
 void give(Given<T>& given, const EpCall<T>& call) {
-  filling::give_learning(given, call, Op::ep_step);
+  given.stages = stages_of(call);
+  filling::give_learning(given, call);
   given.largest = largest_state(call);
-  given.accumulate = call.accumulate;
   std::copy(call.gradients.begin(), call.gradients.end(), given.gradients);
   std::copy(call.bias_gradients.begin(), call.bias_gradients.end(), given.bias_gradients);
   std::copy(call.feedback_gradients.begin(), call.feedback_gradients.end(), given.feedback_gradients);
@@ -143,7 +138,8 @@ void give(Given<T>& given, const EpCall<T>& call) {
 
 template <class T>
 void give(Given<T>& given, const CepCall<T>& call) {
-  filling::give_learning(given, call, Op::cep_step);
+  given.stages = stages_of(call);
+  filling::give_learning(given, call);
   given.largest = largest_state(call);
   given.low_rank = call.forms.inner == Form::low_rank;
   std::copy(call.lr.begin(), call.lr.end(), given.rate);

@@ -4,7 +4,6 @@
 // its states. A step reads the neighbours' states, writes the block's own and ends with a barrier of all blocks.
 #pragma once
 
-#include "blend.cuh"
 #include "own_tiles.cuh"
 #include "products.cuh"
 #include "sanity.cuh"
@@ -121,19 +120,19 @@ class Relaxation {
     }
   }
 
-  // error = scale (y - softmax(logits)), of the states in `field`, or of a readout's logits, which are in `error`. Ends
-  // with a barrier. Also of the last pack's padding, which move() reads.
-  __device__ void softmax_error(int field, T scale, T* error) {
+  // error = scale times that of the outputs in `field`, or of a readout's logits, which are in `error`. Also of the
+  // last pack's padding, which move() reads. Ends with a barrier.
+  __device__ void take_error(int field, T scale, T* error) {
     constexpr int pack = Pack<T>::size;
     const int first = static_cast<int>(blockIdx.x) * block_threads + static_cast<int>(threadIdx.x);
     const int end = (p.batch + pack - 1) / pack * pack;
     for (int sample = first; sample < end; sample += p.layout.blocks * block_threads) {
-      const auto at = [&](int c) { return error + int64_t(c) * p.layout.columns + sample; };
-      const auto logit = [&](int c) {
-        return p.readout ? __ldcg(at(c)) : states.state(field, p.layers - 1, c)[sample];
+      const auto slot = [&](int64_t c) -> T& { return error[c * p.layout.columns + sample]; };
+      const auto logit = [&](int64_t c) {
+        return p.readout ? __ldcg(&slot(c)) : states.state(field, p.layers - 1, static_cast<int>(c))[sample];
       };
-      const auto target = [&](int c) { return p.workspace.target[int64_t(c) * p.layout.columns + sample]; };
-      sanity.note(cuda::softmax_error(classes(), scale, logit, target, [&](int c, T of_class) { *at(c) = of_class; }));
+      const auto target = [&](int64_t c) { return p.workspace.target[c * p.layout.columns + sample]; };
+      sanity.note(sample_error(classes(), scale, logit, target, slot));
     }
     states.sync();
   }
@@ -271,7 +270,7 @@ class Relaxation {
       of.less = rows_of(kept_free, neighbour);
       of.left_column = item.first;
       of.subtracts = l % 2;
-      of.scale = blend_of(p, side ? neighbour : l / 2, p.nudge.beta).scale;
+      of.scale = continual_blend<T>(p.rate[side ? neighbour : l / 2], p.weight_decay, p.nudge.beta, p.batch).scale;
     } else if (step.kind == Kind::move && side < 2) {
       of = neighbours(item, side, seen);
       if (side == 1 && l + 1 == p.layers && step.beta == 0) of.depth = 0;  // a readout pulls only while nudged
@@ -352,18 +351,12 @@ class Relaxation {
 #pragma unroll
       for (int j = 0; j < pack; ++j) drive.v[j] += bias;
     }
-    Pack<T> inside{}, outside{};
+    Pack<T> pull{};
     if (step.beta != 0 && l + 1 == p.layers && !p.readout) {
-      const bool squares = p.nudge.loss == Loss::mse;
-      Pack<T> pull = load_pack((squares ? p.workspace.target : p.workspace.error) + at);
-#pragma unroll
-      for (int j = 0; j < pack; ++j) {
-        if (squares) pull.v[j] = step.beta * (pull.v[j] - state.v[j]);
-        inside.v[j] = p.nudge.at == NudgeAt::drive ? pull.v[j] : T(0);
-        outside.v[j] = p.nudge.at == NudgeAt::drive ? T(0) : pull.v[j];
-      }
+      const T* given = is_of_units(p.nudge.loss) ? p.workspace.target : p.workspace.error;
+      pull = pull_of(p.nudge.loss, step.beta, load_pack(given + at), state);
     }
-    const Pack<T> next = next_of(rule, drive, state, inside, outside);
+    const Pack<T> next = next_of(rule, drive, state, pull, p.nudge.at);
     T size = 0;  // also of samples past the last, which are numbers where the weights are
 #pragma unroll
     for (int j = 0; j < pack; ++j) size += size_of(drive.v[j], next.v[j]);
@@ -371,12 +364,9 @@ class Relaxation {
     store_pack(states.state(step.to, l, unit) + column, next);
     if (rule.dynamics == Dynamics::energy)
       store_pack(states.seen(step.to, l, unit) + column, rho_of(rule.activation, next));
-    if (p.tolerance < 0) return;
+    if (p.limit < 0) return;
 #pragma unroll
-    for (int j = 0; j < pack; ++j) {
-      const double moved = static_cast<double>(next.v[j]) - static_cast<double>(state.v[j]);
-      stays_ = stays_ && ((moved <= p.tolerance && -moved <= p.tolerance) || column + j >= p.batch);
-    }
+    for (int j = 0; j < pack; ++j) stays_ = stays_ && (stays(state.v[j], next.v[j], p.limit) || column + j >= p.batch);
   }
 
   const Operand products_;

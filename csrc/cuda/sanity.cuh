@@ -46,7 +46,7 @@ class Sanity {
 // there are: moves(c), weights(c), biases(c) of connection c.
 template <class Problem, class Learning, class Body>
 __device__ __forceinline__ void for_each_stored(const Problem& p, const Learning& learning, const Body& body) {
-  const bool ep = p.op == Op::ep_step;
+  const bool ep = p.stages.op == Op::ep_step;
   auto* before = p.workspace.before;
   const auto one = [&](auto* array, int64_t count) {
     body(array, count, before);
@@ -75,7 +75,7 @@ __device__ void take_back(const Problem& p, const Learning& learning, int phases
   for_each_stored(p, learning, [&](auto* array, int64_t count, const auto* before) {
     const int64_t first = int64_t(blockIdx.x) * block_threads + threadIdx.x;
     for (int64_t i = first; i < count; i += int64_t(p.layout.blocks) * block_threads)
-      array[i] = p.op == Op::ep_step ? 0 : before[i];
+      array[i] = p.stages.op == Op::ep_step ? 0 : before[i];
   });
   if (blockIdx.x == 0 && threadIdx.x == 0)
     for (int phase = 0; phase < phases; ++phase) p.steps_used[phase] = -1;

@@ -11,7 +11,7 @@ namespace ceprop::cuda {
 template <class T, class Blocks>
 __device__ bool may_stop(const Given<T>& p, const Blocks& blocks, bool stays, int count, int number_of_blocks,
                          int* flags) {
-  if (p.tolerance < 0 || count % steps_per_check != 0) return false;
+  if (p.limit < 0 || count % steps_per_check != 0) return false;
   const bool all = __syncthreads_and(stays);
   // Two rows of flags, in turn: a fast block may set the next before a slow one has read this.
   flags += count / steps_per_check % 2 * number_of_blocks;

@@ -59,8 +59,8 @@ class Run {
  public:
   Run(Input& input, const char* output) : input_(input), output_(output, std::ios::binary) {}
 
-  void run(cuda::Op op) {
-    if (op == cuda::Op::relax) {
+  void run(Op op) {
+    if (op == Op::relax) {
       RelaxCall<T> call;
       read_common(call);
       call.steps = static_cast<int>(input_.integer());
@@ -68,7 +68,7 @@ class Run {
         for (int l = 0; l < call.network.layers; ++l) call.initial.push_back(input_.array(arrays_));
       call.states = results(call, 1);
       execute(call, op);
-    } else if (op == cuda::Op::ep_step) {
+    } else if (op == Op::ep_step) {
       EpCall<T> call;
       read_learning(call);
       call.accumulate = input_.integer();
@@ -166,7 +166,7 @@ class Run {
   }
 
   template <class Call>
-  void execute(const Call& call, cuda::Op op) {
+  void execute(const Call& call, Op op) {
     const cuda::Device device{static_cast<int>(input_.integer()), static_cast<int>(input_.integer()), input_.integer(),
                               static_cast<int>(input_.integer())};
     auto& options = cuda_emulation::options;
@@ -194,7 +194,7 @@ class Run {
 inline bool run_one(const char* call, const char* results) {
   try {
     Input input(call);
-    const auto op = static_cast<cuda::Op>(input.integer());
+    const auto op = static_cast<Op>(input.integer());
     if (input.integer() == 4)
       Run<float>(input, results).run(op);
     else

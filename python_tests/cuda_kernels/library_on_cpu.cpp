@@ -1,13 +1,13 @@
 #include "library_on_cpu.h"
 
-#include "../../csrc/cuda/library/phases.h"
+#include "../../csrc/aten/phases.h"
 
 namespace ceprop {
 
 template <class T, class Call>
 void run_on_cpu(const Call& call) {
   const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
-  cuda::library::Phases<T, EmulatedKernels<T>>(options, false).run(call);
+  aten::Phases<T, EmulatedKernels<T>>(options, false).run(call);
 }
 
 template void run_on_cpu<float>(const RelaxCall<float>&);

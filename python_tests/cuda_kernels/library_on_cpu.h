@@ -2,7 +2,7 @@
 // whose headers do not mix.
 #pragma once
 
-#include "../../csrc/cuda/library/arguments.h"
+#include "../../csrc/aten/pointwise.h"
 
 namespace ceprop {
 
@@ -13,9 +13,9 @@ void run_on_cpu(const Call& call);
 // The kernels that it calls, under the emulation.
 template <class T>
 struct EmulatedKernels {
-  static void pool(const cuda::library::Pooling<T>& given);
-  static void show(const cuda::library::Showing<T>& given);
-  static void move(const cuda::library::Move<T>& given);
+  static void pool(const aten::Pooling<T>& given);
+  static void show(const aten::Showing<T>& given);
+  static void move(const aten::Move<T>& given);
 };
 
 }  // namespace ceprop

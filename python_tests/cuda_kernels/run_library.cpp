@@ -2,7 +2,7 @@
 // RESULTS" for each from stdin and answers "done": starting a program with torch takes longer than most calls.
 #include <iostream>
 
-#include "../../csrc/cuda/library/kernels.cuh"
+#include "../../csrc/cuda/aten/kernels.cuh"
 #include "calls.h"
 #include "library_on_cpu.h"
 
@@ -15,20 +15,20 @@ namespace ceprop {
 
 template <class Kernel, class Given>
 void emulate(Kernel kernel, const Given& given) {
-  cuda_emulation::launch({.grid = cuda::library::blocks_of(given), .block = cuda::block_threads}, kernel, given);
+  cuda_emulation::launch({.grid = cuda::blocks_of(given), .block = cuda::block_threads}, kernel, given);
 }
 
 template <class T>
-void EmulatedKernels<T>::pool(const cuda::library::Pooling<T>& given) {
-  emulate(cuda::library::pool_windows<T>, given);
+void EmulatedKernels<T>::pool(const aten::Pooling<T>& given) {
+  emulate(cuda::pool_windows<T>, given);
 }
 template <class T>
-void EmulatedKernels<T>::show(const cuda::library::Showing<T>& given) {
-  emulate(cuda::library::show_units<T>, given);
+void EmulatedKernels<T>::show(const aten::Showing<T>& given) {
+  emulate(cuda::show_units<T>, given);
 }
 template <class T>
-void EmulatedKernels<T>::move(const cuda::library::Move<T>& given) {
-  emulate(cuda::library::move_units<T>, given);
+void EmulatedKernels<T>::move(const aten::Move<T>& given) {
+  emulate(cuda::move_units<T>, given);
 }
 
 template struct EmulatedKernels<float>;

@@ -7,7 +7,7 @@
 #include <random>
 
 #include "../../csrc/cpu/kernels_prelude.h"
-#include "../../csrc/plan.h"
+#include "../../csrc/model/costs.h"
 
 #define CEPROP_SET portable
 #define CEPROP_VECTOR_BYTES 16

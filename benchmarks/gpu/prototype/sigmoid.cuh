@@ -4,7 +4,7 @@
 #pragma once
 
 #include "device.h"
-#include "unit_math.h"
+#include "model/activations.h"
 
 namespace prototype {
 

@@ -1,4 +1,4 @@
-// The local contrast between two fields: of dPhi/dW, Phi = sum_c r[c] . F_c(r[c-1]). With U the units of a map unpooled
+// The local contrast between two states: of dPhi/dW, Phi = sum_c r[c] . F_c(r[c-1]). With U the units of a map unpooled
 // to the positions of the kernel, and (.) the correlation with the receptive fields,
 //   tied          dW[c] = U'r'[c] (.) r'[c-1] - U r[c] (.) r[c-1] = (U'r'[c] - U r[c]) (.) r'[c-1] + U r[c] (.) d[c-1]
 //   vector field  dW[c] = U*d[c] (.) r*[c-1],   dV[c] = (U's - U s)r*[c] (.) s'[c-1] + U s r*[c] (.) d[c-1]
@@ -8,13 +8,22 @@
 // stays, and without maxima everywhere, they never subtract two large sums.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
+#include "relaxation.h"
+
+namespace ceprop::CEPROP_SET::conv {
+
 template <class Tile>
 class Contrast {
  public:
   using T = typename Tile::Scalar;
 
   Contrast(Relaxation<Tile>& relaxation, bool shared_update, int workers)
-      : relaxation_(relaxation), network_(relaxation.network()), shared_update_(shared_update) {
+      : relaxation_(relaxation),
+        network_(relaxation.network()),
+        learns_(learns_by(network_.free_feedback, shared_update)) {
     constexpr int64_t most = max_positions<Tile>;
     int64_t expanded = 0, depth = 0;
     for (int c = 0; c < network_.layers + network_.readout; ++c) {
@@ -54,9 +63,9 @@ class Contrast {
       const auto pick = [&](const Weights<Tile>& weights, const T* below, Buffer<uint16_t>& places) {
         relaxation_.pick(worker, c, weights, below, rows, places.get());
       };
-      const auto seen = [&](int field) { return relaxation_.field(field, c - 1).seen; };
+      const auto seen = [&](int buffer) { return relaxation_.buffer(buffer, c - 1).seen; };
       const Weights<Tile>&up = relaxation_.weights(c), &down = relaxation_.feedback(c);
-      if (is_field()) {
+      if (learns_ == Learns::apart) {
         pick(up, seen(between.fixed), up_earlier_[c]);
       } else {
         if (!of_step_ || relaxation_.picked_after_step(c)) pick(up, seen(between.earlier), up_earlier_[c]);
@@ -80,19 +89,19 @@ class Contrast {
       const Link<Tile>& link = relaxation_.link(c);
       const int64_t count = channels.end - channels.begin;
       T* sums = sums_[worker.index].get();
-      const bool mean = shared_update_ && c > 0 && link.picks_maxima();
-      sum_terms(worker, c, channels, terms(c, false, between), sums, true);
+      const bool mean = learns_ == Learns::shared && c > 0 && link.picks_maxima();
+      sum_terms(worker, c, channels, sum_of(c, Copy::weights, between), sums, true);
       if (mean) {
-        sum_terms(worker, c, channels, terms(c, true, between), sums, false);
+        sum_terms(worker, c, channels, sum_of(c, Copy::feedback, between), sums, false);
         for (int64_t i = 0; i < count * link.depth; ++i) sums[i] /= 2;
       }
       for (int64_t i = 0; i < count; ++i) {
         sink.bias(c, channels.begin + i, sum_moved(c, channels.begin + i));
         sink.weights(c, channels.begin + i, sums + i * link.depth);
-        if (shared_update_ && c > 0) sink.feedback(c, channels.begin + i, sums + i * link.depth);
+        if (learns_ == Learns::shared && c > 0) sink.feedback(c, channels.begin + i, sums + i * link.depth);
       }
-      if (!is_field() || c == 0) continue;
-      sum_terms(worker, c, channels, terms(c, true, between), sums, true);
+      if (learns_ != Learns::apart || c == 0) continue;
+      sum_terms(worker, c, channels, sum_of(c, Copy::feedback, between), sums, true);
       for (int64_t i = 0; i < count; ++i) sink.feedback(c, channels.begin + i, sums + i * link.depth);
     }
   }
@@ -102,12 +111,12 @@ class Contrast {
     for_each_channel(worker, between, IntoGradients{relaxation_, blend, to});
   }
 
-  // R and c, blended with e^T s and sum e, e: [batch][padded classes], s: the top layer's states in `field`. No
+  // R and c, blended with e^T s and sum e, e: [batch][padded classes], s: the top layer's states in `buffer`. No
   // barrier.
-  void add_to_readout(const Worker& worker, const T* error, int field, const Blend<T>& blend, T* weights, T* biases) {
+  void add_to_readout(const Worker& worker, const T* error, int buffer, const Blend<T>& blend, T* weights, T* biases) {
     const int c = network_.layers;
     const Link<Tile>& link = relaxation_.link(c);
-    const Term term{error, nullptr, nullptr, nullptr, relaxation_.field(field, c - 1).state};
+    const Term term{error, nullptr, nullptr, nullptr, relaxation_.buffer(buffer, c - 1).state};
     const Range classes = worker.share(link.above.channels);
     for (int64_t first = classes.begin; first < classes.end; first += max_positions<Tile>) {
       const Range some{first, std::min<int64_t>(first + max_positions<Tile>, classes.end)};
@@ -132,7 +141,7 @@ class Contrast {
     const uint16_t* minus_places;
     const T* below;
   };
-  struct Terms {
+  struct Sum {
     Term term[2];
     int count;
   };
@@ -156,27 +165,27 @@ class Contrast {
     }
   };
 
-  // Whether each copy of the weights learns from the one side that it acts on.
-  bool is_field() const { return network_.free_feedback && !shared_update_; }
-
   // What a layer shows of its state: tied learning works on r, a vector field on s.
-  const T* shown(int field, int layer) const {
-    const Field<T>& of = relaxation_.field(field, layer);
-    return is_field() ? of.state : of.seen;
+  const T* shown(int buffer, int layer) const {
+    const StateBuffer<T>& of = relaxation_.buffer(buffer, layer);
+    return moves_states(learns_) ? of.state : of.seen;
   }
 
-  Terms terms(int c, bool of_feedback, const Between& between) const {
-    const uint16_t* before = (of_feedback ? down_earlier_ : up_earlier_)[c].get();
-    const uint16_t* after = (of_feedback ? down_later_ : up_later_)[c].get();
+  Sum sum_of(int c, Copy copy, const Between& between) const {
+    const uint16_t* before = (copy == Copy::feedback ? down_earlier_ : up_earlier_)[c].get();
+    const uint16_t* after = (copy == Copy::feedback ? down_later_ : up_later_)[c].get();
     if (c == 0 || of_step_) (relaxation_.picked_after_step(c) ? after : before) = relaxation_.picked(c);
+    const Terms terms = terms_of(learns_, c == 0, copy);
     if (c == 0) return {{{shown(between.later, 0), before, shown(between.earlier, 0), before, relaxation_.input()}}, 1};
-    if (is_field() && !of_feedback)
-      return {{{moved_[c].get(), before, nullptr, nullptr, relaxation_.field(between.fixed, c - 1).seen}}, 1};
-    const T* fixed = relaxation_.field(between.fixed, c).seen;
-    const T* upper[2] = {is_field() ? fixed : shown(between.earlier, c), is_field() ? fixed : shown(between.later, c)};
+    if (!terms.below_moves)
+      return {{{moved_[c].get(), before, nullptr, nullptr, relaxation_.buffer(between.fixed, c - 1).seen}}, 1};
+    const bool apart = learns_ == Learns::apart;
+    const T* fixed = relaxation_.buffer(between.fixed, c).seen;
+    const T* upper[2] = {apart ? fixed : shown(between.earlier, c), apart ? fixed : shown(between.later, c)};
     const Term moved_above{upper[1], after, upper[0], before, shown(between.later, c - 1)};
     const Term moved_below{upper[0], before, nullptr, nullptr, moved_[c - 1].get()};
-    if (is_field() && !relaxation_.link(c).picks_maxima()) return {{moved_below}, 1};  // `moved_above` vanishes
+    // Where V picks maxima, they may be others in the later state: then something moves above, too.
+    if (!terms.above_moves && !relaxation_.link(c).picks_maxima()) return {{moved_below}, 1};
     return {{moved_above, moved_below}, 2};
   }
 
@@ -196,14 +205,14 @@ class Contrast {
   }
 
   // sums[channel][depth] (+)= the terms, over the whole batch in the same order whoever does it.
-  void sum_terms(const Worker& worker, int c, const Range& channels, const Terms& terms, T* sums, bool fresh) {
+  void sum_terms(const Worker& worker, int c, const Range& channels, const Sum& sum, T* sums, bool fresh) {
     const Link<Tile>& link = relaxation_.link(c);
     T* expanded = expanded_[worker.index].get();
     const int64_t together = samples_together(link);
     for (int64_t row = 0; row < relaxation_.batch(); row += together) {
       const Range rows{row, std::min(row + together, relaxation_.batch())};
-      for (int i = 0; i < terms.count; ++i) {
-        const Term& term = terms.term[i];
+      for (int i = 0; i < sum.count; ++i) {
+        const Term& term = sum.term[i];
         expand(link, term, rows, channels, expanded);
         with_constant_rows<max_positions<Tile>>(channels.end - channels.begin, [&]<int count>() {
           add_term<count>(link, expanded, term.below + rows.begin * link.below.size(),
@@ -253,7 +262,7 @@ class Contrast {
 
   Relaxation<Tile>& relaxation_;
   const Network<T>& network_;
-  const bool shared_update_;
+  const Learns learns_;
   bool of_step_ = false;
   std::vector<Buffer<T>> moved_;  // per layer, maps of the batch
   // Per connection, [batch][places above][stride above]: what W, or V, picks of the two states, where
@@ -264,3 +273,5 @@ class Contrast {
   std::vector<Buffer<T>> expanded_;  // per worker
   std::vector<Buffer<T>> sums_;      // per worker, [channel][depth]
 };
+
+}  // namespace ceprop::CEPROP_SET::conv

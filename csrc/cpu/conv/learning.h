@@ -1,6 +1,10 @@
 // C-EP: at every nudged step  W <- (1 - lr weight_decay) W + lr / (beta B) contrast.
 #pragma once
 
+#include "contrast.h"
+
+namespace ceprop::CEPROP_SET::conv {
+
 template <class Tile>
 class Learning {
  public:
@@ -42,13 +46,11 @@ class Learning {
   void note_parameters(const Worker&, const Part&, Sanity<T>&) const {}
   double largest_input_update(const Sanity<T>&) const { return 0; }
 
-  // How connection c takes a contrast over `divisor`.
+ private:
   Blend<T> blend(int c, double divisor) const {
-    return {static_cast<T>(call_.lr[c] * call_.weight_decay),
-            static_cast<T>(call_.lr[c] / (divisor * static_cast<double>(relaxation_.batch())))};
+    return continual_blend<T>(call_.lr[c], call_.weight_decay, divisor, static_cast<double>(relaxation_.batch()));
   }
 
- private:
   struct IntoWeights {
     const Learning& learning;
     double divisor;
@@ -75,3 +77,5 @@ class Learning {
   Relaxation<Tile>& relaxation_;
   Contrast<Tile>& contrast_;
 };
+
+}  // namespace ceprop::CEPROP_SET::conv

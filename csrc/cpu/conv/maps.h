@@ -2,6 +2,17 @@
 // a kernel that covers the map, one between dense layers is 1 x 1 on maps of one place.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "../../model/network.h"
+#include "../panels.h"
+#include "tile.h"
+
+namespace ceprop::CEPROP_SET::conv {
+
 // The map of one sample, channels last: [height + 2 border][width + 2 border][stride]. The border is what the
 // convolution above pads with; it holds zeros, as do the lanes past the last channel.
 struct Map {
@@ -119,3 +130,5 @@ struct Link {
     slice = (above.channels + slices() - 1) / slices();
   }
 };
+
+}  // namespace ceprop::CEPROP_SET::conv

@@ -1,6 +1,14 @@
 // One connection, the way up and the way down, for a few samples.
 #pragma once
 
+#include <algorithm>
+#include <cstring>
+
+#include "../memory.h"
+#include "maps.h"
+
+namespace ceprop::CEPROP_SET::conv {
+
 // pool(conv2d(below, W) + bias), and which place of its window each maximum comes from, the first of equal ones.
 //   weights: [panel][depth][width]; bias: [panel][width]; below: maps of the samples
 //   sums: scratch, [samples][positions][width]
@@ -186,3 +194,5 @@ inline void go_down(const Link<Tile>& link, const typename Tile::Scalar* weights
       }
   }
 }
+
+}  // namespace ceprop::CEPROP_SET::conv

@@ -1,10 +1,24 @@
 // A chain of convolutions on its way to a fixed point: states in maps, packed weights, and the step.
 #pragma once
 
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "../sanity.h"
+#include "../settling.h"
+#include "../sharing.h"
+#include "../units.h"
+#include "passes.h"
+#include "weights.h"
+
+namespace ceprop::CEPROP_SET::conv {
+
 // The states of one layer at one time, a map per sample. `seen` is what its neighbours see: rho(state) in energy
 // dynamics, else the state itself, in the same memory.
 template <class T>
-struct Field {
+struct StateBuffer {
   T* state;
   T* seen;
 };
@@ -14,7 +28,7 @@ class Relaxation {
  public:
   using T = typename Tile::Scalar;
   using PlacesOf = std::vector<Buffer<uint16_t>>;  // per connection [batch][places above][stride above]
-  static constexpr int ring = 3, kept_free = 3, kept_plus = 4, fields = 5;  // as with dense layers
+  static constexpr int ring = 3, kept_free = 3, kept_plus = 4, buffers = 5;  // as with dense layers
 
   Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, const std::optional<Forms>& = {})
       : network_(network), batch_(batch), settling_(workers), halves_(network.asynchronous ? 2 : 1) {
@@ -43,7 +57,7 @@ class Relaxation {
       }
       if (batch_.target) load_map(maps_.back(), batch_.target, row, target_.get());
       for (int l = 0; l < network_.layers; ++l) {
-        const Field<T>& start = fields_[0][l];
+        const StateBuffer<T>& start = buffers_[0][l];
         const int64_t at = row * map(l).size();
         if (!initial.empty()) load_map(map(l), initial[l], row, start.state);
         if (energy()) activate(map(l), network_.rules[l].activation, start.state + at, start.seen + at);
@@ -63,11 +77,11 @@ class Relaxation {
     worker.wait();
   }
 
-  // The states of this part move from field `from` to field `to`; with a nudge towards the target. Ends with a barrier
-  // unless the part is independent.
+  // The states of this part move from buffer `from` to buffer `to`; with a nudge towards the target. Ends with a
+  // barrier unless the part is independent.
   void step(const Worker& worker, const Part& part, int from, int to, const Nudge* nudge) {
     for_some_rows(part.rows, together_, [&](const Range& rows) {
-      if (nudge && nudge->loss == Loss::cross_entropy)
+      if (nudge && !is_of_units(nudge->loss))
         compute_error(worker, rows, from, static_cast<T>(nudge->beta), error_.get());
       for (int half = 0; half < halves_; ++half) {
         const int neighbours = half == 0 ? from : to;
@@ -77,9 +91,9 @@ class Relaxation {
           const int below = moves(c - 1) ? from : neighbours;
           // Layers that move in the second half of a step find their maxima picked in the first.
           if (moves(c) || (half == 0 && picks_for_below && !network_.free_feedback))
-            lift(worker, c, weights_[c], fields_[below][c - 1].seen, rows, drive_of(worker, c), places_[c].get());
+            lift(worker, c, weights_[c], buffers_[below][c - 1].seen, rows, drive_of(worker, c), places_[c].get());
           if (picks_for_below && network_.free_feedback)
-            lift(worker, c, feedback_[c], fields_[below][c - 1].seen, rows, nullptr, places_[c].get());
+            lift(worker, c, feedback_[c], buffers_[below][c - 1].seen, rows, nullptr, places_[c].get());
         }
         for (int l = half; l < network_.layers; l += halves_)
           move_layer(worker, l, rows, {from, neighbours, to}, nudge);
@@ -89,38 +103,39 @@ class Relaxation {
   }
 
   bool may_stop(const Worker& worker, const Part& part, const Stop& stop, int count, int from, int to) {
-    return settling_.may_stop(worker, stop, count, [&](T tolerance) {
-      bool stays = true;
+    return settling_.may_stop(worker, stop, count, [&](T limit) {
+      bool all = true;
       for (int l = 0; l < network_.layers; ++l) {
         const Map& of = map(l);
-        const T *before = fields_[from][l].state, *after = fields_[to][l].state;
+        const T *before = buffers_[from][l].state, *after = buffers_[to][l].state;
         for (int64_t i = part.rows.begin * of.size(); i < part.rows.end * of.size(); ++i)
-          stays &= std::abs(after[i] - before[i]) <= tolerance;
+          all &= stays(before[i], after[i], limit);
       }
-      return stays;
+      return all;
     });
   }
 
   // The part's states; no barrier.
-  void copy_field(const Part& part, int from, int to) {
+  void copy_states(const Part& part, int from, int to) {
     for (int l = 0; l < network_.layers; ++l) {
       const int64_t at = part.rows.begin * map(l).size(), bytes = (part.rows.end * map(l).size() - at) * sizeof(T);
-      std::memcpy(fields_[to][l].state + at, fields_[from][l].state + at, bytes);
-      std::memcpy(fields_[to][l].seen + at, fields_[from][l].seen + at, bytes);
+      std::memcpy(buffers_[to][l].state + at, buffers_[from][l].state + at, bytes);
+      std::memcpy(buffers_[to][l].seen + at, buffers_[from][l].seen + at, bytes);
     }
   }
 
   // states[l] [B, channels, height, width] <- the part's states; no barrier.
-  void store(const Part& part, int field, T* const* states) const {
+  void store(const Part& part, int buffer, T* const* states) const {
     for (int l = 0; l < network_.layers; ++l)
       for (int64_t row = part.rows.begin; row < part.rows.end; ++row)
-        store_map(map(l), fields_[field][l].state, row, states[l]);
+        store_map(map(l), buffers_[buffer][l].state, row, states[l]);
   }
 
-  // to = scale (y - softmax(logits)) of these samples, [batch][padded classes], zero past the classes; no barrier.
-  void compute_error(const Worker& worker, const Range& some, int field, T scale, T* to) {
+  // to = scale times the error of the outputs of these samples, [batch][padded classes], zero past the classes; no
+  // barrier.
+  void compute_error(const Worker& worker, const Range& some, int buffer, T scale, T* to) {
     const Map& of = maps_.back();
-    const T* top = fields_[field].back().state;
+    const T* top = buffers_[buffer].back().state;
     for_some_rows(some, together_, [&](const Range& rows) {
       if (network_.readout)
         lift(worker, network_.layers, weights_.back(), top, rows, to + rows.begin * of.stride, nullptr);
@@ -129,7 +144,7 @@ class Relaxation {
                     (rows.end - rows.begin) * of.stride * sizeof(T));
     });
     for (int64_t row = some.begin; row < some.end; ++row)
-      softmax_error(target_.get() + row * of.stride, of.channels, scale, to + row * of.stride);
+      take_error(target_.get() + row * of.stride, of.channels, scale, to + row * of.stride);
   }
 
   // ---- what must be a number before anything is stored, as with dense layers; no barrier ----
@@ -150,9 +165,9 @@ class Relaxation {
       note(biases_[c].get(), 1);
     }
   }
-  void note_states(const Worker& worker, const Part& part, int field, Sanity<T>& sanity) const {
+  void note_states(const Worker& worker, const Part& part, int buffer, Sanity<T>& sanity) const {
     for (int l = 0; l < network_.layers; ++l)
-      for (const T* of : {fields_[field][l].state, fields_[field][l].seen})
+      for (const T* of : {buffers_[buffer][l].state, buffers_[buffer][l].seen})
         note_maps(worker, Sanity<T>::states, map(l), part.rows, of, sanity);
   }
 
@@ -191,14 +206,14 @@ class Relaxation {
   T* bias(int c) const { return biases_[c].get(); }
   const Link<Tile>& link(int c) const { return links_[c]; }
   const Map& map(int layer) const { return maps_[layer + 1]; }  // -1: the input
-  const Field<T>& field(int index, int layer) const { return fields_[index][layer]; }
+  const StateBuffer<T>& buffer(int index, int layer) const { return buffers_[index][layer]; }
   const T* input() const { return x_.get(); }  // rho(x) in energy dynamics
   int64_t batch() const { return batch_.size; }
   const Network<T>& network() const { return network_; }
   int64_t padded(int64_t channels) const { return (channels + Tile::lanes - 1) / Tile::lanes * Tile::lanes; }
 
  private:
-  // The fields of a step: of the units' own states and of their neighbours' before it, and of the states after it.
+  // The buffers of a step: of the units' own states and of their neighbours' before it, and of the states after it.
   struct Move {
     int from, seen, to;
   };
@@ -255,11 +270,11 @@ class Relaxation {
     error_ = zeros(maps_.back(), n);
     input_drive_ = Buffer<T>(drive_size(0) * n);
     for (int l = 0; l < network_.layers; ++l)
-      for (int f = 0; f < fields; ++f) {
+      for (int f = 0; f < buffers; ++f) {
         memory_.push_back(zeros(map(l), n));
         T* state = memory_.back().get();
         if (energy()) memory_.push_back(zeros(map(l), n));
-        fields_[f].push_back({state, memory_.back().get()});
+        buffers_[f].push_back({state, memory_.back().get()});
       }
     for (int c = 0; c < static_cast<int>(links_.size()); ++c) {
       const Link<Tile>& link = links_[c];
@@ -319,7 +334,7 @@ class Relaxation {
     const T* drive = l > 0 ? scratch.drives[l].get() : input_drive_.get() + rows.begin * drive_size(0);
     if (!is_top || (network_.readout && nudge)) {
       const Link<Tile>& link = links_[l + 1];
-      const T* above = is_top ? error_.get() : fields_[move.seen][l + 1].seen;
+      const T* above = is_top ? error_.get() : buffers_[move.seen][l + 1].seen;
       const uint16_t* places = link.picks_maxima() ? places_[l + 1].get() + rows.begin * drive_size(l + 1) : nullptr;
       scratch.lists.fill(link, above + rows.begin * link.above.size(), places, samples);
       go_down(link, feedback(l + 1).down(), scratch.lists, samples, scratch.column.get(), drive, scratch.total.get());
@@ -327,28 +342,26 @@ class Relaxation {
     }
     const T* pull = nullptr;
     if (nudge && is_top && !network_.readout) {
-      const T beta = static_cast<T>(nudge->beta), *state = fields_[move.from][l].state;
-      const T* given = nudge->loss == Loss::mse ? target_.get() : error_.get();
+      const T* given = is_of_units(nudge->loss) ? target_.get() : error_.get();
       const int64_t first = rows.begin * drive_size(l);
-      for (int64_t i = 0; i < samples * drive_size(l); ++i)
-        scratch.pull.get()[i] =
-            nudge->loss == Loss::mse ? beta * (given[first + i] - state[first + i]) : given[first + i];
+      pull_units(*nudge, samples * drive_size(l), given + first, buffers_[move.from][l].state + first,
+                 scratch.pull.get());
       pull = scratch.pull.get();
     }
     for (int64_t row = rows.begin; row < rows.end; ++row)
       move_map(l, row, drive + (row - rows.begin) * drive_size(l),
-               pull ? pull + (row - rows.begin) * drive_size(l) : nullptr, nudge && nudge->at == NudgeAt::drive, move);
+               pull ? pull + (row - rows.begin) * drive_size(l) : nullptr, nudge ? nudge->at : NudgeAt::state, move);
   }
 
   // One sample: from drives to next states.
-  void move_map(int l, int64_t sample, const T* drive, const T* pull, bool inside, const Move& move) {
+  void move_map(int l, int64_t sample, const T* drive, const T* pull, NudgeAt nudged_at, const Move& move) {
     const Map& of = map(l);
     const UnitRule& rule = network_.rules[l];
-    const T* state = fields_[move.from][l].state + sample * of.size();
-    const Field<T>& next = fields_[move.to][l];
+    const T* state = buffers_[move.from][l].state + sample * of.size();
+    const StateBuffer<T>& next = buffers_[move.to][l];
     for_each_stretch(of, [&](int64_t place, int64_t at, int64_t count) {
-      move_units(rule, count, drive + place * of.stride, state + at, pull ? pull + place * of.stride : nullptr, inside,
-                 next.state + sample * of.size() + at);
+      move_units(rule, count, drive + place * of.stride, state + at, pull ? pull + place * of.stride : nullptr,
+                 nudged_at, next.state + sample * of.size() + at);
     });
     clear_padding(of, next.state + sample * of.size());
     if (energy()) activate(of, rule.activation, next.state + sample * of.size(), next.seen + sample * of.size());
@@ -391,11 +404,10 @@ class Relaxation {
           to[(c * of.height + y) * of.width + x] = maps[sample * of.size() + of.at(y, x) + c];
   }
 
-  static void softmax_error(const T* target, int64_t classes, T scale, T* to) {
-    const T most = *std::max_element(to, to + classes);
-    T sum = 0;
-    for (int64_t c = 0; c < classes; ++c) sum += to[c] = exponential(to[c] - most);
-    for (int64_t c = 0; c < classes; ++c) to[c] = scale * (target[c] - to[c] / sum);
+  // `to` holds logits and becomes `scale` times their error.
+  static void take_error(const T* target, int64_t classes, T scale, T* to) {
+    const auto slot = [&](int64_t c) -> T& { return to[c]; };
+    sample_error(classes, scale, slot, [&](int64_t c) { return target[c]; }, slot);
   }
 
   const Network<T>& network_;
@@ -407,9 +419,11 @@ class Relaxation {
   std::vector<Link<Tile>> links_;  // a readout is the last
   std::vector<Weights<Tile>> weights_, feedback_;
   std::vector<Buffer<T>> biases_, memory_;
-  std::vector<Field<T>> fields_[fields];
+  std::vector<StateBuffer<T>> buffers_[buffers];
   PlacesOf places_;                       // of the input, and of a step on the way down
   Buffer<T> x_, target_, error_, zeros_;  // maps; the last: as a bias
   Buffer<T> input_drive_;                 // [batch][places][stride]
   std::vector<Scratch> scratch_;
 };
+
+}  // namespace ceprop::CEPROP_SET::conv

@@ -1,6 +1,12 @@
 // The three products of convolutions, on tiles that stay in registers.
 #pragma once
 
+#include <cstdint>
+
+#include "../tile.h"
+
+namespace ceprop::CEPROP_SET::conv {
+
 // Rows of the way up have a pointer each: as many as the address registers hold beside the others.
 template <class Tile>
 inline constexpr int max_positions = Tile::max_rows < 8 ? Tile::max_rows : 8;
@@ -109,3 +115,5 @@ inline void correlate(typename Tile::Scalar* sums, int64_t stride, bool fresh, c
       sums[lane] = fresh ? value : sums[lane] + value;
     }
 }
+
+}  // namespace ceprop::CEPROP_SET::conv

@@ -1,6 +1,14 @@
 // The weights of one connection: as a matrix, and packed for the ways up and down.
 #pragma once
 
+#include <cstring>
+
+#include "../memory.h"
+#include "../panels.h"
+#include "maps.h"
+
+namespace ceprop::CEPROP_SET::conv {
+
 template <class Tile>
 class Weights {
  public:
@@ -71,3 +79,5 @@ class Weights {
   Buffer<T> down_;    // [column][patch][channels above][vectors]
   bool goes_up_ = false, goes_down_ = false;
 };
+
+}  // namespace ceprop::CEPROP_SET::conv

@@ -32,17 +32,18 @@ class Learning {
 
   // All blocks: the part's contrasts, over `divisor`, into EP's gradients or C-EP's weights. No barrier.
   __device__ void learn(const Part<T>& part, double divisor, bool fresh) const {
-    const bool ep = p_.op == Op::ep_step;
+    const bool ep = p_.stages.op == Op::ep_step;
     for (int c = part.first; c < part.last; ++c) {
       const bool is_readout = c == p_.layers;
-      const double over = is_readout ? phases_of(p_) : divisor;
-      const Blend<T> how = ep ? Blend<T>{T(0), T(-1.0 / (over * double(p_.batch))), fresh} : blend_of(p_, c, over);
+      const double over = is_readout ? p_.stages.nudged : divisor;
+      const Blend<T> how = ep ? gradient_blend<T>(over, p_.batch, fresh)
+                              : continual_blend<T>(p_.rate[c], p_.weight_decay, over, p_.batch);
       add_weights(c, how);
       T* bias = (ep ? p_.bias_gradients : p_.biases)[c];
       const T *more = nullptr, *less = nullptr, *sums = nullptr;
       if (is_readout) {
         sums = p_.workspace.end_error[0];
-        if (p_.symmetric) more = p_.workspace.end_error[1];
+        if (p_.stages.nudged == 2) more = p_.workspace.end_error[1];
       } else {
         sums = parts_.shown(part.between.later, c);
         less = parts_.shown(part.between.earlier, c);
@@ -55,8 +56,8 @@ class Learning {
   __device__ void add_weights(int c, const Blend<T>& how) const {
     const Link& link = p_.links[c];
     const int64_t count = int64_t(link.channels) * link.depth;
-    const bool ep = p_.op == Op::ep_step, has_feedback = c > 0 && c < p_.layers && p_.free_feedback;
-    const bool shares = has_feedback && p_.shared_update, has_second = parts_.has_own_contrast(c, 1);
+    const bool ep = p_.stages.op == Op::ep_step, has_feedback = c > 0 && c < p_.layers && p_.free_feedback;
+    const bool shares = has_feedback && p_.learns == Learns::shared, has_second = parts_.has_own_contrast(c, 1);
     T* weights = (ep ? p_.gradients : p_.weights)[c];
     T* feedback = has_feedback ? (ep ? p_.feedback_gradients : p_.feedback)[c - 1] : nullptr;
     for (int64_t i = int64_t(blockIdx.x) * block_threads + threadIdx.x; i < count;

@@ -1,7 +1,6 @@
 // What the parts of a step, and of a contrast, consist of: jobs, their tiles, and what a tile multiplies.
 #pragma once
 
-#include "../blend.cuh"
 #include "products.cuh"
 #include "tables.cuh"
 
@@ -41,15 +40,14 @@ class Parts {
  public:
   __device__ explicit Parts(const Problem<T>& problem) : p_(problem) {}
 
-  // Whether each copy of the weights learns from the one side that it acts on.
-  __device__ bool is_field() const { return p_.free_feedback && !p_.shared_update; }
+  __device__ bool is_field() const { return p_.learns == Learns::apart; }
   // Whether feedback has a contrast of its own: shared ones only differ where they pick different maxima.
   __device__ bool has_own_contrast(int c, int copy) const {
     if (copy == 0) return true;
     return c > 0 && c < p_.layers && p_.free_feedback && (is_field() || p_.links[c].pool == Pool::max);
   }
   __device__ const T* shown(int field, int layer) const {
-    return (is_field() ? p_.workspace.state : p_.workspace.seen)[field][layer];
+    return (moves_states(p_.learns) ? p_.workspace.state : p_.workspace.seen)[field][layer];
   }
 
   __device__ int jobs_of(Kind kind) const {
@@ -179,9 +177,9 @@ class Parts {
     const int begin = static_cast<int>(all * slice / link.slices),
               end = static_cast<int>(all * (slice + 1) / link.slices);
     if (c == p_.layers) {  // a readout's, of one phase or two
-      if (term == 1 && !p_.symmetric) return of;
+      if (term == 1 && p_.stages.nudged == 1) return of;
       of.left = w.end_error[term];
-      of.rows = w.state[term == 0 && p_.symmetric ? kept_plus : part.from][c - 1];
+      of.rows = w.state[term == 0 && p_.stages.nudged == 2 ? kept_plus : part.from][c - 1];
     } else if (has_one_pick(job)) {
       if (term == 1) return of;
       of.left = spread(part, job, link.pool == Pool::none);

@@ -87,16 +87,16 @@ class Relaxation {
                [&](int64_t given, int64_t at) { out[l][given] = p.workspace.state[field][l][at]; });
   }
 
-  // error = scale (y - softmax(logits)), of the states in `field`, or of a readout's logits, which are in `error`. No
-  // barrier: those of what follows come before it is read.
-  __device__ void softmax_error(int field, T scale, T* error) {
+  // error = scale times that of the outputs in `field`, or of a readout's logits, which are in `error`. No barrier:
+  // those of what follows come before it is read.
+  __device__ void take_error(int field, T scale, T* error) {
     const T* logits = p.readout ? error : p.workspace.state[field][p.layers - 1];
     const int first = static_cast<int>(blockIdx.x) * block_threads + static_cast<int>(threadIdx.x);
     for (int sample = first; sample < p.batch; sample += p.layout.blocks * block_threads) {
-      const auto logit = [&](int c) { return __ldcg(logits + c * p.batch + sample); };
-      const auto target = [&](int c) { return p.workspace.target[c * p.batch + sample]; };
-      sanity.note(cuda::softmax_error(classes(), scale, logit, target,
-                                      [&](int c, T of_class) { error[c * p.batch + sample] = of_class; }));
+      const auto logit = [&](int64_t c) { return __ldcg(logits + c * p.batch + sample); };
+      const auto target = [&](int64_t c) { return p.workspace.target[c * p.batch + sample]; };
+      const auto slot = [&](int64_t c) -> T& { return error[c * p.batch + sample]; };
+      sanity.note(sample_error(classes(), scale, logit, target, slot));
     }
   }
 
@@ -184,8 +184,9 @@ class Relaxation {
     const UnitRule rule = p.rules[l];
     const int pixels = parts.pixels_of_unit(l), columns = p.batch * p.links[l].pixels;
     const int first = unit / pixels * columns + unit % pixels + column * pixels;
-    const bool pulls = part.beta != 0 && l + 1 == p.layers && !p.readout, squares = p.nudge.loss == Loss::mse;
-    Pack<T> state{}, inside{}, outside{};
+    const bool pulls = part.beta != 0 && l + 1 == p.layers && !p.readout;
+    const T* given = is_of_units(p.nudge.loss) ? w.target : w.error;
+    Pack<T> state{}, pull{};
 #pragma unroll
     for (int j = 0; j < pack; ++j) {
       if (column + j >= end) continue;
@@ -193,14 +194,13 @@ class Relaxation {
       state.v[j] = w.state[part.from][l][at];
       drive.v[j] += w.drive[l][at];
       if (!pulls) continue;
-      const T pull = squares ? part.beta * (w.target[at] - state.v[j]) : w.error[at];
-      inside.v[j] = p.nudge.at == NudgeAt::drive ? pull : T(0);
-      outside.v[j] = p.nudge.at == NudgeAt::drive ? T(0) : pull;
+      pull.v[j] = given[at];
     }
-    const Pack<T> next = next_of(rule, drive, state, inside, outside);
+    if (pulls) pull = pull_of(p.nudge.loss, part.beta, pull, state);
+    const Pack<T> next = next_of(rule, drive, state, pull, p.nudge.at);
     Pack<T> seen{};
     if (has_energy()) seen = rho_of(rule.activation, next);
-    const bool asks = p.tolerance >= 0;
+    const bool asks = p.limit >= 0;
     T size = 0;
 #pragma unroll
     for (int j = 0; j < pack; ++j) {
@@ -210,8 +210,7 @@ class Relaxation {
       w.state[part.to][l][at] = next.v[j];
       if (has_energy()) w.seen[part.to][l][at] = seen.v[j];
       if (!asks) continue;
-      const double moved = static_cast<double>(next.v[j]) - static_cast<double>(state.v[j]);
-      stays_ = stays_ && moved <= p.tolerance && -moved <= p.tolerance;
+      stays_ = stays_ && stays(state.v[j], next.v[j], p.limit);
     }
     sanity.look(size);
   }

@@ -7,54 +7,54 @@
 
 namespace ceprop::cuda::conv {
 
-// One loop runs all phases of all ops, and one call in it all products, so that their code exists once: the free phase,
-// the nudged phase with +beta and, if symmetric, that with -beta, to which C-EP goes back by un-nudged steps; at last
-// what is learned from the states that they left.
+// One loop runs all stages of all ops, and one call in it all products, so that their code exists once: what
+// model/stages.h lists, at last what is learned from the states that the phases left.
 //
 // A part of the kernel, whose parameters would be read from memory if it were called.
 template <class T>
 __device__ __forceinline__ void run(const Problem<T>& p) {
   Relaxation<T> network(p);
   const Learning<T> learning(p);
-  const bool cep = p.op == Op::cep_step, learns = p.op != Op::relax;
-  const int stages = 1 + (!learns ? 0 : !p.symmetric ? 1 : cep ? 3 : 2), halves = p.asynchronous ? 2 : 1;
-  int field = 0;
+  const Stages& stages = p.stages;
+  const bool cep = stages.op == Op::cep_step, learns = stages.op != Op::relax;
+  const int halves = p.asynchronous ? 2 : 1;
+  const auto buffer_of = [&](Kept kept, int last) {
+    return kept == Kept::last ? last : kept == Kept::free ? kept_free : kept_plus;
+  };
+  int field = 0, learnt = 0;
   bool lifts_input = true;
   if (cep) remember(p, learning);
   network.load();
-  for (int stage = 0; stage < stages + learns; ++stage) {
-    const bool free = stage == 0, at_end = stage == stages, returns = cep && stage == 2 && !at_end;
-    const bool nudged = !free && !returns && !at_end;
-    const int phase = stage > 1 ? 1 : 0, steps = free ? p.free_steps : p.nudged_steps;
-    const double beta = nudged                        ? (phase ? -p.nudge.beta : p.nudge.beta)
-                        : free && p.target && !learns ? p.nudge.beta
-                                                      : 0;
-    if (stage == 2 && !cep && !at_end) {
+  for (int index = 0; index < stages.count + learns; ++index) {
+    const bool at_end = index == stages.count;
+    const Stage stage = at_end ? Stage{} : stages.stage[index];
+    const bool nudged = learns && stage.beta != 0;
+    const int phase = stage.stores == 2;
+    if (!at_end && stage.from != Kept::last) {
       field = (field + 1) % ring;  // the one that no slow block still reads
-      network.copy_field(kept_free, field);
+      network.copy_field(buffer_of(stage.from, field), field);
     }
     if (at_end) network.sanity.tell();
-    if (stage > 1) network.sync();  // what phases kept is there for all blocks
+    if (index > 1) network.sync();  // what phases kept is there for all blocks
     if (at_end && !network.sanity.holds()) {
-      take_back(p, learning, stages);
+      take_back(p, learning, stages.count);
       break;
     }
     int count = 0;
     for (bool stays = false, ends = false; !ends;) {
-      ends = at_end || stays || count == steps;
+      ends = at_end || stays || count == stage.steps;
       const int to = (field + 1) % ring;
       // Of the nudge, or, at the end of a nudged phase, that by which a readout learns.
-      const bool has_error = ends ? nudged && p.readout : beta != 0 && p.nudge.loss == Loss::cross_entropy;
-      const bool contrasts = at_end || (nudged && !ends && (cep || accumulates(p)));
+      const bool has_error = ends ? nudged && p.readout : stage.beta != 0 && !is_of_units(p.nudge.loss);
+      const bool contrasts = at_end || (stage.learns && !ends);
       Part<T> part{};
       part.from = field;
       part.to = to;
-      part.beta = T(beta);
+      part.beta = T(stage.beta);
       part.error = ends ? p.workspace.end_error[phase] : p.workspace.error;
-      part.between = !at_end               ? Between{field, to, field}
-                     : p.symmetric && !cep ? Between{field, kept_plus, kept_free}
-                                           : Between{kept_free, field, kept_free};
-      part.first = at_end && (cep || accumulates(p)) ? p.layers : 0;
+      part.between = at_end ? Between{buffer_of(stages.earlier, field), buffer_of(stages.later, field), kept_free}
+                            : Between{field, to, field};
+      part.first = at_end && stages.steps_learn ? p.layers : 0;
       part.last = at_end ? p.layers + p.readout : p.layers;
       for (int i = 0; i < 7; ++i) {
         const bool steps_now = !ends && (i + 1) / 2 <= halves;
@@ -70,12 +70,11 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
         part.half = i > 2 && i < 5;
         part.lifts_input = lifts_input;
         if (wanted) network.take(part);
-        if (i == 0 && has_error) network.softmax_error(field, ends ? T(1) : part.beta, part.error);
+        if (i == 0 && has_error) network.take_error(field, ends ? T(1) : part.beta, part.error);
         if (i == 1 && wanted) lifts_input = false;
       }
       if (contrasts) {
-        const double divisor = (at_end ? p.nudge.beta : beta) * phases_of(p);
-        learning.learn(part, divisor, at_end || phase + count == 0);
+        learning.learn(part, at_end ? stages.divisor : stage.divisor, at_end || learnt++ == 0);
         if (cep && !at_end) {
           lifts_input = true;
           network.sync();  // weights moved that other blocks read
@@ -86,10 +85,9 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
       field = to;
     }
     if (at_end) break;
-    network.note_steps(stage, count);
-    if (!returns) network.store(field, free ? p.free_states : p.nudged_states[phase]);
-    if (free && learns) network.copy_field(field, kept_free);
-    if (stage == 1 && p.symmetric) network.copy_field(field, kept_plus);
+    network.note_steps(index, count);
+    if (stage.stores >= 0) network.store(field, stage.stores == 0 ? p.free_states : p.nudged_states[phase]);
+    if (stage.keeps != Kept::last) network.copy_field(field, buffer_of(stage.keeps, field));
   }
 }
 

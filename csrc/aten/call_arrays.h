@@ -7,9 +7,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "../../network.h"
+#include "../model/network.h"
 
-namespace ceprop::cuda::library {
+namespace ceprop::aten {
 
 // body(pointer, count) for every array that belongs to this call alone; parameters do not. Pointers may be changed.
 template <class T, class Body>
@@ -123,4 +123,4 @@ class Key {
   std::vector<int64_t> numbers_;
 };
 
-}  // namespace ceprop::cuda::library
+}  // namespace ceprop::aten

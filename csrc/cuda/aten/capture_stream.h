@@ -8,7 +8,7 @@
 #include <mutex>
 #include <vector>
 
-namespace ceprop::cuda::library {
+namespace ceprop::cuda {
 
 // A stream that no other code knows of, as long as this lives. Torch's pool hands the same few out again and again, and
 // libraries' workspaces go by streams: one that two users share may be written by both at once, and torch frees it with
@@ -48,4 +48,4 @@ class CaptureStream {
   cudaStream_t stream_ = nullptr;
 };
 
-}  // namespace ceprop::cuda::library
+}  // namespace ceprop::cuda

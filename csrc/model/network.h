@@ -6,23 +6,12 @@
 #include <optional>
 #include <vector>
 
+#include "unit_math.h"
+
 namespace ceprop {
 
-enum class Activation { sigmoid, hard_sigmoid, half_hard_sigmoid, centered_hard_sigmoid, tanh, linear };
-enum class Dynamics { prototypical, energy };
-enum class NudgeAt { state, drive };
-enum class Loss { mse, cross_entropy };
 enum class Engine { automatic, launch, graph };  // on a GPU: as planned, one launch, calls of a library in a graph
 enum class Precision { exact, tf32, bf16 };      // of the products' operands on a GPU; their sums stay exact
-
-// How units turn their drive into their next state.
-struct UnitRule {
-  Activation activation;
-  Dynamics dynamics;
-  bool gain;  // energy: the drive is multiplied by rho'(s)
-  bool clip;  // energy: states are kept in [0, 1]
-  double dt;  // energy: step size
-};
 
 enum class Pool { none, max, avg };
 
@@ -133,7 +122,7 @@ template <class T>
 struct CepCall : LearnCall<T> {
   std::vector<double> lr;  // per connection
   double weight_decay;
-  Forms forms;  // low_rank only where it is exact: see plan.h
+  Forms forms;  // low_rank only where it is exact: see model/costs.h
 };
 
 }  // namespace ceprop

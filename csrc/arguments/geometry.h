@@ -3,8 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include "../model/network.h"
 #include "checks.h"
-#include "network.h"
 
 namespace ceprop {
 

@@ -1,4 +1,4 @@
-// The local contrast between two fields, as sums of outer products over the batch.
+// The local contrast between two states, as sums of outer products over the batch.
 //
 //   tied          dW[c] = r'[c]^T r'[c-1] - r[c]^T r[c-1] = d[c]^T r'[c-1] + r[c]^T d[c-1],   d = r' - r
 //   vector field  dW[c] = d[c]^T r*[c-1],   dV[c] = r*[c]^T d[c-1],                           d = s' - s
@@ -9,10 +9,11 @@
 // sums, so that in float32 the contrast keeps the digits that the states have.
 #pragma once
 
-// The fields a contrast is taken between, and the one that stands for r* in vector fields.
-struct Between {
-  int earlier, later, fixed;
-};
+#include <vector>
+
+#include "relaxation.h"
+
+namespace ceprop::CEPROP_SET::dense {
 
 template <class Tile>
 class Contrast {
@@ -21,18 +22,20 @@ class Contrast {
   static constexpr int width = Tile::width;
 
   // upper^T lower of one connection: panels of the layer above and of the layer (or input) below.
-  struct Term {
+  struct Factors {
     const T* upper;
     const T* lower;
   };
-  struct Terms {
-    Term term[2];
+  struct Sum {
+    Factors term[2];
     int count;
   };
-  enum class Side { weights, feedback };  // of a vector field; tied has no difference
 
   Contrast(const Relaxation<Tile>& relaxation, bool shared_update, int workers)
-      : relaxation_(relaxation), network_(relaxation.network()), shared_update_(shared_update), moved_(workers) {
+      : relaxation_(relaxation),
+        network_(relaxation.network()),
+        learns_(learns_by(network_.free_feedback, shared_update)),
+        moved_(workers) {
     for (int l = 0; l < network_.layers; ++l) {
       const int64_t panels = relaxation.layers()[l].panels;
       for (std::vector<Buffer<T>>& moved : moved_) moved.emplace_back(panels * stride());
@@ -57,49 +60,51 @@ class Contrast {
 
   const T* moved(const Worker& worker, int layer) const { return moved_[worker.index][layer].get(); }
 
-  // What moves connection c: its weights, or in a vector field its feedback.
-  Terms terms(const Worker& worker, int c, Side side, const Between& between) const {
-    if (c == 0) return {{{moved(worker, 0), relaxation_.input()}}, 1};
-    const bool tied = !is_field();
-    const Term up{moved(worker, c), relaxation_.field(tied ? between.later : between.fixed, c - 1).seen};
-    const Term down{relaxation_.field(tied ? between.earlier : between.fixed, c).seen, moved(worker, c - 1)};
-    if (tied) return {{up, down}, 2};
-    return {{side == Side::weights ? up : down}, 1};
+  // What moves a copy of the weights of connection c.
+  Sum sum_of(const Worker& worker, int c, Copy copy, const Between& between) const {
+    const Terms terms = terms_of(learns_, c == 0, copy);
+    Sum sum{};
+    if (terms.above_moves)
+      sum.term[sum.count++] = {moved(worker, c), c == 0 ? relaxation_.input()
+                                                        : relaxation_.buffer(between.shown_below(learns_), c - 1).seen};
+    if (terms.below_moves)
+      sum.term[sum.count++] = {relaxation_.buffer(between.shown_above(learns_), c).seen, moved(worker, c - 1)};
+    return sum;
   }
 
   // out is blended with the contrast for the rows [first, end) and one panel of lanes. `upper_rows`: a row is a unit
   // of the upper layer and a lane one of the lower, as in row-major weights; else the other way round. `out` points to
   // row 0; only `valid` lanes are touched.
-  void add_rows(const Terms& terms, bool upper_rows, int64_t first, int64_t end, int64_t lane_panel,
-                const Blend<T>& blend, T* out, int64_t out_stride, int64_t valid) const {
+  void add_rows(const Sum& sum, bool upper_rows, int64_t first, int64_t end, int64_t lane_panel, const Blend<T>& blend,
+                T* out, int64_t out_stride, int64_t valid) const {
     for (int64_t panel = first / width; panel * width < end; ++panel) {
       const int64_t rows = end - panel * width < width ? end - panel * width : width;
       for (int64_t block = 0; block < row_blocks<Tile>(rows); ++block) {
         const Range range = row_block<Tile>(rows, block);
         const int64_t at = panel * stride() + range.begin;
         Product<T> products[2];
-        for (int i = 0; i < terms.count; ++i) {
-          const auto& [upper, lower] = terms.term[i];
+        for (int i = 0; i < sum.count; ++i) {
+          const auto& [upper, lower] = sum.term[i];
           products[i] = {(upper_rows ? upper : lower) + at, (upper_rows ? lower : upper) + lane_panel * stride()};
         }
         with_constant_rows<Tile::max_rows>(range.end - range.begin, [&]<int count>() {
           T* to = out + (panel * width + range.begin) * out_stride;
           if (valid <= Tile::lanes)
-            outer_products<Tile, count, 1>(products, terms.count, relaxation_.batch(), blend, to, out_stride, valid);
+            outer_products<Tile, count, 1>(products, sum.count, relaxation_.batch(), blend, to, out_stride, valid);
           else
-            outer_products<Tile, count, 2>(products, terms.count, relaxation_.batch(), blend, to, out_stride, valid);
+            outer_products<Tile, count, 2>(products, sum.count, relaxation_.batch(), blend, to, out_stride, valid);
         });
       }
     }
   }
 
   // The same for a row-major [upper units][lower units] matrix: the rows of one upper panel, all lanes.
-  void add_row_panel(const Terms& terms, int64_t row_panel, int64_t upper, int64_t lower, const Blend<T>& blend,
+  void add_row_panel(const Sum& sum, int64_t row_panel, int64_t upper, int64_t lower, const Blend<T>& blend,
                      T* matrix) const {
     const int64_t first = row_panel * width, end = first + width < upper ? first + width : upper;
     for (int64_t lane_panel = 0; lane_panel * width < lower; ++lane_panel) {
       const int64_t lane = lane_panel * width;
-      add_rows(terms, true, first, end, lane_panel, blend, matrix + lane, lower, lanes_used<Tile>(lower, lane));
+      add_rows(sum, true, first, end, lane_panel, blend, matrix + lane, lower, lanes_used<Tile>(lower, lane));
     }
   }
 
@@ -119,9 +124,9 @@ class Contrast {
     for (int64_t item = mine.begin; item < mine.end; ++item) {
       const auto [c, panel] = row_panels_[item];
       const int64_t upper = network_.widths[c + 1], lower = network_.widths[c], first = panel * width;
-      add_row_panel(terms(worker, c, Side::weights, between), panel, upper, lower, blend, to.gradients[c]);
+      add_row_panel(sum_of(worker, c, Copy::weights, between), panel, upper, lower, blend, to.gradients[c]);
       if (c > 0 && network_.free_feedback)
-        add_row_panel(terms(worker, c, Side::feedback, between), panel, upper, lower, blend,
+        add_row_panel(sum_of(worker, c, Copy::feedback, between), panel, upper, lower, blend,
                       to.feedback_gradients[c - 1]);
       if (to.bias_gradients[c])
         add_batch_sum(moved(worker, c) + panel * stride(), blend, to.bias_gradients[c] + first,
@@ -130,15 +135,15 @@ class Contrast {
   }
 
   // R and c, blended with e^T s and sum e, e: [panel][batch][width] of the classes, s: the top layer's states
-  // in `field`. No barrier.
-  void add_to_readout(const Worker& worker, const T* error, int field, const Blend<T>& blend, T* weights,
+  // in `buffer`. No barrier.
+  void add_to_readout(const Worker& worker, const T* error, int buffer, const Blend<T>& blend, T* weights,
                       T* biases) const {
     const int64_t classes = network_.classes();
-    const Terms terms{{{error, relaxation_.field(field, network_.layers - 1).state}}, 1};
+    const Sum sum{{{error, relaxation_.buffer(buffer, network_.layers - 1).state}}, 1};
     const Range mine = worker.share(panels_of(classes, width));
     for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
       const int64_t first = panel * width;
-      add_row_panel(terms, panel, classes, network_.widths[network_.layers], blend, weights);
+      add_row_panel(sum, panel, classes, network_.widths[network_.layers], blend, weights);
       if (biases) add_batch_sum(error + panel * stride(), blend, biases + first, lanes_used<Tile>(classes, first));
     }
   }
@@ -147,18 +152,17 @@ class Contrast {
   int64_t stride() const { return relaxation_.batch() * width; }
 
   // What a layer shows of its state: tied learning works on r, a vector field on s.
-  const T* shown(int field, int layer) const {
-    const Field<T>& of = relaxation_.field(field, layer);
-    return is_field() ? of.state : of.seen;
+  const T* shown(int buffer, int layer) const {
+    const StateBuffer<T>& of = relaxation_.buffer(buffer, layer);
+    return moves_states(learns_) ? of.state : of.seen;
   }
-
-  // Whether each copy of the weights learns from the one side that it acts on.
-  bool is_field() const { return network_.free_feedback && !shared_update_; }
 
   const Relaxation<Tile>& relaxation_;
   const Network<T>& network_;
-  const bool shared_update_;
+  const Learns learns_;
   std::vector<std::vector<Buffer<T>>> moved_;  // d per worker and layer, [panel][batch][width]
   std::vector<Item> row_panels_;
   std::vector<double> row_cost_{0.0};
 };
+
+}  // namespace ceprop::CEPROP_SET::dense

@@ -7,7 +7,7 @@
 #include <optional>
 #include <string>
 
-#include "network.h"
+#include "../model/network.h"
 
 namespace ceprop {
 
@@ -55,16 +55,19 @@ Value parse(const char* name, std::string_view given, const std::pair<const char
   TORCH_CHECK_VALUE(false, name, " must be one of ", names, ", got '", given, "'");
 }
 
-inline Activation parse_activation(const char* name, std::string_view given) {
-  constexpr std::pair<const char*, Activation> choices[] = {
-      {"sigmoid", Activation::sigmoid},
-      {"hard_sigmoid", Activation::hard_sigmoid},
-      {"half_hard_sigmoid", Activation::half_hard_sigmoid},
-      {"centered_hard_sigmoid", Activation::centered_hard_sigmoid},
-      {"tanh", Activation::tanh},
-      {"linear", Activation::linear}};
+// The value that a list of model/ numbers as `given` stands in its list of names.
+template <class Value, size_t count>
+Value parse(const char* name, std::string_view given, const char* const (&names)[count]) {
+  std::pair<const char*, Value> choices[count];
+  for (size_t i = 0; i < count; ++i) choices[i] = {names[i], static_cast<Value>(i)};
   return parse(name, given, choices);
 }
+
+inline Activation parse_activation(const char* name, std::string_view given) {
+  return parse<Activation>(name, given, activation_names);
+}
+
+inline Loss parse_loss(std::string_view given) { return parse<Loss>("loss", given, loss_names); }
 
 inline Dynamics parse_dynamics(std::string_view given) {
   constexpr std::pair<const char*, Dynamics> choices[] = {{"prototypical", Dynamics::prototypical},
@@ -75,11 +78,6 @@ inline Dynamics parse_dynamics(std::string_view given) {
 inline NudgeAt parse_nudge_at(std::string_view given) {
   constexpr std::pair<const char*, NudgeAt> choices[] = {{"state", NudgeAt::state}, {"drive", NudgeAt::drive}};
   return parse("nudge_at", given, choices);
-}
-
-inline Loss parse_loss(std::string_view given) {
-  constexpr std::pair<const char*, Loss> choices[] = {{"mse", Loss::mse}, {"cross_entropy", Loss::cross_entropy}};
-  return parse("loss", given, choices);
 }
 
 inline bool parse_asynchronous(std::string_view given) {

@@ -3,9 +3,9 @@
 
 #include <ATen/ATen.h>
 
-#include "../../network.h"
+#include "../../model/network.h"
 
-namespace ceprop::cuda::library {
+namespace ceprop::cuda {
 
 // Enqueues a call on the current stream. `options`: of its tensors, on the current device. With `tf32` the
 // convolutions' operands are rounded.
@@ -14,6 +14,6 @@ namespace ceprop::cuda::library {
 // parameters' memory and the same settings, and replayed from then on. With one the host waits for the device after
 // every few steps, which a stream that is being captured cannot.
 template <class Call>
-void run(const Call& call, const at::TensorOptions& options, bool tf32);
+void run_by_aten(const Call& call, const at::TensorOptions& options, bool tf32);
 
-}  // namespace ceprop::cuda::library
+}  // namespace ceprop::cuda

@@ -4,8 +4,15 @@
 // so that from a neighbour m, up or down, the constant weights' drive of layer l lacks only
 //   k (r_t[m] r_t[m]^T) D[l] + k (r_t[m] D[m]^T) r_0[l]:
 // products with B x B matrices, for B below the widths far fewer operations than moving both copies of the weights.
-// Every factor D is small: no digits are lost to differences of large sums. ../plan.h says where this is exact.
+// Every factor D is small: no digits are lost to differences of large sums. ../../model/costs.h says where this is exact.
 #pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "contrast.h"
+
+namespace ceprop::CEPROP_SET::dense {
 
 template <class Tile>
 class LowRankUpdate {
@@ -24,7 +31,7 @@ class LowRankUpdate {
     }
   }
 
-  // The B x B matrices of a step from field `from`. Every worker takes some rows of each. Ends with a barrier.
+  // The B x B matrices of a step from buffer `from`. Every worker takes some rows of each. Ends with a barrier.
   void prepare(const Worker& worker, int from) {
     const Range rows = worker.share(relaxation_.batch());
     for (int l = 0; l < network_.layers; ++l)
@@ -32,7 +39,7 @@ class LowRankUpdate {
         for (int64_t sample = 0; sample < relaxation_.batch(); ++sample)
           of_away_[l].get()[at(row, sample)] = of_free_[l].get()[at(row, sample)] = 0;
     for (int m = 0; m < network_.layers; ++m) {
-      const T* seen = relaxation_.field(from, m).seen;
+      const T* seen = relaxation_.buffer(from, m).seen;
       add_products_with(seen, seen, m, rows, of_away_);
       add_products_with(seen, away_[m].get(), m, rows, of_free_);
     }
@@ -43,7 +50,7 @@ class LowRankUpdate {
   void correct(const Item& item, const Range& rows, T* drive) const {
     const int64_t n = relaxation_.batch(), stride = n * width, at = item.panel * stride, row = rows.begin * width;
     const int64_t count = rows.end - rows.begin;
-    const T* free = relaxation_.field(Relaxation<Tile>::kept_free, item.layer).seen + at;
+    const T* free = relaxation_.buffer(Relaxation<Tile>::kept_free, item.layer).seen + at;
     const int64_t lanes = lanes_used<Tile>(relaxation_.layers()[item.layer].units, item.panel * width);
     const Start<T> from{drive, width};
     add_products<Tile>(drive, from, of_away_[item.layer].get() + row, stride, away_[item.layer].get() + at, n, count,
@@ -51,25 +58,25 @@ class LowRankUpdate {
     add_products<Tile>(drive, from, of_free_[item.layer].get() + row, stride, free, n, count, lanes);
   }
 
-  // D of a panel, by its owner, once it has moved to field `to`.
+  // D of a panel, by its owner, once it has moved to buffer `to`.
   void follow(const Item& item, int to) {
     const int64_t count = relaxation_.batch() * width, at = item.panel * count;
-    const T* free = relaxation_.field(Relaxation<Tile>::kept_free, item.layer).seen + at;
-    const T* seen = relaxation_.field(to, item.layer).seen + at;
+    const T* free = relaxation_.buffer(Relaxation<Tile>::kept_free, item.layer).seen + at;
+    const T* seen = relaxation_.buffer(to, item.layer).seen + at;
     T* away = away_[item.layer].get() + at;
     for (int64_t i = 0; i < count; ++i) away[i] = seen[i] - free[i];
   }
 
-  // Moves the network's inner weights at last, from the states in `field`. No barrier.
-  void store(const Part& part, int field) const {
+  // Moves the network's inner weights at last, from the states in `buffer`. No barrier.
+  void store(const Part& part, int buffer) const {
     relaxation_.for_each_item(part, [&](const Item& item) {
       const auto [c, panel] = item;
       if (c == 0) return;
-      const typename Contrast<Tile>::Terms terms{
-          {{away_[c].get(), relaxation_.field(field, c - 1).seen},
-           {relaxation_.field(Relaxation<Tile>::kept_free, c).seen, away_[c - 1].get()}},
+      const typename Contrast<Tile>::Sum sum{
+          {{away_[c].get(), relaxation_.buffer(buffer, c - 1).seen},
+           {relaxation_.buffer(Relaxation<Tile>::kept_free, c).seen, away_[c - 1].get()}},
           2};
-      contrast_.add_row_panel(terms, panel, network_.widths[c + 1], network_.widths[c], Blend<T>{0, rate_[c]},
+      contrast_.add_row_panel(sum, panel, network_.widths[c + 1], network_.widths[c], Blend<T>{0, rate_[c]},
                               network_.weights[c]);
     });
   }
@@ -109,3 +116,5 @@ class LowRankUpdate {
   std::vector<Buffer<T>> of_away_;  // what multiplies D, per layer, [panel of samples][batch][width]
   std::vector<Buffer<T>> of_free_;  // what multiplies r_0
 };
+
+}  // namespace ceprop::CEPROP_SET::dense

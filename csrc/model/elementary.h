@@ -1,4 +1,5 @@
-// One step of one unit: activations, their derivatives, the dynamics and the nudge, once for host and device.
+// Functions of one number from which units are made, for host and device: the exponential, the two sigmoids and what
+// they need. No branches, so that compilers turn loops of them into vector code.
 #pragma once
 
 #include <cmath>
@@ -7,13 +8,19 @@
 #include <bit>
 #endif
 
-#include "network.h"
-
 // Forced inline on the host, so that no copy compiled for one instruction set is shared with another.
 #ifdef __CUDACC__
 #define CEPROP_INLINE __host__ __device__ __forceinline__
 #else
 #define CEPROP_INLINE inline __attribute__((always_inline))
+#endif
+
+// A function that calls what it is handed belongs to the side that is compiled: a lambda of the device cannot be called
+// from a function that is also the host's.
+#ifdef __CUDACC__
+#define CEPROP_CALLS __device__ __forceinline__
+#else
+#define CEPROP_CALLS inline __attribute__((always_inline))
 #endif
 
 namespace ceprop {
@@ -125,37 +132,6 @@ CEPROP_INLINE T hyperbolic_tangent(T x) {
   const SplitExp<T> e = split_exp(T(2) * x);
   const T minus_one = e.power * e.fraction + (e.power - T(1));
   return quotient(minus_one, minus_one + T(2));
-}
-
-template <Activation A, class T>
-CEPROP_INLINE T rho(T x) {
-  if constexpr (A == Activation::sigmoid) return steep_sigmoid(x);
-  if constexpr (A == Activation::hard_sigmoid) return clip(x, T(0), T(1));
-  if constexpr (A == Activation::half_hard_sigmoid) return clip(x / T(2), T(0), T(1));
-  if constexpr (A == Activation::centered_hard_sigmoid) return clip(x, T(-0.5), T(0.5));
-  if constexpr (A == Activation::tanh) return hyperbolic_tangent(x);
-  if constexpr (A == Activation::linear) return x;
-}
-
-// At a kink the slope of the unclipped side: energy dynamics start at 0 and must be able to leave it.
-template <Activation A, class T>
-CEPROP_INLINE T rho_prime(T x) {
-  if constexpr (A == Activation::sigmoid) return T(4) * rho<A>(x) * (T(1) - rho<A>(x));
-  if constexpr (A == Activation::hard_sigmoid) return x >= T(0) && x <= T(1) ? T(1) : T(0);
-  if constexpr (A == Activation::half_hard_sigmoid) return x >= T(0) && x <= T(2) ? T(0.5) : T(0);
-  if constexpr (A == Activation::centered_hard_sigmoid) return x >= T(-0.5) && x <= T(0.5) ? T(1) : T(0);
-  if constexpr (A == Activation::tanh) return T(1) - rho<A>(x) * rho<A>(x);
-  if constexpr (A == Activation::linear) return T(1);
-}
-
-// The next state of a unit with drive a and state s, pulled by `inside` before and by `outside` after rho.
-//   prototypical  rho(a + inside) + outside
-//   energy        clip(s + dt (-s + rho'(s) a + inside + outside))
-template <Activation A, Dynamics D, class T>
-CEPROP_INLINE T next_state(T a, T s, T inside, T outside, bool gain, bool clips, T dt) {
-  if constexpr (D == Dynamics::prototypical) return rho<A>(a + inside) + outside;
-  const T moved = s + dt * (-s + (gain ? rho_prime<A>(s) * a : a) + inside + outside);
-  return clips ? clip(moved, T(0), T(1)) : moved;
 }
 
 }  // namespace ceprop

@@ -1,6 +1,13 @@
 // A nudged step of C-EP on dense layers: the states step, then the weights move, by the forms that were chosen.
 #pragma once
 
+#include <optional>
+
+#include "continual_update.h"
+#include "low_rank_update.h"
+
+namespace ceprop::CEPROP_SET::dense {
+
 template <class Tile>
 class Learning {
  public:
@@ -30,14 +37,12 @@ class Learning {
     update_.move(worker, part, between, divisor, !low_rank_);
   }
 
-  // Writes what has moved in `moves` updates, the last of which ended in field `last`, back into the network's
+  // Writes what has moved in `moves` updates, the last of which ended in buffer `last`, back into the network's
   // parameters. No barrier.
   void store(const Worker&, const Part& part, int last, int moves) const {
     update_.store(part, !low_rank_, moves);
     if (low_rank_) low_rank_->store(part, last);
   }
-
-  Blend<T> blend(int c, double divisor) const { return update_.blend(c, divisor); }
 
   // What W[0] moves by, if it does so at the end.
   void note_parameters(const Worker& worker, const Part& part, Sanity<T>& sanity) const {
@@ -51,3 +56,5 @@ class Learning {
   ContinualUpdate<Tile> update_;
   std::optional<LowRankUpdate<Tile>> low_rank_;
 };
+
+}  // namespace ceprop::CEPROP_SET::dense

@@ -8,20 +8,26 @@
 // and the updates gather in  sum <- sum - decay sum + scale d,  of which W[0] gets sum^T x once.
 #pragma once
 
+#include <cmath>
+#include <vector>
+
+#include "contrast.h"
+
+namespace ceprop::CEPROP_SET::dense {
+
 template <class Tile>
 class ContinualUpdate {
  public:
   using T = typename Tile::Scalar;
   static constexpr int width = Tile::width;
-  using Side = typename Contrast<Tile>::Side;
 
   ContinualUpdate(const CepCall<T>& call, const Relaxation<Tile>& relaxation, const Contrast<Tile>& contrast,
                   int workers)
-      : relaxation_(relaxation), contrast_(contrast), network_(call.network) {
-    for (const double rate : call.lr) {
-      rate_.push_back(rate);
-      decay_.push_back(rate * call.weight_decay);
-    }
+      : relaxation_(relaxation),
+        contrast_(contrast),
+        network_(call.network),
+        rate_(call.lr),
+        weight_decay_(call.weight_decay) {
     if (relaxation.layers()[0].drive) {
       const int64_t n = relaxation.batch();
       gram_ = Buffer<T>(relaxation.padded(n) * n);
@@ -62,11 +68,11 @@ class ContinualUpdate {
       if (network_.biases[l]) contrast_.add_batch_sum(d, own, layer.bias + panel * width, width);
       const bool tied = !network_.free_feedback;
       if (layer.below.weights && (l == 0 || (inner && relaxation_.moves_from_below(l)))) {
-        move_panel(layer.below, layer.units, contrast_.terms(worker, l, Side::weights, between), false, panel, own);
+        move_panel(layer.below, layer.units, contrast_.sum_of(worker, l, Copy::weights, between), false, panel, own);
         if (l > 0 && tied) mirror(layer.below, panel, layer.units, relaxation_.layers()[l - 1].above);
       }
       if (inner && relaxation_.moves_from_above(l)) {
-        move_panel(layer.above, layer.units, contrast_.terms(worker, l + 1, Side::feedback, between), true, panel,
+        move_panel(layer.above, layer.units, contrast_.sum_of(worker, l + 1, Copy::feedback, between), true, panel,
                    blend(l + 1, divisor));
         if (tied) mirror(layer.above, panel, layer.units, relaxation_.layers()[l + 1].below);
       }
@@ -112,15 +118,15 @@ class ContinualUpdate {
 
   // How connection c takes a contrast over `divisor`.
   Blend<T> blend(int c, double divisor) const {
-    return {static_cast<T>(decay_[c]), static_cast<T>(rate_[c] / (divisor * static_cast<double>(relaxation_.batch())))};
+    return continual_blend<T>(rate_[c], weight_decay_, divisor, static_cast<double>(relaxation_.batch()));
   }
 
  private:
-  void move_panel(const Incoming<T>& incoming, int64_t units, const typename Contrast<Tile>::Terms& terms,
-                  bool upper_rows, int64_t panel, const Blend<T>& blend) const {
+  void move_panel(const Incoming<T>& incoming, int64_t units, const typename Contrast<Tile>::Sum& sum, bool upper_rows,
+                  int64_t panel, const Blend<T>& blend) const {
     // Whole vectors: what moves in the lanes past the last unit is read by nobody.
     const int64_t vectors = (lanes_used<Tile>(units, panel * width) + Tile::lanes - 1) / Tile::lanes;
-    contrast_.add_rows(terms, upper_rows, 0, incoming.depth, panel, blend,
+    contrast_.add_rows(sum, upper_rows, 0, incoming.depth, panel, blend,
                        incoming.weights + panel * incoming.depth * width, width, vectors * Tile::lanes);
   }
 
@@ -151,17 +157,19 @@ class ContinualUpdate {
   }
 
   void store_input_weights(int64_t panel, int moves) const {
-    const typename Contrast<Tile>::Terms terms{{{sum_.get(), relaxation_.input()}}, 1};
-    contrast_.add_row_panel(terms, panel, network_.widths[1], network_.widths[0],
-                            Blend<T>{T(1 - std::pow(1 - decay_[0], moves)), T(1)}, network_.weights[0]);
+    const typename Contrast<Tile>::Sum sum{{{sum_.get(), relaxation_.input()}}, 1};
+    contrast_.add_row_panel(sum, panel, network_.widths[1], network_.widths[0],
+                            Blend<T>{T(1 - std::pow(1 - rate_[0] * weight_decay_, moves)), T(1)}, network_.weights[0]);
   }
 
   const Relaxation<Tile>& relaxation_;
   const Contrast<Tile>& contrast_;
   const Network<T>& network_;
-  std::vector<double> rate_;
-  std::vector<double> decay_;
+  const std::vector<double> rate_;
+  const double weight_decay_;
   Buffer<T> gram_;     // [panel of samples][batch][width]
   Buffer<T> sum_;      // [panel][batch][width], of layer 0
   Buffer<T> changes_;  // [worker][batch][width]
 };
+
+}  // namespace ceprop::CEPROP_SET::dense

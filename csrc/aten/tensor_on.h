@@ -3,7 +3,7 @@
 
 #include <ATen/ATen.h>
 
-namespace ceprop::cuda::library {
+namespace ceprop::aten {
 
 // On the device of `options`, whose type of numbers does not count.
 template <class T>
@@ -14,4 +14,4 @@ at::Tensor tensor_on(const T* memory, at::IntArrayRef sizes, const at::TensorOpt
       .make_tensor();
 }
 
-}  // namespace ceprop::cuda::library
+}  // namespace ceprop::aten

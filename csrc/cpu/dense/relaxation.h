@@ -1,10 +1,23 @@
 // A network on its way to a fixed point: packed weights, states in panels, and the step.
 #pragma once
 
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "../memory.h"
+#include "../panels.h"
+#include "../sanity.h"
+#include "../settling.h"
+#include "../sharing.h"
+#include "../units.h"
+
+namespace ceprop::CEPROP_SET::dense {
+
 // The states of one layer at one time. `seen` is what its neighbours see: rho(state) in energy dynamics, else the
 // state itself, in the same memory.
 template <class T>
-struct Field {
+struct StateBuffer {
   T* state;  // [panel][batch][width]
   T* seen;   // [panel][batch][width]
 };
@@ -31,9 +44,9 @@ class Relaxation {
  public:
   using T = typename Tile::Scalar;
   static constexpr int width = Tile::width;
-  // Fields are numbered: a ring of three, in which the steps of a phase go round (a step may overwrite the oldest
+  // Buffers are numbered: a ring of three, in which the steps of a phase go round (a step may overwrite the oldest
   // while slow workers still read the two others), and two that keep what a phase left.
-  static constexpr int ring = 3, kept_free = 3, kept_plus = 4, fields = 5;
+  static constexpr int ring = 3, kept_free = 3, kept_plus = 4, buffers = 5;
 
   // With `forms` the weights move; where they do so literally, layer 0 reads the input anew at every step, else its
   // drive is computed once.
@@ -64,10 +77,10 @@ class Relaxation {
         layer.above.depth = network.widths[l + 2];
         layer.above.weights = keep(layer.panels * layer.above.depth * width);
       }
-      for (int field = 0; field < fields; ++field) {
+      for (int buffer = 0; buffer < buffers; ++buffer) {
         T* state =
-            field == 0 ? keep_zeros(layer.panels * n * width) : keep(layer.panels * n * width);  // where phases start
-        fields_[field].push_back(
+            buffer == 0 ? keep_zeros(layer.panels * n * width) : keep(layer.panels * n * width);  // where phases start
+        buffers_[buffer].push_back(
             {state, layer.rule.dynamics == Dynamics::energy ? keep(layer.panels * n * width) : state});
       }
       layers_.push_back(layer);
@@ -128,13 +141,13 @@ class Relaxation {
     worker.wait();
   }
 
-  // The states of this part move from field `from` to field `to`; with a nudge towards the target. Of every panel,
+  // The states of this part move from buffer `from` to buffer `to`; with a nudge towards the target. Of every panel,
   // correct(item, rows, drive) may add to the drive that the weights bring to some samples, and after(item) is called
   // when all have moved. Ends with a barrier unless the part is independent.
   template <class Correct, class After>
   void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge, const Correct& correct,
             const After& after) {
-    if (nudge && nudge->loss == Loss::cross_entropy) {
+    if (nudge && !is_of_units(nudge->loss)) {
       compute_error(worker, part.independent ? part.rows : worker.share(batch_.size), from, static_cast<T>(nudge->beta),
                     error_);
       wait(worker, part);
@@ -155,36 +168,35 @@ class Relaxation {
     step(worker, part, from, to, nudge, [](const Item&, const Range&, T*) {}, [](const Item&) {});
   }
 
-  // Whether a phase ends after `count` steps, the last from field `from` to field `to`; all workers agree. With a
+  // Whether a phase ends after `count` steps, the last from buffer `from` to buffer `to`; all workers agree. With a
   // tolerance every worker has to ask after every step.
   bool may_stop(const Worker& worker, const Part& part, const Stop& stop, int count, int from, int to) {
-    return settling_.may_stop(worker, stop, count,
-                              [&](T tolerance) { return stays_within(part, tolerance, from, to); });
+    return settling_.may_stop(worker, stop, count, [&](T limit) { return stays_within(part, limit, from, to); });
   }
 
   // The part's states; no barrier.
-  void copy_field(const Part& part, int from, int to) {
+  void copy_states(const Part& part, int from, int to) {
     for_each_block(part, [&](const Item& item, int64_t at) {
       const int64_t bytes = (part.rows.end - part.rows.begin) * width * sizeof(T);
-      std::memcpy(fields_[to][item.layer].state + at, fields_[from][item.layer].state + at, bytes);
-      std::memcpy(fields_[to][item.layer].seen + at, fields_[from][item.layer].seen + at, bytes);
+      std::memcpy(buffers_[to][item.layer].state + at, buffers_[from][item.layer].state + at, bytes);
+      std::memcpy(buffers_[to][item.layer].seen + at, buffers_[from][item.layer].seen + at, bytes);
     });
   }
 
   // states[l] [B, n_l] <- the part's states; no barrier.
-  void store(const Part& part, int field, T* const* states) const {
+  void store(const Part& part, int buffer, T* const* states) const {
     for_each_block(part, [&](const Item& item, int64_t at) {
       const int64_t units = layers_[item.layer].units;
-      store_panel<Tile>(fields_[field][item.layer].state + at, part.rows.end - part.rows.begin, units,
+      store_panel<Tile>(buffers_[buffer][item.layer].state + at, part.rows.end - part.rows.begin, units,
                         item.panel * width, states[item.layer] + part.rows.begin * units);
     });
   }
 
-  // to = scale (y - softmax(logits)) of these samples, [panel][batch][width], zero in the lanes past the classes; no
-  // barrier.
-  void compute_error(const Worker&, const Range& rows, int field, T scale, T* to) {
+  // to = scale times the error of the outputs of these samples, [panel][batch][width], zero in the lanes past the
+  // classes; no barrier.
+  void compute_error(const Worker&, const Range& rows, int buffer, T scale, T* to) {
     const int64_t n = batch_.size, classes = network_.classes(), panels = panels_of(classes, width);
-    const T* top = fields_[field].back().state;
+    const T* top = buffers_[buffer].back().state;
     if (rows.begin == rows.end) return;
     for (int64_t panel = 0; panel < panels; ++panel) {
       T* logits = to + (panel * n + rows.begin) * width;
@@ -196,7 +208,7 @@ class Relaxation {
                          readout_.weights + panel * readout_.depth * width, readout_.depth, rows.end - rows.begin,
                          lanes_used<Tile>(classes, panel * width));
     }
-    for (int64_t row = rows.begin; row < rows.end; ++row) softmax_error(row, scale, to);
+    for (int64_t row = rows.begin; row < rows.end; ++row) take_error(row, scale, to);
   }
 
   // ---- what must be a number before anything is stored; no barrier ----
@@ -223,10 +235,10 @@ class Relaxation {
     note_panels(worker, Sanity<T>::parameters, readout_bias_, network_.classes(), 1, sanity);
   }
 
-  void note_states(const Worker& worker, const Part& part, int field, Sanity<T>& sanity) const {
+  void note_states(const Worker& worker, const Part& part, int buffer, Sanity<T>& sanity) const {
     for_each_block(part, [&](const Item& item, int64_t at) {
       const int64_t valid = lanes_used<Tile>(layers_[item.layer].units, item.panel * width);
-      for (const T* of : {fields_[field][item.layer].state, fields_[field][item.layer].seen})
+      for (const T* of : {buffers_[buffer][item.layer].state, buffers_[buffer][item.layer].seen})
         sanity.note(worker, Sanity<T>::states, largest_of(of + at, part.rows.end - part.rows.begin, valid, width));
     });
   }
@@ -234,7 +246,7 @@ class Relaxation {
   // ---- what the learning rules read and write ----
 
   const std::vector<Layer<T>>& layers() const { return layers_; }
-  const Field<T>& field(int index, int layer) const { return fields_[index][layer]; }
+  const StateBuffer<T>& buffer(int index, int layer) const { return buffers_[index][layer]; }
   const T* input() const { return x_; }  // [panel][batch][width], rho(x) in energy dynamics
   int64_t batch() const { return batch_.size; }
   const Network<T>& network() const { return network_; }
@@ -265,7 +277,7 @@ class Relaxation {
       note_panel(worker, kind, panels, panel, units, rows, sanity);
   }
 
-  // The fields of a step: of the units' own states and of their neighbours' before it, and of the states after it.
+  // The buffers of a step: of the units' own states and of their neighbours' before it, and of the states after it.
   struct Move {
     int from, seen, to;
   };
@@ -296,16 +308,16 @@ class Relaxation {
   }
 
   // NaN does not stay.
-  bool stays_within(const Part& part, T tolerance, int from, int to) const {
-    bool stays = true;
+  bool stays_within(const Part& part, T limit, int from, int to) const {
+    bool all = true;
     for_each_block(part, [&](const Item& item, int64_t at) {
-      const T* before = fields_[from][item.layer].state + at;
-      const T* after = fields_[to][item.layer].state + at;
+      const T* before = buffers_[from][item.layer].state + at;
+      const T* after = buffers_[to][item.layer].state + at;
       const int64_t valid = lanes_used<Tile>(layers_[item.layer].units, item.panel * width);
       for (int64_t row = part.rows.begin; row < part.rows.end; ++row, before += width, after += width)
-        for (int64_t lane = 0; lane < valid; ++lane) stays &= std::abs(after[lane] - before[lane]) <= tolerance;
+        for (int64_t lane = 0; lane < valid; ++lane) all &= stays(before[lane], after[lane], limit);
     });
-    return stays;
+    return all;
   }
 
   // body(item, offset of its first row) for every panel of the part.
@@ -336,7 +348,7 @@ class Relaxation {
       const T* matrix = network_.free_feedback && !is_top ? network_.feedback[l] : network_.weights[l + 1];
       load_panel<Tile>(matrix, layer.above.depth, layer.units, first, layer.above.weights + first * layer.above.depth);
     }
-    const Field<T>& start = fields_[0][l];
+    const StateBuffer<T>& start = buffers_[0][l];
     if (!initial.empty()) load_panel<Tile>(initial[l], n, layer.units, first, start.state + first * n);
     if (layer.rule.dynamics == Dynamics::energy)
       apply_activation(layer.rule.activation, start.state + first * n, start.seen + first * n, n * width);
@@ -377,38 +389,31 @@ class Relaxation {
                          incoming.depth, n, lanes_used<Tile>(layer.units, panel * width));
       start = {drive, width};
     };
-    if (layer.below.weights) add(layer.below, l ? fields_[move.seen][l - 1].seen : x_);
+    if (layer.below.weights) add(layer.below, l ? buffers_[move.seen][l - 1].seen : x_);
     if (!is_top)
-      add(layer.above, fields_[move.seen][l + 1].seen);
+      add(layer.above, buffers_[move.seen][l + 1].seen);
     else if (network_.readout && nudge)
       add(layer.above, error_);
 
     if (start.rows != drive) std::memcpy(drive, start.rows, count * sizeof(T));  // a layer that sees the input only
     correct(item, rows, drive);
 
-    const T* state = fields_[move.from][l].state + at;
+    const T* state = buffers_[move.from][l].state + at;
     const bool nudged = nudge && is_top && !network_.readout;
     T* pull = pulls_ + worker.index * stride;
-    if (nudged) {
-      const T beta = static_cast<T>(nudge->beta);
-      const T* given = (nudge->loss == Loss::mse ? target_ : error_) + at;
-      for (int64_t i = 0; i < count; ++i) pull[i] = nudge->loss == Loss::mse ? beta * (given[i] - state[i]) : given[i];
-    }
-    const Field<T>& next = fields_[move.to][l];
-    move_units(layer.rule, count, drive, state, nudged ? pull : nullptr, nudged && nudge->at == NudgeAt::drive,
+    if (nudged) pull_units(*nudge, count, (is_of_units(nudge->loss) ? target_ : error_) + at, state, pull);
+    const StateBuffer<T>& next = buffers_[move.to][l];
+    move_units(layer.rule, count, drive, state, nudged ? pull : nullptr, nudge ? nudge->at : NudgeAt::state,
                next.state + at);
     if (next.seen != next.state) apply_activation(layer.rule.activation, next.state + at, next.seen + at, count);
   }
 
-  // Row `row` of `to` holds logits and becomes scale (y - softmax(logits)).
-  void softmax_error(int64_t row, T scale, T* to) const {
+  // Row `row` of `to` holds logits and becomes `scale` times their error.
+  void take_error(int64_t row, T scale, T* to) const {
     const int64_t classes = network_.classes(), stride = batch_.size * width;
     const auto at = [&](int64_t c) { return (c / width) * stride + row * width + c % width; };
-    T most = to[at(0)];
-    for (int64_t c = 1; c < classes; ++c) most = to[at(c)] > most ? to[at(c)] : most;
-    T sum = 0;
-    for (int64_t c = 0; c < classes; ++c) sum += to[at(c)] = exponential(to[at(c)] - most);
-    for (int64_t c = 0; c < classes; ++c) to[at(c)] = scale * (target_[at(c)] - to[at(c)] / sum);
+    const auto slot = [&](int64_t c) -> T& { return to[at(c)]; };
+    sample_error(classes, scale, slot, [&](int64_t c) { return target_[at(c)]; }, slot);
     for (int64_t c = classes; c < padded(classes); ++c) to[at(c)] = 0;
   }
 
@@ -416,7 +421,7 @@ class Relaxation {
   const Batch<T>& batch_;
   std::vector<Buffer<T>> memory_;
   std::vector<Layer<T>> layers_;
-  std::vector<Field<T>> fields_[fields];
+  std::vector<StateBuffer<T>> buffers_[buffers];
   T* x_;       // [panel][batch][width]
   T* target_;  // [panel][batch][width]
   T* error_;   // [panel][batch][width]
@@ -427,3 +432,5 @@ class Relaxation {
   Sharing sharing_;
   Settling<T> settling_;
 };
+
+}  // namespace ceprop::CEPROP_SET::dense

@@ -13,11 +13,11 @@
 #include <mutex>
 #include <thread>
 
-#include "call_arrays.h"
+#include "../../aten/call_arrays.h"
+#include "../../aten/tensor_on.h"
 #include "capture_stream.h"
-#include "tensor_on.h"
 
-namespace ceprop::cuda::library {
+namespace ceprop::cuda {
 
 // A call on memory of its own, captured. Its graph keeps what a step needs.
 template <class Call>
@@ -32,8 +32,8 @@ class Recording {
       memory_.push_back(at::zeros({count}, options.dtype(type)));
       pointer = memory_.back().template mutable_data_ptr<Number>();
     };
-    for_each_input(call_, own);
-    for_each_output(call_, own);
+    aten::for_each_input(call_, own);
+    aten::for_each_output(call_, own);
     const c10::cuda::CUDAStreamGuard stream(stream_.get());
     graph_.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
     try {
@@ -56,14 +56,14 @@ class Recording {
     size_t next = 0;
     const auto given = [&](const auto* pointer) {
       const at::Tensor& own = memory_[next];
-      return tensor_on(pointer, own.sizes(), own.options());
+      return aten::tensor_on(pointer, own.sizes(), own.options());
     };
-    for_each_input(call, [&](auto*& pointer, int64_t) {
+    aten::for_each_input(call, [&](auto*& pointer, int64_t) {
       memory_[next].copy_(given(pointer));
       ++next;
     });
     graph_.replay();
-    for_each_output(call, [&](auto*& pointer, int64_t) {
+    aten::for_each_output(call, [&](auto*& pointer, int64_t) {
       given(pointer).copy_(memory_[next]);
       ++next;
     });
@@ -87,7 +87,7 @@ class Recordings {
  public:
   template <class Enqueue>
   void run(const Call& call, const at::TensorOptions& options, bool tf32, const Enqueue& enqueue) {
-    Key key;
+    aten::Key key;
     key.add(call);
     // Libraries set themselves up for each thread.
     key.add(options.device().index(), tf32, std::hash<std::thread::id>{}(std::this_thread::get_id()));
@@ -114,7 +114,7 @@ class Recordings {
   // Both signs of beta, for a whole batch and for what is left at the end of the data.
   static constexpr size_t most_ = 4;
   struct Known {
-    Key key;
+    aten::Key key;
     std::unique_ptr<Recording<Call>> recording;
     bool failed = false;
   };
@@ -142,4 +142,4 @@ Recordings<Call>& recordings_of() {
   return *recordings;
 }
 
-}  // namespace ceprop::cuda::library
+}  // namespace ceprop::cuda

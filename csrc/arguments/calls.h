@@ -3,13 +3,14 @@
 
 #include <ATen/ATen.h>
 #include <ATen/MemoryOverlap.h>
+#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 
+#include "../model/costs.h"
+#include "../model/network.h"
 #include "checks.h"
 #include "geometry.h"
-#include "network.h"
-#include "plan.h"
 
 namespace ceprop {
 

@@ -10,11 +10,12 @@
 #include <utility>
 #include <vector>
 
-#include "../../network.h"
-#include "arguments.h"
+#include "../model/learning.h"
+#include "../model/network.h"
+#include "pointwise.h"
 #include "tensor_on.h"
 
-namespace ceprop::cuda::library {
+namespace ceprop::aten {
 
 using at::Tensor;
 using Tensors = std::vector<Tensor>;
@@ -30,8 +31,8 @@ struct Parameters {
   Tensors weights, biases, feedback;
 };
 
-// The fields a contrast is taken between, and the one that stands for r* in vector fields.
-struct Between {
+// What Between of the model numbers: the states that a contrast is taken between, and the fixed ones.
+struct Ends {
   const Field &earlier, &later, &fixed;
 };
 
@@ -39,7 +40,7 @@ template <class T, class Kernels>
 class Chain {
  public:
   // `options`: of the tensors whose memory the network and the batch point to.
-  // `largest`: of inputs, targets and states, see largest.h.
+  // `largest`: of inputs, targets and states, see model/largest.h.
   Chain(const Network<T>& network, const Batch<T>& batch, const at::TensorOptions& options, bool tf32, T largest)
       : broken(at::zeros({1}, options.dtype(at::kInt))),
         network_(network),
@@ -84,15 +85,15 @@ class Chain {
   }
 
   // y - softmax of the logits, [B, classes]: of the states of the output layer, or of a readout.
-  Tensor softmax_error(const Field& field) const {
+  Tensor error(const Field& field) const {
     const Tensor& top = field.state.back();
     const Tensor logits = network_.readout ? way_up(network_.layers, top, false) : top;
     return target_ - at::softmax(logits.flatten(1), 1);
   }
 
-  // One step from a field, nudged by `nudge.beta` if that is not 0. With a `tolerance`, `moves` [1] becomes 1 where a
-  // unit moves by more.
-  Field step(const Field& from, const Nudge& nudge, double tolerance, const Tensor& moves) {
+  // One step from a field, nudged by `nudge.beta` if that is not 0. `moves` [1], if defined, becomes 1 where a unit
+  // moves by more than `limit`.
+  Field step(const Field& from, const Nudge& nudge, T limit, const Tensor& moves) {
     Field to = from;
     const int halves = network_.asynchronous ? 2 : 1;
     for (int half = 0; half < halves; ++half) {
@@ -108,7 +109,7 @@ class Chain {
         if (!is_top) {
           above = way_down(l + 1, spreads[l + 1]);
         } else if (nudge.beta != 0) {
-          pull = nudge.loss == Loss::mse ? target_ : softmax_error(now).mul_(nudge.beta);
+          pull = is_of_units(nudge.loss) ? target_ : error(now).mul_(nudge.beta);
           if (network_.readout) {
             above = way_down(l + 1, pull);
             pull = Tensor();
@@ -122,12 +123,10 @@ class Chain {
                               .above = pointer(above),
                               .state = now.state[l].template const_data_ptr<T>(),
                               .pull = pointer(pull),
-                              .squares = nudge.loss == Loss::mse,
-                              .at = nudge.at,
-                              .beta = static_cast<T>(nudge.beta),
+                              .nudge = nudge,
                               .next = to.state[l].template mutable_data_ptr<T>(),
                               .seen = is_energy() ? to.seen[l].template mutable_data_ptr<T>() : nullptr,
-                              .tolerance = tolerance,
+                              .limit = limit,
                               .moves = moves.defined() ? moves.mutable_data_ptr<int>() : nullptr,
                               .largest = largest_,
                               .broken = broken.mutable_data_ptr<int>()});
@@ -139,18 +138,18 @@ class Chain {
   // The weights into layer 0 have moved: its drive is another.
   void forget_input() { input_drive_ = Tensor(); }
 
-  // Sums over the batch of what connection c learns from, shaped like its weights: the contrast that moves W, or
-  // `by_feedback` V. See learning.cuh of the persistent kernel for the terms.
-  Tensor contrast(int c, bool by_feedback, bool shared, const Between& between) const {
-    const bool is_field = network_.free_feedback && !shared;
-    const Tensors &later = is_field ? between.later.state : between.later.seen,
-                  &earlier = is_field ? between.earlier.state : between.earlier.seen;
-    if (c == 0 || (is_field && !by_feedback)) {  // one map below, and one choice of maxima
-      const Tensor& below = c == 0 ? x_ : between.fixed.seen[c - 1];
+  // Sums over the batch of what a copy of the weights of connection c learns from, shaped like them; model/learning.h
+  // has the terms.
+  Tensor contrast(int c, Copy copy, Learns learns, const Ends& ends) const {
+    const Terms terms = terms_of(learns, c == 0, copy);
+    const bool by_feedback = copy == Copy::feedback;
+    const Tensors &later = moved(ends.later, learns), &earlier = moved(ends.earlier, learns);
+    if (!terms.below_moves) {  // one map below, and one choice of maxima
+      const Tensor& below = c == 0 ? x_ : ends.fixed.seen[c - 1];
       return correlated(c, spread(c, by_feedback, below, later[c] - earlier[c]), below);
     }
-    const Tensor &above_later = is_field ? between.fixed.seen[c] : later[c],
-                 &above_earlier = is_field ? between.fixed.seen[c] : earlier[c];
+    const Tensor &above_later = terms.above_moves ? later[c] : ends.fixed.seen[c],
+                 &above_earlier = terms.above_moves ? earlier[c] : ends.fixed.seen[c];
     const Tensor up_later = spread(c, by_feedback, later[c - 1], above_later),
                  up_earlier = spread(c, by_feedback, earlier[c - 1], above_earlier);
     const Tensor by_below = correlated(c, up_earlier, later[c - 1] - earlier[c - 1]);
@@ -158,11 +157,9 @@ class Chain {
     return by_below.add_(correlated(c, up_later - up_earlier, later[c - 1]));
   }
   // The same for its bias.
-  Tensor bias_contrast(int c, bool shared, const Between& between) const {
-    const bool is_field = network_.free_feedback && !shared;
-    const Tensor moved =
-        is_field ? between.later.state[c] - between.earlier.state[c] : between.later.seen[c] - between.earlier.seen[c];
-    return moved.dim() > 2 ? moved.sum({0, 2, 3}) : moved.sum(0);
+  Tensor bias_contrast(int c, Learns learns, const Ends& ends) const {
+    const Tensor change = moved(ends.later, learns)[c] - moved(ends.earlier, learns)[c];
+    return change.dim() > 2 ? change.sum({0, 2, 3}) : change.sum(0);
   }
 
   // Of a readout, by the error at the states in `field`.
@@ -174,6 +171,9 @@ class Chain {
   bool chooses_twice(int c) const { return is_convolution(c) && made(c).pool == Pool::max; }
 
  private:
+  static const Tensors& moved(const Field& field, Learns learns) {
+    return moves_states(learns) ? field.state : field.seen;
+  }
   std::vector<int64_t> weight_sizes(int c) const {
     const MapShape &below = network_.maps[c], &above = network_.maps[c + 1];
     if (!is_convolution(c)) return {above.units(), below.units()};
@@ -331,4 +331,4 @@ class Chain {
   Tensor x_, target_, input_drive_;
 };
 
-}  // namespace ceprop::cuda::library
+}  // namespace ceprop::aten

@@ -1,16 +1,16 @@
-// The kernels around a library's convolutions, see arguments.h.
+// The kernels around a library's convolutions, see aten/pointwise.h.
 #pragma once
 
+#include "../../aten/pointwise.h"
 #include "../sanity.cuh"
 #include "../units.cuh"
-#include "arguments.h"
 
-namespace ceprop::cuda::library {
+namespace ceprop::cuda {
 
 // A thread has a window at a time.
 template <class T>
-__global__ void __launch_bounds__(block_threads) pool_windows(const Pooling<T> given) {
-  const Windows& w = given.windows;
+__global__ void __launch_bounds__(block_threads) pool_windows(const aten::Pooling<T> given) {
+  const aten::Windows& w = given.windows;
   const bool is_max = w.pool == Pool::max;
   const int windows = w.height * w.width, places = w.window_height * w.window_width;  // of a map; of a window
   const int64_t at_once = int64_t(gridDim.x) * block_threads;
@@ -48,30 +48,22 @@ __device__ __forceinline__ void for_each_pack(int64_t count, const Body& body) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(block_threads) show_units(const Showing<T> given) {
+__global__ void __launch_bounds__(block_threads) show_units(const aten::Showing<T> given) {
   for_each_pack<T>(given.count, [&](int64_t first, int there) {
     store_some(given.seen + first, rho_of(given.activation, load_some(given.state + first, there)), there);
   });
 }
 
 template <class T>
-__global__ void __launch_bounds__(block_threads) move_units(const Move<T> given) {
+__global__ void __launch_bounds__(block_threads) move_units(const aten::Move<T> given) {
   constexpr int pack = Pack<T>::size;
   bool moves = false, holds = true;
   for_each_pack<T>(given.count, [&](int64_t first, int there) {
     const Pack<T> state = load_some(given.state + first, there);
-    Pack<T> drive = load_some(given.below + first, there), inside{}, outside{};
+    Pack<T> drive = load_some(given.below + first, there), pull{};
     if (given.above) drive += load_some(given.above + first, there);
-    if (given.pull) {
-      Pack<T> pull = load_some(given.pull + first, there);
-#pragma unroll
-      for (int j = 0; j < pack; ++j) {
-        if (given.squares) pull.v[j] = given.beta * (pull.v[j] - state.v[j]);
-        inside.v[j] = given.at == NudgeAt::drive ? pull.v[j] : T(0);
-        outside.v[j] = given.at == NudgeAt::drive ? T(0) : pull.v[j];
-      }
-    }
-    const Pack<T> next = next_of(given.rule, drive, state, inside, outside);
+    if (given.pull) pull = pull_of(given.nudge.loss, T(given.nudge.beta), load_some(given.pull + first, there), state);
+    const Pack<T> next = next_of(given.rule, drive, state, pull, given.nudge.at);
     store_some(given.next + first, next, there);
     if (given.seen) store_some(given.seen + first, rho_of(given.rule.activation, next), there);
     T size = 0;
@@ -80,10 +72,7 @@ __global__ void __launch_bounds__(block_threads) move_units(const Move<T> given)
     holds = holds && size <= given.largest;
     if (!given.moves) return;
 #pragma unroll
-    for (int j = 0; j < pack; ++j) {
-      const double moved = static_cast<double>(next.v[j]) - static_cast<double>(state.v[j]);
-      moves = moves || (j < there && !(moved <= given.tolerance && -moved <= given.tolerance));
-    }
+    for (int j = 0; j < pack; ++j) moves = moves || (j < there && !stays(state.v[j], next.v[j], given.limit));
   });
   if (given.moves && moves) atomicExch(given.moves, 1);
   if (!holds) atomicExch(given.broken, 1);
@@ -96,7 +85,7 @@ inline unsigned blocks_for(int64_t items) {
   return static_cast<unsigned>(blocks < most ? blocks : most);
 }
 template <class T>
-unsigned blocks_of(const Pooling<T>& given) {
+unsigned blocks_of(const aten::Pooling<T>& given) {
   return blocks_for(given.windows.count);
 }
 template <template <class> class Units, class T>
@@ -104,4 +93,4 @@ unsigned blocks_of(const Units<T>& given) {
   return blocks_for((given.count + Pack<T>::size - 1) / Pack<T>::size);
 }
 
-}  // namespace ceprop::cuda::library
+}  // namespace ceprop::cuda

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "../../network.h"
+#include "../model/network.h"
 
-namespace ceprop::cuda::library {
+namespace ceprop::aten {
 
 // Windows that lie side by side in maps: height x width of them in each, of window_height x window_width places.
 struct Windows {
@@ -42,16 +42,14 @@ struct Move {
   int64_t count;
   const T *below, *above;  // what drives them; above may be null
   const T* state;
-  const T* pull;  // null, the target, or beta times the error
-  bool squares;   // it is the target, of a squared error
-  NudgeAt at;
-  T beta;
+  const T* pull;  // null, or what gives the nudge's pull: the target, or beta times the error
+  Nudge nudge;
   T* next;
   T* seen;  // rho(next), or null
-  double tolerance;
-  int* moves;  // becomes 1 where a unit moves by more than the tolerance; null: nobody asks
+  T limit;
+  int* moves;  // becomes 1 where a unit moves by more than the limit; null: nobody asks
   T largest;
-  int* broken;  // becomes 1 where a state is none or larger, see ../sanity.cuh
+  int* broken;  // becomes 1 where a state is none or larger, see ../cuda/sanity.cuh
 };
 
-}  // namespace ceprop::cuda::library
+}  // namespace ceprop::aten

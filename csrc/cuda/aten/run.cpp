@@ -1,0 +1,48 @@
+#include "run.h"
+
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+
+#include "../../aten/phases.h"
+#include "kernels.h"
+#include "recordings.h"
+
+namespace ceprop::cuda {
+namespace {
+
+template <class T>
+struct OnStream {
+  static void pool(const aten::Pooling<T>& given) { C10_CUDA_CHECK(cuda::pool(given, stream())); }
+  static void show(const aten::Showing<T>& given) { C10_CUDA_CHECK(cuda::show(given, stream())); }
+  static void move(const aten::Move<T>& given) { C10_CUDA_CHECK(cuda::move(given, stream())); }
+
+ private:
+  static cudaStream_t stream() { return at::cuda::getCurrentCUDAStream(); }
+};
+
+}  // namespace
+
+template <class Call>
+void run_by_aten(const Call& call, const at::TensorOptions& options, bool tf32) {
+  using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;
+  const auto enqueue = [options, tf32](const Call& one) { aten::Phases<T, OnStream<T>>(options, tf32).run(one); };
+  const bool is_captured = c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+  TORCH_CHECK(
+      !(is_captured && call.stop.tolerance),
+      "a tolerance cannot be captured in a CUDA graph where convolutions fill the GPU: the host asks the device "
+      "whether to go on; leave tolerance out");
+  if (is_captured || call.stop.tolerance)
+    enqueue(call);
+  else
+    recordings_of<Call>().run(call, options, tf32, enqueue);
+}
+
+template void run_by_aten(const RelaxCall<float>&, const at::TensorOptions&, bool);
+template void run_by_aten(const EpCall<float>&, const at::TensorOptions&, bool);
+template void run_by_aten(const CepCall<float>&, const at::TensorOptions&, bool);
+template void run_by_aten(const RelaxCall<double>&, const at::TensorOptions&, bool);
+template void run_by_aten(const EpCall<double>&, const at::TensorOptions&, bool);
+template void run_by_aten(const CepCall<double>&, const at::TensorOptions&, bool);
+
+}  // namespace ceprop::cuda

@@ -1,0 +1,80 @@
+// The phases of an op as a table, which the loops of all kernels walk; made on the host, read on host and device.
+#pragma once
+
+#include "learning.h"
+#include "network.h"
+
+namespace ceprop {
+
+enum class Op { relax, ep_step, cep_step };
+
+// States that are kept while others move on: of the last step, of the free phase, of the phase with +beta.
+enum class Kept { last, free, plus };
+
+struct Stage {
+  int steps;
+  double beta;     // of the nudge; 0: none
+  double divisor;  // of its contrasts: beta times the number of nudged phases
+  bool learns;     // after every step
+  Kept from;       // the states that it starts from; `last`: it goes on
+  Kept keeps;      // as what its last states are kept; `last`: nowhere
+  int stores;      // which of the results its last states are; -1: none
+};
+
+struct Stages {
+  static constexpr int most = 4;
+
+  Op op;
+  int count;
+  Stage stage[most];
+  int nudged;           // number of nudged phases
+  bool steps_learn;     // those of some stage do
+  double divisor;       // of the contrast between the ends
+  Kept earlier, later;  // the ends; the fixed state is the free one
+
+  CEPROP_INLINE bool is_nudged(int index) const { return stage[index].beta != 0; }
+};
+
+template <class T>
+Stages stages_of(const RelaxCall<T>& call) {
+  return {Op::relax,
+          1,
+          {{call.steps, call.batch.target ? call.nudge.beta : 0, 0, false, Kept::last, Kept::last, 0}},
+          0,
+          false,
+          0,
+          Kept::last,
+          Kept::last};
+}
+
+// Free phase; phase with +beta; if symmetric one with -beta.
+template <class T>
+Stages stages_of(const LearnCall<T>& call, Op op, bool steps_learn) {
+  const double beta = call.nudge.beta, divisor = call.symmetric ? 2 * beta : beta;
+  const int steps = call.nudged_steps;
+  const bool goes_back = op == Op::cep_step && call.symmetric;  // by steps without a nudge, with the weights of then
+  Stages all{op, 0, {}, call.symmetric ? 2 : 1, steps_learn, divisor, Kept::free, Kept::last};
+  const auto add = [&](const Stage& stage) { all.stage[all.count++] = stage; };
+  add({call.free_steps, 0, 0, false, Kept::last, Kept::free, 0});
+  add({steps, beta, divisor, steps_learn, Kept::last, call.symmetric ? Kept::plus : Kept::last, 1});
+  if (goes_back) add({steps, 0, 0, false, Kept::last, Kept::last, -1});
+  if (call.symmetric) add({steps, -beta, -divisor, steps_learn, goes_back ? Kept::last : Kept::free, Kept::last, 2});
+  if (call.symmetric && op == Op::ep_step) {
+    all.earlier = Kept::last;
+    all.later = Kept::plus;
+  }
+  return all;
+}
+
+template <class T>
+Stages stages_of(const EpCall<T>& call) {
+  // Tied and shared, the contrasts of consecutive steps telescope to the one between the ends.
+  const Learns learns = learns_by(call.network.free_feedback, call.shared_update);
+  return stages_of(call, Op::ep_step, call.accumulate && adds_up_steps(learns));
+}
+template <class T>
+Stages stages_of(const CepCall<T>& call) {
+  return stages_of(call, Op::cep_step, true);
+}
+
+}  // namespace ceprop
