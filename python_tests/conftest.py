@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Before torch: OpenMP reads it once. Threads that wait for each other after each small operation of the reference give
 # their core away; spinning costs twenty times the operations' own time where anything else runs.
@@ -17,7 +18,8 @@ import torch
 
 from ceprop_cuda import ops
 
-pytest.register_assert_rewrite("agreement", "training_runs")  # failures in shared checks show their values, too
+# Failures in shared checks show their values, too.
+pytest.register_assert_rewrite(*(path.stem for path in (Path(__file__).parent / "support").iterdir()))
 
 # They take minutes and come first: `make test` gives each of its workers a file at a time.
 LONG = {"test_sanitizers.py", "test_cuda_kernels.py", "test_cuda_convolutions.py", "test_packaging.py"}

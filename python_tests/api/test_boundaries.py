@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from op_arguments import arguments_of_chain
 from small_network import SIZES, network
-from test_convolution_kernels import arguments
 from torch import Tensor
 
 import ceprop_cuda as cep
@@ -53,7 +53,7 @@ MOST = 2**15 - 1
 @pytest.mark.parametrize("number", [MOST + 1, 2**31, 2**62, -(2**63)])
 def test_numbers_of_a_convolution_have_bounds(op: str, name: str, least: int, number: int) -> None:
     """Beyond them sizes of maps would overflow, or whole memories be asked for."""
-    given, settings = arguments(op)
+    given, settings = arguments_of_chain(op)
     for index in range(4):
         numbers = list(settings[name])
         numbers[index] = number
@@ -64,7 +64,7 @@ def test_numbers_of_a_convolution_have_bounds(op: str, name: str, least: int, nu
 
 def relaxed(**made: list[int]) -> Tensor:
     """The map above a sum over a 1x1 kernel, of an image 1 x 1 of one 1."""
-    settings: dict[str, Any] = arguments("relax")[1] | {"steps": 1, "feedback": "tied", "activation": "linear"}
+    settings: dict[str, Any] = arguments_of_chain("relax")[1] | {"steps": 1, "feedback": "tied", "activation": "linear"}
     settings |= {"output_activation": "linear", "dynamics": "prototypical", "readout": False, "pools": "m"}
     settings |= {"schedule": "synchronous", "strides": [1, 1], "paddings": [0, 0], "windows": [1, 1], **made}
     sides = [(1 + 2 * p - 1) // s + 1 for p, s in zip(settings["paddings"], settings["strides"], strict=True)]

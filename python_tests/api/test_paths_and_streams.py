@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import ENVIRONMENT, PACKAGE
+from command_line import ENVIRONMENT, PACKAGE
 from training_runs import FILES, contents, fit, samples, started
 
 from ceprop_cuda import cli

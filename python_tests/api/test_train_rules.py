@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import QUICK, assert_refused, config_of, metrics_of
-from test_data import write_mnist
+from command_line import QUICK, assert_refused, config_of, metrics_of
+from mnist_files import write_mnist
 
 from ceprop_cuda import cli
 from ceprop_cuda.presets import PRESETS

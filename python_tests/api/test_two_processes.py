@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import ENVIRONMENT, assert_refused, metrics_of
+from command_line import ENVIRONMENT, assert_refused, metrics_of
 from training_runs import FILES, assert_same_run, contents, ep_trainer, fit, started, train_batches
 
 from ceprop_cuda import cli, files

@@ -12,8 +12,9 @@ import pytest
 import torch
 from agreement import assert_agreement
 from convolution_variants import CHAINS, build_chain, build_ties, chain_variants, name_of_chain
+from kernel_runs import all_runs
+from op_arguments import arguments_of_chain
 from problems import relative_error
-from test_kernels import all_runs
 from variants import copy_of
 
 import ceprop_cuda as cep
@@ -99,26 +100,10 @@ def test_ties_and_saturated_units() -> None:
 # --- What the ops promise besides
 
 
-def arguments(op: str, dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Good arguments of an op for a small network with free feedback."""
-    problem, nudge = build_chain({**VARIANTS[0], "chain": 0, "feedback": "free"}, dtype)
-    circuit, x, _ = problem
-    first, settings = [*ops._tensors(circuit, x)], ops._dynamics(circuit)
-    settings |= {"tolerance": None, "beta": 0.3, "nudge_at": "state", "loss": "mse"}
-    states = [torch.rand_like(s) for s in reference.relax(circuit, x, 0).states]
-    if op == "relax":
-        return [*first, states, nudge.target], settings | {"steps": 3} | changes
-    settings |= {"free_steps": 3, "nudged_steps": 2, "symmetric": False, "shared_update": False}
-    if op == "ep_step":
-        return [*first, nudge.target], settings | {"accumulate": True} | changes
-    learning = {"lr": [0.1] * len(circuit.weights), "weight_decay": 0.01, "update": "auto"}
-    return [*first, nudge.target, states, [torch.empty_like(s) for s in states]], settings | learning | changes
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("op", ["relax", "ep_step", "cep_step"])
 def test_opcheck(op: str, dtype: torch.dtype) -> None:
-    given, settings = arguments(op, dtype)
+    given, settings = arguments_of_chain(op, dtype)
     torch.library.opcheck(getattr(torch.ops.ceprop_cuda, op).default, given, settings)
 
 
@@ -152,7 +137,7 @@ def nothing(_given: list[Any]) -> None:
     ],
 )
 def test_refused(op: str, change: Callable[[list[Any]], None], settings: dict[str, Any], message: str) -> None:
-    given, others = arguments(op)
+    given, others = arguments_of_chain(op)
     change(given)
     flat = [t for a in given for t in (a if isinstance(a, list) else [a])]
     before = [t.clone() for t in flat]
@@ -162,14 +147,14 @@ def test_refused(op: str, change: Callable[[list[Any]], None], settings: dict[st
 
 
 def test_states_must_have_the_shapes_of_the_maps() -> None:
-    given, settings = arguments("relax")
+    given, settings = arguments_of_chain("relax")
     given[4] = [s.flatten(1) for s in given[4]]
     with pytest.raises(ValueError, match=r"states\[0\] must be \(3, 5, 6, 6\), got \(3, 180\)"):
         torch.ops.ceprop_cuda.relax(*given, **settings)
 
 
 def test_any_strides() -> None:
-    given, settings = arguments("ep_step")
+    given, settings = arguments_of_chain("ep_step")
     expected = torch.ops.ceprop_cuda.ep_step(*given, **settings)
 
     def strided(t: torch.Tensor) -> torch.Tensor:

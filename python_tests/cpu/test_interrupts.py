@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import PACKAGE
+from interrupted_calls import NETWORKS
+from project import SUPPORT
 
 import ceprop_cuda as cep
 
@@ -36,11 +38,6 @@ def interrupted(after: float) -> Iterator[None]:
     assert time.monotonic() - began < after + 10  # else the call would have gone on for minutes
 
 
-NETWORKS: dict[str, Callable[[], tuple[cep.Network, tuple[int, ...]]]] = {
-    "dense": lambda: (cep.mlp(30, 40, 20, 10), (6, 30)),  # one sample after the other, or all in step
-    "one sample": lambda: (cep.mlp(30, 40, 20, 10), (1, 30)),
-    "convolutions": lambda: (cep.convnet((1, 10, 10), (4, 5), 3, fc=(10,)), (4, 1, 10, 10)),
-}
 CALLS: dict[str, Callable[[cep.Network, torch.Tensor, torch.Tensor], Any]] = {
     "relax": lambda net, x, y: net.relax(x, LONG),
     "relax with tolerance": lambda net, x, y: net.relax(x, LONG, target=y, beta=0.5, tolerance=0.0),
@@ -70,38 +67,12 @@ def test_a_long_call_is_interrupted(network: str, call: str, count: int, threads
     net.relax(torch.rand(shape), 3)  # the next call works
 
 
-MANY = """
-import signal
-import sys
-
-import torch
-
-import ceprop_cuda as cep
-
-sys.path.insert(0, {folder!r})
-from test_interrupts import NETWORKS
-
-signal.signal(signal.SIGALRM, signal.default_int_handler)
-torch.set_num_threads(2)
-net, shape = NETWORKS[{network!r}]()
-with torch.no_grad():
-    net.weights[1].fill_(torch.nan)  # never settles
-x, y = torch.rand(shape), torch.arange(shape[0])
-for number in range(25):
-    signal.setitimer(signal.ITIMER_REAL, 0.06 + 0.0007 * number)
-    try:
-        net.relax(x, 10**8, tolerance=0.0) if number % 2 else cep.EP(net, 5, 10**8, 0.5, tolerance=0.0).backward(x, y)
-    except KeyboardInterrupt:
-        print(number)
-"""
-
-
 @pytest.mark.parametrize("network", NETWORKS)
 def test_workers_that_ask_each_other_end_together(network: str) -> None:
     """With a tolerance they do, every few steps, between which an interrupt may come: none may go on alone."""
-    program = MANY.format(folder=str(Path(__file__).parent), network=network)
-    environment = os.environ | {"CEPROP_CPU_OVERSUBSCRIBE": "1"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    program = [sys.executable, str(SUPPORT / "interrupted_calls.py"), network]
+    environment = os.environ | {"CEPROP_CPU_OVERSUBSCRIBE": "1", "PYTHONPATH": PACKAGE}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == [str(number) for number in range(25)], done.stderr
 
 

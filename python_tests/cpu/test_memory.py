@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from agreement import Results
+from kernel_runs import all_runs
 from problems import random_problem, relative_error
-from test_kernels import VARIANTS, Results, all_runs
-from variants import build, name_of
+from variants import VARIANTS, build, name_of
 
 from ceprop_cuda import ops, reference
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from op_arguments import OPS, SIZES, every_op, keywords, positional, torch_ops
 from problems import random_problem
 from torch import Tensor
 from variants import copy_of
@@ -17,43 +18,6 @@ from variants import copy_of
 import ceprop_cuda as cep
 from ceprop_cuda import ops
 from ceprop_cuda.dynamics import Circuit, Nudge
-
-torch_ops = torch.ops.ceprop_cuda
-OPS = ["relax", "ep_step", "cep_step"]
-
-DYNAMICS = {
-    "activation": "sigmoid",
-    "output_activation": "sigmoid",
-    "dynamics": "prototypical",
-    "dt": 0.2,
-    "clip": True,
-    "schedule": "synchronous",
-    "feedback": "free",
-    "readout": False,
-}
-NUDGE = {"tolerance": None, "beta": 0.3, "nudge_at": "state", "loss": "mse"}
-PHASES = {"free_steps": 4, "nudged_steps": 3, "symmetric": True, "shared_update": False}
-SIZES = (6, 9, 5)
-
-
-def positional(op: str, dtype: torch.dtype = torch.float32, symmetric: bool = True) -> list[Any]:
-    """Good positional arguments: x, weights, biases, feedback_weights, then what the op takes besides."""
-    circuit, x, _ = random_problem(SIZES, 3, feedback="free", dtype=dtype)
-    first = [x, circuit.weights, circuit.biases, circuit.free_feedback]
-    labels = torch.tensor([0, 4, 2])
-    states = [x.new_empty(3, n) for n in SIZES[1:]]
-    if op == "relax":
-        return [*first, [torch.rand_like(s) for s in states], labels]
-    if op == "ep_step":
-        return [*first, labels]
-    return [*first, labels, states, [torch.empty_like(s) for s in states * (1 + symmetric)]]
-
-
-def keywords(op: str) -> dict[str, Any]:
-    if op == "relax":
-        return {"steps": 4, **NUDGE, **DYNAMICS}
-    extra = {"accumulate": True} if op == "ep_step" else {"lr": [0.1, 0.2], "weight_decay": 0.01, "update": "auto"}
-    return {**PHASES, **NUDGE, **DYNAMICS, **extra}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -110,14 +74,6 @@ def test_opcheck_with_gradients_wanted(op: str) -> None:
     # test_aot_dispatch_dynamic runs the backward, which these ops refuse; compiling is tested below.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(getattr(torch_ops, op).default, arguments, keywords(op), test_utils=tests)
-
-
-def every_op(x: Tensor, circuit: Circuit, nudge: Nudge) -> list[Tensor]:
-    states, steps = ops.relax(circuit, x, 9, None, nudge, tolerance=1e-2)
-    ep = ops.ep_step(circuit, x, nudge, free_steps=4, nudged_steps=3)
-    cep = ops.cep_step(circuit, x, nudge, free_steps=4, nudged_steps=3, lr=[0.1, 0.2])
-    found = [*states, *ep.gradients.parameters(), *cep.free_states, *cep.nudged_states[0], cep.output * 2]
-    return [*found, steps, ep.steps, cep.steps]
 
 
 def test_compiles_without_graph_breaks() -> None:

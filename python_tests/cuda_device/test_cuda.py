@@ -6,29 +6,28 @@ import copy
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
 
 import pytest
-import test_convolutions
-import test_golden
 import torch
 from agreement import Results, assert_agreement, errors, results_of
+from backend_calls import BATCH, CALLS, flat, mlp
+from backend_calls import batch as small_batch
 from convolution_variants import CHAINS, build_chain, chain_variants, name_of_chain
+from golden_steps import GOLDEN_CHAINS, assert_chain_is_golden, assert_step_is_golden
+from kernel_runs import all_runs, rates, run_relax
+from known_devices import PLACES
+from last_places import assert_activation_is_right
+from not_finite_numbers import NETWORKS, assert_ops_store_nothing
+from on_gpu import GPU, OnGpu, learned, mapped, no_waiting, there
+from op_arguments import OPS, every_op, keywords, positional, torch_ops
 from problems import GOLDEN_NAMES, random_problem, relative_error
-from test_backends import BATCH, CALLS, flat, mlp
-from test_backends import batch as small_batch
-from test_kernels import VARIANTS, all_runs, assert_activation_is_right, rates, run_relax
-from test_not_finite import NETWORKS, assert_ops_store_nothing
-from test_op_contract import OPS, every_op, keywords, positional, torch_ops
-from test_tolerance import FAMILIES, LEARNING, LIMIT, SIZES, learn
-from test_tolerance import name_of as name_of_settings
+from settling import FAMILIES, LEARNING, LIMIT, SIZES, learn
+from settling import name_of as name_of_settings
 from torch import Tensor
-from variants import TOLERANCES, build, copy_of, name_of
+from variants import TOLERANCES, VARIANTS, build, copy_of, name_of
 
 import ceprop_cuda as cep
 from ceprop_cuda import network, ops, reference
@@ -36,7 +35,6 @@ from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge
 
 pytestmark = pytest.mark.cuda
 
-GPU = "cuda"
 SECOND_GPU = "cuda:1"
 LONG, SHORT = 10**9, 10**8  # clock cycles, about half a second and a tenth of that
 
@@ -45,52 +43,6 @@ LONG, SHORT = 10**9, 10**8  # clock cycles, about half a second and a tenth of t
 def one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions, too: a library's calls are in test_cuda_graphs.py."""
     monkeypatch.setenv("CEPROP_CUDA_ENGINE", "launch")
-
-
-def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """``value`` with ``change`` made to all tensors in its lists, tuples and dataclasses."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: mapped(change, getattr(value, f.name)) for f in fields(value)})
-    if isinstance(value, (list, tuple)):
-        items = [mapped(change, item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
-
-
-def there(value: Any, device: str = GPU) -> Any:
-    return mapped(lambda tensor: tensor.to(device), value)
-
-
-@dataclass(frozen=True)
-class OnGpu:
-    """Stands where the modules ops and reference stand: takes and returns tensors on the CPU, and works on a GPU."""
-
-    precision: str = "exact"
-    device: str = GPU
-
-    def relax(self, *args: Any, **settings: Any) -> Any:
-        return self._run(ops.relax, *args, **settings)
-
-    def ep_step(self, *args: Any, **settings: Any) -> Any:
-        return self._run(ops.ep_step, *args, **settings)
-
-    def cep_step(self, *args: Any, **settings: Any) -> Any:
-        return self._run(ops.cep_step, *args, **settings)
-
-    def _run(self, op: Callable[..., Any], *args: Any, **settings: Any) -> Any:
-        return there(op(*there(args, self.device), **settings, precision=self.precision), "cpu")
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """Whatever makes the host wait for the device is an error."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 # --- The same as the reference
@@ -107,7 +59,7 @@ def test_agreement(variant: dict[str, Any], dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_golden_cases(name: str) -> None:
-    test_golden.test_step(name, OnGpu())
+    assert_step_is_golden(name, OnGpu())
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -125,11 +77,11 @@ def test_every_chain_of_convolutions(number: int, feedback: str) -> None:
     assert_agreement(partial(all_runs, variant), [build_chain(variant, torch.float64)], module=OnGpu())
 
 
-@pytest.mark.parametrize("name", test_convolutions.CASES)
+@pytest.mark.parametrize("name", GOLDEN_CHAINS)
 def test_golden_cases_with_convolutions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = ops.ep_step
     monkeypatch.setattr(ops, "ep_step", lambda *args, **settings: there(real(*there(args), **settings), "cpu"))
-    test_convolutions.test_golden(name, "fused")
+    assert_chain_is_golden(name, "fused")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -164,13 +116,6 @@ def test_phases_learn_in_as_many_steps(family: dict[str, Any], settings: dict[st
     assert all(4 < count < LIMIT for count in steps[0])
 
 
-# Networks and batches whose weights and states lie in the memory of one cluster of blocks, in that of the whole grid
-# (in more than one pass over the samples), and outside. Where they lie on an H100; smaller GPUs have less room.
-PLACES: dict[str, tuple[tuple[int, ...], int]] = {
-    "cluster": ((40, 33, 20, 10), 7),
-    "grid": ((40, 512, 512, 10), 70),
-    "streamed": ((40, 2200, 2200, 10), 8),
-}
 NUMBERS = [("exact", torch.float64), ("exact", torch.float32), ("tf32", torch.float32), ("bf16", torch.float32)]
 ROUNDING = {"exact": 0.0, "tf32": 2.0**-11, "bf16": 2.0**-8}  # of a factor
 # Times the rounding. Seen in the reference with rounded factors: 0.14 to 0.33, 2 to 8, 0.003 to 0.09.
@@ -266,11 +211,6 @@ def small_problem(kind: str = "dense") -> tuple[cep.Network, Tensor, Tensor]:
 
 
 KINDS = ["dense", "convolutions"]
-
-
-def learned(net: cep.Network) -> list[Tensor]:
-    """The parameters, and their gradients where there are any."""
-    return [*net.parameters(), *(p.grad for p in net.parameters() if p.grad is not None)]
 
 
 @pytest.mark.parametrize("kind", KINDS)

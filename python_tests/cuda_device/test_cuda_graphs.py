@@ -11,10 +11,10 @@ import pytest
 import torch
 from agreement import assert_agreement
 from convolution_variants import build_chain, chain_variants, name_of_chain
+from kernel_runs import all_runs, rates
+from not_finite_numbers import assert_ops_store_nothing
+from on_gpu import GPU, OnGpu, mapped, no_waiting, there
 from problems import relative_error
-from test_cuda import GPU, OnGpu, mapped, no_waiting, there
-from test_kernels import all_runs, rates
-from test_not_finite import assert_ops_store_nothing
 
 from ceprop_cuda import ops, reference
 from ceprop_cuda.presets import PRESETS

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from on_gpu import GPU, learned, there
 from problems import relative_error
-from test_cuda import GPU, learned, there
 
 import ceprop_cuda as cep
 from ceprop_cuda import cli

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_launch_plan import DEVICES
+from known_devices import DEVICES
 
 import ceprop_cuda as cep
 from ceprop_cuda import _C, ops

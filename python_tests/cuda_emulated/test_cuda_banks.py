@@ -19,8 +19,8 @@ import pytest
 import torch
 from cuda_emulation.builds import build, run
 from emulated_device import EmulatedDevice
+from emulated_kernels import READOUT, SOURCE, call_every_op
 from project import ROOT
-from test_cuda_kernels import READOUT, SOURCE, call_every_op
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 

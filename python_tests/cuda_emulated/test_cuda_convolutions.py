@@ -13,60 +13,28 @@ from statistics import median
 from typing import Any
 
 import pytest
-import test_convolutions
 import torch
 from agreement import assert_agreement
-from convolution_variants import Chain, build_chain, build_ties, chain_variants, name_of_chain, same
+from convolution_variants import build_ties, name_of_chain
+from emulated_chains import CALLS, CHAINS, SOURCE, VARIANTS, build, call_every_op
 from emulated_device import EmulatedDevice, Refused, compiled_kernels
-from problems import Problem, relative_error
-from project import EMULATED_PROGRAMS, ROOT
-from test_cuda_kernels import call_every_op_on
-from test_kernels import all_runs, rates
-from test_not_finite import assert_ops_store_nothing
-from torch import Tensor
+from golden_steps import GOLDEN_CHAINS, assert_chain_is_golden
+from kernel_runs import all_runs, rates
+from not_finite_numbers import assert_ops_store_nothing
+from problems import relative_error
+from project import ROOT
 from variants import TOLERANCES, copy_of
 
 from ceprop_cuda import ops, reference
-from ceprop_cuda.connections import Convolution
-from ceprop_cuda.dynamics import Nudge
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
-SOURCE = EMULATED_PROGRAMS / "run_convolutions.cpp"
 CUDA = ROOT / "csrc" / "cuda"
 KERNEL_FILES = sorted([*(CUDA / "conv").glob("*.cuh"), CUDA / "settling.cuh"])
 
-# Kernels, strides, padding, windows and channels that go into no tile evenly; more than one tile of channels, of
-# columns and of depth; two dense layers; a map of one place.
-CHAINS = [
-    Chain((2, 6, 7), 2, (3, 5), ((3, 2), (2, 3)), (same(1), same(1)), (4,)),
-    Chain(
-        (1, 7, 6),
-        3,
-        (3, 2),
-        ((2, 2), (3, 3)),
-        (Convolution((1, 1), (1, 0), "avg", (2, 2)), Convolution((2, 1), (1, 1), "none")),
-        (4, 3),
-    ),
-    Chain((2, 6, 7), 2, (4,), ((3, 3),), (Convolution((1, 1), (1, 1), "max", (3, 2)),), (3,)),
-    Chain(
-        (2, 9, 8),
-        2,
-        (3, 18),
-        ((2, 2), (3, 3)),
-        (Convolution((1, 2), (1, 0), "none"), Convolution((2, 1), (2, 1), "max", (2, 2))),
-        (3,),
-    ),
-    Chain((1, 8, 8), 1, (2, 20), ((3, 3), (2, 2)), (same(), Convolution((3, 2), (2, 1), "none")), (2,)),
-]
-VARIANTS = chain_variants(len(CHAINS))
 BLOCKS = (1, 3, 10)
 
 Device = Callable[..., EmulatedDevice]
-
-
-def build(variant: dict[str, Any], dtype: torch.dtype, seed: int = 0) -> tuple[Problem, Nudge]:
-    return build_chain(variant, dtype, seed, CHAINS)
 
 
 @pytest.fixture(scope="session")
@@ -115,11 +83,11 @@ def test_ties_and_saturated_units(device: Device) -> None:
     assert_agreement(partial(all_runs, VARIANTS[0]), [build_ties(VARIANTS[0], CHAINS)], module=device())
 
 
-@pytest.mark.parametrize("name", test_convolutions.CASES)
+@pytest.mark.parametrize("name", GOLDEN_CHAINS)
 def test_golden_cases(device: Device, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     emulated = device(16)
     monkeypatch.setattr(ops, "ep_step", lambda *args, precision, **settings: emulated.ep_step(*args, **settings))
-    test_convolutions.test_golden(name, "fused")
+    assert_chain_is_golden(name, "fused")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -188,27 +156,6 @@ def test_not_finite_inputs_stay_visible(device: Device, pool: str, bad: float) -
 
 
 # --- The same bits
-
-READOUT = {"loss": "cross_entropy", "at": "drive", "readout": True}
-# What is different: of the network; of the calls.
-CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "tied": ({}, {}),
-    "readout": (READOUT, {}),
-    "symmetric": ({"chain": 1}, {"symmetric": True}),
-    "symmetric readout": ({**READOUT, "chain": 2}, {"symmetric": True}),
-    "tolerance": ({}, {"tolerance": 1e-3, "free_steps": 9, "nudged_steps": 5}),
-    "free feedback": ({"feedback": "free", "chain": 3}, {}),
-    "shared update": ({"feedback": "free"}, {"shared_update": True}),
-    "accumulate": ({"feedback": "free"}, {"accumulate": True}),
-    "asynchronous energy": ({"dynamics": "energy", "schedule": "asynchronous"}, {}),
-    "cross-entropy": ({"loss": "cross_entropy", "output_activation": "linear", "at": "drive"}, {}),
-}
-
-
-def call_every_op(device: EmulatedDevice, dtype: torch.dtype, what: str) -> list[Tensor]:
-    """What one call of each op gives."""
-    of_network, of_calls = CALLS[what]
-    return call_every_op_on(device, *build({**VARIANTS[0], **of_network}, dtype), of_calls)
 
 
 @pytest.mark.parametrize("what", CALLS)

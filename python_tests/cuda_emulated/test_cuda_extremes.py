@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 import torch
+from emulated_chains import SOURCE
 from emulated_device import EmulatedDevice, compiled_kernels
-from project import EMULATED_PROGRAMS
-from test_large_logits import assert_softmax_is_right
-from test_tolerance import assert_tolerances_are_exact
+from large_logits import assert_softmax_is_right
+from settling import assert_tolerances_are_exact
 from variants import TOLERANCES
 
 from ceprop_cuda.connections import Convolution
@@ -19,8 +19,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
     pytest.mark.usefixtures("one_thread"),
 ]
-
-SOURCE = EMULATED_PROGRAMS / "run_convolutions.cpp"
 
 
 @pytest.fixture(scope="module")

@@ -4,49 +4,50 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
-from itertools import chain, combinations, product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import pytest
-import test_golden
 import torch
 from agreement import Results, assert_agreement, errors, results_of
 from emulated_device import EmulatedDevice, Refused, compiled_kernels
-from last_places import BOUNDS, largest_error
-from problems import GOLDEN_NAMES, Problem, random_problem, relative_error
-from project import EMULATED_PROGRAMS, ROOT
-from test_kernels import (
-    VARIANTS,
-    all_runs,
-    assert_activation_is_right,
-    assert_both_copies_stay_the_same,
-    rates,
+from emulated_kernels import (
+    BLOCKS,
+    CALLS,
+    KERNELS,
+    KERNELS_AND_CALLS,
+    NETWORKS,
+    READOUT,
+    ROTATION,
+    SMALL,
+    SOURCE,
+    Device,
+    call_every_op,
+    columns,
+    kernels_of,
 )
-from test_large_logits import assert_softmax_is_right
-from test_not_finite import assert_ops_store_nothing
-from test_tolerance import FAMILIES, LIMIT, SIZES, TOLERANCE, assert_tolerances_are_exact
-from test_tolerance import name_of as name_of_settings
+from golden_steps import assert_step_is_golden
+from kernel_runs import all_runs, rates
+from large_logits import assert_softmax_is_right
+from last_places import BOUNDS, assert_activation_is_right, largest_error
+from not_finite_numbers import assert_ops_store_nothing
+from problems import GOLDEN_NAMES, Problem, random_problem, relative_error
+from project import ROOT
+from settling import FAMILIES, LIMIT, SIZES, TOLERANCE, assert_tolerances_are_exact
+from settling import name_of as name_of_settings
+from tied_copies import assert_both_copies_stay_the_same
 from torch import Tensor
-from variants import TOLERANCES, build, copy_of, name_of
+from variants import TOLERANCES, VARIANTS, build, copy_of, name_of
 
 from ceprop_cuda import reference
 from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
-SOURCE = EMULATED_PROGRAMS / "run_call.cpp"
 KERNEL_FILES = sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))
-
-# Where weights and states lie, and which form C-EP's inner updates take wherever both are exact.
-PLACES, FORMS = ["resident", "streamed", "cluster"], ["literal", "low_rank"]
-KERNELS = [f"{place}-{form}" for place, form in product(PLACES, FORMS)]
-BLOCKS = [1, 3, 7, 132]
-
-Device = Callable[..., EmulatedDevice]
 
 
 @pytest.fixture(scope="session")
@@ -89,38 +90,6 @@ def device(request: pytest.FixtureRequest, folder: Path) -> Device:
 
 
 # --- The same as the reference
-
-# One layer and four, of one unit and of many; one sample, and more than a pass has in float64 (32) or float32 (64).
-MORE_SHAPES = [((31, 100), 20), ((3, 33, 1), 1), ((100, 1, 31, 3, 33), 7), ((20, 33, 40, 7), 70), ((9, 20, 7), 40)]
-NETWORKS = VARIANTS + [{**VARIANTS[11 * i % 40], "shape": shape} for i, shape in enumerate(MORE_SHAPES)]
-
-
-def columns(kernel: str, blocks: int, dtype: torch.dtype, variant: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The settings of a case, by name."""
-    place, form = kernel.split("-")
-    chosen = {"place": place, "form": form, "blocks": blocks, "dtype": dtype, **variant}
-    return [(name, chosen[name]) for name in chosen if name not in ("shape", "readout", "output_activation")]
-
-
-def kernels_of(variant: dict[str, Any]) -> list[str]:
-    has_low_rank = variant["feedback"] == "tied" and variant["schedule"] == "synchronous"
-    return [kernel for kernel in KERNELS if has_low_rank or kernel.endswith("literal")]
-
-
-def rotation() -> Iterator[tuple[str, int, torch.dtype, dict[str, Any]]]:
-    """Every network with the kernel, the number of blocks and the dtype that have met its settings least often."""
-    seen: Counter = Counter()
-    for variant in NETWORKS:
-        options = [(*chosen, variant) for chosen in product(kernels_of(variant), BLOCKS, TOLERANCES)]
-        case = min(options, key=lambda option: sum(seen[pair] for pair in combinations(columns(*option), 2)))
-        seen.update(combinations(columns(*case), 2))
-        yield case
-
-
-ROTATION = [
-    *rotation(),
-    *((kernel, 3, torch.float32, {**VARIANTS[0], "shape": ((20, 33, 40, 7), 70)}) for kernel in KERNELS[::2]),
-]
 
 
 def name_of_case(value: Any) -> str:
@@ -167,7 +136,7 @@ def test_softmax_of_large_logits(device: Device, readout: bool, dtype: torch.dty
 @pytest.mark.parametrize("kernel", [*KERNELS[::2], "streamed-low_rank"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_golden_cases(device: Device, name: str, kernel: str) -> None:
-    test_golden.test_step(name, device(kernel, 16))
+    assert_step_is_golden(name, device(kernel, 16))
 
 
 def least_memory(device: Device, kernel: str, problem: Problem) -> int:
@@ -252,42 +221,6 @@ def test_states_that_are_not_finite_never_settle(device: Device, kernel: str) ->
 
 
 # --- The same bits
-
-SMALL = {**VARIANTS[0], "shape": ((20, 33, 40, 7), 5)}  # of the network
-READOUT = {"loss": "cross_entropy", "at": "drive", "readout": True}
-# What is different: of the network; of the calls.
-CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "tied": ({}, {}),
-    "readout": (READOUT, {}),
-    "symmetric": ({}, {"symmetric": True}),
-    "tolerance": ({}, {"tolerance": 1e-3, "free_steps": 9, "nudged_steps": 5}),
-    "free feedback": ({"feedback": "free"}, {}),
-    "accumulate": ({"feedback": "free"}, {"accumulate": True}),
-    "asynchronous energy": ({"dynamics": "energy", "schedule": "asynchronous"}, {}),
-    "one step": ({"feedback": "free"}, {"symmetric": True, "accumulate": True, "free_steps": 0, "nudged_steps": 1}),
-    "two passes": ({**READOUT, "shape": ((9, 20, 7), 70)}, {}),
-}
-KERNELS_AND_CALLS = [
-    (kernel, what) for what, (of_network, _) in CALLS.items() for kernel in kernels_of({**SMALL, **of_network})
-]
-
-
-def call_every_op(
-    device: EmulatedDevice, dtype: torch.dtype, of_network: dict[str, Any], of_calls: dict[str, Any]
-) -> list[Tensor]:
-    """What one call of each op gives."""
-    return call_every_op_on(device, *build({**SMALL, **of_network}, dtype), of_calls)
-
-
-def call_every_op_on(device: EmulatedDevice, problem: Problem, nudge: Nudge, of_calls: dict[str, Any]) -> list[Tensor]:
-    settings = {"free_steps": 2, "nudged_steps": 2, **of_calls}
-    accumulate = settings.pop("accumulate", False)
-    circuit, x, _ = problem
-    relaxed = device.relax(circuit, x, settings["free_steps"], None, nudge, settings.get("tolerance"))
-    ep = device.ep_step(circuit, x, nudge, accumulate=accumulate, **settings)
-    cep = device.cep_step(copy_of(circuit), x, nudge, lr=rates(circuit), **settings)
-    learned = [*results_of(ep, circuit).values(), *results_of(cep, circuit).values()]
-    return [*relaxed.states, *chain.from_iterable(learned)]
 
 
 @pytest.mark.parametrize(

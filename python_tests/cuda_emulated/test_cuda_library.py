@@ -4,31 +4,26 @@ it, is in test_cuda.py."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from statistics import median
-from subprocess import PIPE
 from typing import Any
 
 import pytest
-import test_convolutions
 import torch
 from agreement import assert_agreement
 from convolution_variants import build_ties, name_of_chain
-from cuda_emulation.builds import compiled
-from emulated_device import EmulatedDevice, Refused, compiled_kernels
+from emulated_chains import CALLS, CHAINS, VARIANTS, build, call_every_op
+from emulated_device import EmulatedDevice, Refused
+from emulated_library import Served, builder
+from golden_steps import GOLDEN_CHAINS, assert_chain_is_golden
+from kernel_runs import all_runs, rates
+from not_finite_numbers import assert_ops_store_nothing
 from problems import relative_error
 from project import EMULATED_PROGRAMS, ROOT
-from test_cuda_convolutions import CALLS, CHAINS, VARIANTS, build, call_every_op
-from test_kernels import all_runs, rates
-from test_not_finite import assert_ops_store_nothing
-from torch.utils.cpp_extension import include_paths, library_paths
 from variants import copy_of
 
 from ceprop_cuda import ops, reference
@@ -38,42 +33,6 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 KERNELS = ROOT / "csrc" / "cuda" / "library" / "kernels.cuh"
 
 Device = Callable[..., EmulatedDevice]
-
-
-@dataclass
-class Served(EmulatedDevice):
-    """Hands all calls to one process, which ends where a kernel is refused."""
-
-    process: subprocess.Popen[str] | None = None
-
-    def _execute(self, given: Path, gave: Path) -> None:
-        if self.process is None:
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}  # tensors are small
-            self.process = subprocess.Popen(
-                [str(self.program)], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment
-            )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{given} {gave}\n")
-        self.process.stdin.flush()
-        if self.process.stdout.readline() != "done\n":
-            _, report = self.process.communicate()
-            self.process = None
-            raise Refused(report)
-
-
-def builder(folder: Path) -> Callable[..., Path]:
-    """Compiles one of the builds in ``folder``, of these sources or of others."""
-    sequence = folder / "library_on_cpu.o"
-    compiled(EMULATED_PROGRAMS / "library_on_cpu.cpp", sequence, "-O1", *(f"-I{path}" for path in include_paths()))
-    libraries = [word for path in library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
-    others = [sequence, *libraries, "-ltorch_cpu", "-lc10"]
-
-    @cache
-    def build_program(name: str, sources: Path = EMULATED_PROGRAMS, folder: Path = folder) -> Path:
-        return compiled_kernels(name, sources / "run_library.cpp", folder, others)
-
-    return build_program
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +89,10 @@ def test_every_chain(device: Device, number: int, feedback: str) -> None:
             assert relative_error(a, b) < 1e-9
 
 
-@pytest.mark.parametrize("name", test_convolutions.CASES)
+@pytest.mark.parametrize("name", GOLDEN_CHAINS)
 def test_golden_cases(device: Device, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "ep_step", lambda *args, precision, **settings: device().ep_step(*args, **settings))
-    test_convolutions.test_golden(name, "fused")
+    assert_chain_is_golden(name, "fused")
 
 
 def test_ties_and_saturated_units(device: Device) -> None:

@@ -7,19 +7,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from test_cuda import PLACES
+from known_devices import DEVICES, KIB, PLACES
 
 from ceprop_cuda import _C
 from ceprop_cuda.presets import DENSE
 
-KIB = 1024
-DEVICES: dict[str, dict[str, int]] = {
-    "A100": {"compute_capability": 80, "multiprocessors": 108, "shared_bytes": 163 * KIB, "cluster_blocks": 0},
-    "H100": {"compute_capability": 90, "multiprocessors": 132, "shared_bytes": 227 * KIB, "cluster_blocks": 16},
-    "RTX 4090": {"compute_capability": 89, "multiprocessors": 128, "shared_bytes": 99 * KIB, "cluster_blocks": 0},
-    "T4": {"compute_capability": 75, "multiprocessors": 40, "shared_bytes": 64 * KIB, "cluster_blocks": 0},
-    "RTX 5090": {"compute_capability": 120, "multiprocessors": 170, "shared_bytes": 99 * KIB, "cluster_blocks": 8},
-}
 OF_PRESETS = {(784, *preset.hidden, 10) for preset in DENSE.values()}
 NETWORKS = [*sorted(OF_PRESETS), (5, 3), (3, 1, 1, 2), (9, 100, 33, 31, 7)]
 TILE = 16  # units

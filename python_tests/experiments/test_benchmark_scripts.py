@@ -18,8 +18,8 @@ import shorter_phases
 import torch
 import two_threads
 import unsettled
-from test_data import write_mnist
-from test_reproduce import lines_of
+from command_line import lines_of
+from mnist_files import write_mnist
 
 import ceprop_cuda as cep
 from ceprop_cuda import cli

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import signal
 import statistics
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli import ENVIRONMENT, assert_refused, kept_of, metrics_of
+from command_line import ENVIRONMENT, assert_refused, kept_of, lines_of, metrics_of
 
 from ceprop_cuda import cli
 from ceprop_cuda.data import load
@@ -55,10 +54,6 @@ QUICK = ["reproduce", "--data", "digits", "--threads", "1", "--out", "r"]
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
-
-
-def lines_of(path: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(line for line in Path(path).read_text().splitlines() if not line.startswith("#")))
 
 
 def measured() -> dict[str, dict[str, str]]:

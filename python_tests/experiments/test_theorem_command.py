@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from colour_sets import write_cifar
-from test_data import write_mnist
+from mnist_files import write_mnist
 
 from ceprop_cuda import CEP, EP, cli
 from ceprop_cuda.bench import report

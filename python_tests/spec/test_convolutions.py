@@ -3,7 +3,6 @@ the models that a Network takes. All in float64; test_convolution_kernels.py has
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -12,83 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden_steps import GOLDEN_CHAINS, assert_chain_is_golden
 from problems import relative_error
-from project import GOLDEN
 from torch import Tensor, nn
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops, reference
 from ceprop_cuda.connections import Convolution, forward
-from ceprop_cuda.data import Batches
-from ceprop_cuda.data import load as load_digits
+from ceprop_cuda.data import Batches, load
 from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge, drive, emitted, state_shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-CASES = {"lab_cnn_mnist": "hard_sigmoid", "lab_vfcnn_sym_softmax_same": "half_hard_sigmoid"}
 
 
 # --- Independent cases
 
 
-def load(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        config = json.loads(str(file["config"]))
-        arrays = {key: torch.from_numpy(file[key]) for key in file.files if key != "config"}
-    return config, {key: array if key == "y" else array.double() for key, array in arrays.items()}
-
-
-def network_of(config: dict[str, Any], arrays: dict[str, Tensor], activation: str) -> cep.Network:
-    is_free, is_softmax = config.get("vf", False), config.get("softmax", False)
-    net = cep.convnet(
-        config["input"],
-        config["channels"],
-        config["kernels"],
-        config["paddings"],
-        config["pools"],
-        config["fc"],
-        activation=activation,
-        feedback="free" if is_free else "tied",
-        readout="softmax" if is_softmax else None,
-    ).double()
-    with torch.no_grad():
-        for layer, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
-            w.copy_(arrays[f"weight{layer}"])
-            b.copy_(arrays[f"bias{layer}"])
-        for layer, v in enumerate(net.feedback):
-            if v is not None:
-                v.copy_(arrays[f"feedback{layer}"])
-    return net
-
-
 @pytest.mark.parametrize("backend", ["reference", "fused"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", GOLDEN_CHAINS)
 def test_golden(name: str, backend: str) -> None:
-    config, arrays = load(name)
-    net = network_of(config, arrays, CASES[name])
-    rule = cep.EP(
-        net,
-        config["T"],
-        config["K"],
-        config["beta"],
-        nudging="symmetric" if config["symmetric"] else "positive",
-        nudge_at="drive",
-        shared_update=config.get("same_update", False),
-        backend=backend,
-    )
-    out = rule.backward(arrays["x"], arrays["y"])
-    for phase, states in (
-        ("free", out.free_states),
-        ("nudged", out.nudged_states),
-        ("nudged_minus", out.nudged_minus_states),
-    ):
-        for layer, s in enumerate(states):
-            assert relative_error(s, arrays[f"{phase}{layer}"]) < 1e-9
-    assert bool(out.nudged_minus_states) == config["symmetric"]
-    for kind, parameters in (("weight", net.weights), ("bias", net.biases), ("feedback", net.feedback)):
-        for layer, p in enumerate(parameters):
-            if p is not None:
-                assert relative_error(p.grad, arrays[f"{kind}{layer}_grad"]) < 1e-9
+    assert_chain_is_golden(name, backend)
 
 
 # --- Autograd of Phi
@@ -269,7 +211,7 @@ def test_convnet_refuses_what_does_not_fit(build: Callable[[], object], message:
 
 def test_training_a_convnet_learns_digits() -> None:
 
-    data = load_digits("digits")
+    data = load("digits")
     net = cep.convnet((1, 8, 8), (8,), 3, 1, "m", (10,), activation="half_hard_sigmoid")
     rule = cep.EP(net, 20, 5, 0.3, nudging="symmetric", nudge_at="drive")
     trainer = cep.Trainer(rule, torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9))

@@ -6,25 +6,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from golden_steps import TOLERANCE, assert_step_is_golden, check_changes, check_states
 from problems import GOLDEN_NAMES, Golden, load_golden, relative_error
-from torch import Tensor, nn
+from torch import nn
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops, reference
-
-TOLERANCE = 1e-9
-
-
-def check_states(case: Golden, free: list[Tensor], nudged: list[list[Tensor]]) -> None:
-    for phase, expected in zip([free, *nudged], [case.free, *case.nudged], strict=True):
-        for s, wanted in zip(phase, expected, strict=True):
-            assert relative_error(s, wanted) < TOLERANCE
-
-
-def check_changes(case: Golden, changes: list[Tensor]) -> None:
-    """Changes, not the parameters after the step: where a step moves them little, they would hide its error."""
-    for change, wanted in zip(changes, case.changes, strict=True):
-        assert relative_error(change, wanted) < TOLERANCE
 
 
 def network_of(case: Golden) -> cep.Network:
@@ -48,16 +35,7 @@ def network_of(case: Golden) -> cep.Network:
 @pytest.mark.parametrize("backend", [reference, ops], ids=["reference", "ops"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_step(name: str, backend: ModuleType) -> None:
-    case = load_golden(name)
-    if "lr" in case.settings:
-        before = [p.clone() for p in case.circuit.parameters()]  # ops move the parameters in place
-        ran = backend.cep_step(case.circuit, case.x, case.nudge, **case.settings)
-        changes = [after - p for after, p in zip(ran.circuit.parameters(), before, strict=True)]
-    else:
-        ran = backend.ep_step(case.circuit, case.x, case.nudge, **case.settings)
-        changes = [-gradient for gradient in ran.gradients.parameters()]
-    check_states(case, ran.free_states, ran.nudged_states)
-    check_changes(case, changes)
+    assert_step_is_golden(name, backend)
 
 
 @pytest.mark.parametrize("backend", ["reference", "fused"])

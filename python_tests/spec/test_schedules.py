@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from exact_problems import BETAS, EXACT, FREE_STEPS, bptt_vector, ep_vector, exact_problem, random_states, slope
 from problems import Problem, random_problem, relative_error
 from small_network import batch, network
-from test_theory import BETAS, EXACT, FREE_STEPS, bptt_vector, ep_vector, exact_problem, random_states, slope
 from torch import Tensor
 
 import ceprop_cuda as cep

@@ -1,4 +1,4 @@
-"""How exactly the kernels compute the exponential, in units in the last place: of an activation's largest error."""
+"""How exactly the kernels compute activations and the exponential in them, in units in the last place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ceprop_cuda.dynamics import Circuit, Dynamics
+from ceprop_cuda.dynamics import Circuit, Dynamics, rho
 
 # Drives of which the argument of the exponential, 2 - 4x or 2x, is a float32 number: no rounding of it hides an error.
 DRIVES = [number / 512 for number in range(-2500, 2501)]
@@ -44,3 +44,23 @@ def largest_error(module: Any, activation: str, dtype: torch.dtype) -> float:
         for g, wanted in zip(got, exact(activation), strict=True)
     ]
     return max(errors) / torch.finfo(dtype).eps
+
+
+def assert_activation_is_right(module: Any, activation: str, dtype: torch.dtype) -> None:
+    """Over the whole range of drives, to some units in the last place. With zero weights a unit's next state is
+    rho(bias)."""
+    fine = torch.linspace(-30, 30, 20001, dtype=torch.float64)
+    tiny = torch.logspace(-30, 0, 301, dtype=torch.float64)
+    far = torch.tensor([1e3, 1e30], dtype=torch.float64)
+    drive = torch.cat([fine, tiny, -tiny, far, -far, torch.zeros(1, dtype=torch.float64)]).to(dtype)
+    circuit = Circuit([torch.zeros(len(drive), 1, dtype=dtype)], [drive], None, Dynamics(activation, activation))
+    got = module.relax(circuit, torch.zeros(1, 1, dtype=dtype), 1).states[0][0]
+    exact = rho(activation, drive.double())
+    epsilon = torch.finfo(dtype).eps
+    # The sigmoid's argument 2 - 4x is rounded, which its slope of at most 1 passes on.
+    if activation == "sigmoid":
+        relative = (got.double() - exact).abs() / (exact + epsilon)
+        allowed = (4 + 4 * drive.double().abs()).clamp(max=200) * epsilon
+        assert bool((relative <= allowed).all())
+    else:
+        assert bool(((got.double() - exact).abs() <= 4 * epsilon * exact.abs()).all())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge
 
-# Those of dense networks; test_convolutions.py has the others.
+# Those of dense networks; golden_steps.py has the others.
 GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if "cnn" not in path.stem)
 GOLDEN_ACTIVATIONS = {"sigm": "sigmoid", "hardsigm": "hard_sigmoid", "tanh": "tanh", "my_sigmoid": "sigmoid"}
 

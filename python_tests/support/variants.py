@@ -101,3 +101,6 @@ def copy_of(circuit: Circuit) -> Circuit:
 
     free = None if circuit.free_feedback is None else clones(circuit.free_feedback)
     return replace(circuit, weights=clones(circuit.weights), biases=clones(circuit.biases), free_feedback=free)
+
+
+VARIANTS = network_variants()
