@@ -24,9 +24,9 @@ help:
 train: $(VENV)/built
 	$(BIN)/ceprop train
 
-# Two files at a time, each by one worker, which compiles once what its tests run; in the order of conftest.py.
+# Two workers with half of the tests each; who is done takes from the other. What tests compile is kept in build/.
 test: $(VENV)/built
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .

@@ -21,16 +21,12 @@ from ceprop_cuda import ops
 # Failures in shared checks show their values, too.
 pytest.register_assert_rewrite(*(path.stem for path in (Path(__file__).parent / "support").iterdir()))
 
-# They take minutes and come first: `make test` gives each of its workers a file at a time.
-LONG = {"test_sanitizers.py", "test_cuda_kernels.py", "test_cuda_convolutions.py", "test_packaging.py"}
-
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: runs on a CUDA GPU; skipped where there is none")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA GPU, torch sees none")

@@ -80,28 +80,19 @@ def by_cpu(folder: Path) -> Cases:
 
 
 def by_emulated(folder: Path) -> Cases:
-    program = compiled_kernels("plain", emulated_kernels.SOURCE, folder)
+    device = emulated_kernels.devices(folder)
     for number, (kernel, blocks, dtype, variant) in enumerate(emulated_kernels.ROTATION):
-        place, form = kernel.split("-")
-        device = EmulatedDevice(
-            program,
-            folder,
-            blocks,
-            min(blocks, 16) if place == "cluster" else 0,
-            4 << 20,
-            resident=place != "streamed",
-            low_rank=form == "low_rank",
-        )
-        yield f"emulated {number} {kernel} {blocks} {dtype}", runs(device, variant, *build(variant, dtype))
+        found = runs(device(kernel, blocks), variant, *build(variant, dtype))
+        yield f"emulated {number} {kernel} {blocks} {dtype}", found
 
 
 def by_emulated_convolutions(folder: Path) -> Cases:
-    device = EmulatedDevice(compiled_kernels("plain", emulated_chains.SOURCE, folder), folder, 3)
+    device = EmulatedDevice(compiled_kernels("plain", emulated_chains.SOURCE), folder, 3)
     yield from chains(device, emulated_chains.VARIANTS, "emulated", emulated_chains.build)
 
 
 def by_library(folder: Path) -> Cases:
-    device = emulated_library.Served(emulated_library.builder(folder)("plain"), folder)
+    device = emulated_library.Served(emulated_library.library_program("plain"), folder)
     yield from chains(device, emulated_chains.VARIANTS, "library", emulated_chains.build)
 
 

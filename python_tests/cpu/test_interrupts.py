@@ -27,6 +27,8 @@ LONG = 10**8  # steps: minutes of any network
 @contextmanager
 def interrupted(after: float) -> Iterator[None]:
     """Expects a KeyboardInterrupt from the body, little later than it is sent."""
+    # Where the tests run in the background of a shell, it has told them to ignore this signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(after, signal.raise_signal, [signal.SIGINT])
     began = time.monotonic()
     timer.start()
@@ -35,6 +37,7 @@ def interrupted(after: float) -> Iterator[None]:
             yield
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - began < after + 10  # else the call would have gone on for minutes
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_emulation.builds import build, run
+from cuda_emulation.builds import build
 from emulated_device import EmulatedDevice
 from emulated_kernels import READOUT, SOURCE, call_every_op
+from kept_programs import run
 from project import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -81,7 +82,7 @@ def text_of(place: str, csrc: Path = ROOT / "csrc") -> str:
 @pytest.fixture(scope="module")
 def turns(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Turns]:
     folder = tmp_path_factory.mktemp("cuda_banks")
-    program = build("race", SOURCE, folder, "-O0")  # -O0: moves 16 bytes wherever the source says so
+    program = build("race", SOURCE, "-O0")  # -O0: moves 16 bytes wherever the source says so
     return cache(lambda which: turns_of(program, folder, {"grid": GRID, "cluster": CLUSTER}[which]))
 
 
@@ -157,7 +158,7 @@ def test_layouts_with_conflicts_are_found(tmp_path: Path) -> None:
             assert text.count(right) == 1
             text = text.replace(right, wrong)
         faulty.write_text(text)
-    program = build("race", tmp_path / SOURCE.relative_to(ROOT), tmp_path, "-O0")
+    program = build("race", tmp_path / SOURCE.relative_to(ROOT), "-O0", copy=tmp_path)
     cases = (("streamed", "exact", 40), ("streamed", "tf32", 32), ("cluster", "exact", 40))
     found = turns_of(program, tmp_path, [(place, p, torch.float32, batch) for place, p, batch in cases])
     conflicts = {text_of(place, tmp_path / "csrc") for place, most in found.items() if most > 1}

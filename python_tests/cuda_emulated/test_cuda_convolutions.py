@@ -45,10 +45,9 @@ def convolution_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def device(convolution_folder: Path) -> Device:
     """Makes a device that runs one of the builds with at most so many blocks."""
-    program = cache(partial(compiled_kernels, source=SOURCE, folder=convolution_folder))
 
     def make(blocks: int = 3, name: str = "plain", **settings: Any) -> EmulatedDevice:
-        return EmulatedDevice(program(name), convolution_folder, multiprocessors=blocks, **settings)
+        return EmulatedDevice(compiled_kernels(name, SOURCE), convolution_folder, multiprocessors=blocks, **settings)
 
     return make
 

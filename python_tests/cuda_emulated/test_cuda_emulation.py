@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cuda_emulation.builds import BUILDS, HERE, build, linked, run, runtime
+from cuda_emulation.builds import BUILDS, HERE, build, compiled, runtime
+from kept_programs import program_of, run
 from project import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -64,14 +65,12 @@ def outcomes_of(program: Path) -> Outcomes:
     return outcomes
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cuda_emulation")
+SOURCE = HERE / "example_test.cpp"
 
 
 @pytest.fixture(scope="module")
-def programs(folder: Path) -> dict[str, Path]:
-    return {name: build(name, HERE / "example_test.cpp", folder, INCLUDES) for name in BUILDS}
+def programs() -> dict[str, Path]:
+    return {name: build(name, SOURCE, INCLUDES) for name in BUILDS}
 
 
 @pytest.fixture(scope="module")
@@ -194,12 +193,12 @@ def test_writes_out_of_bounds_are_reported(found: dict[str, Outcomes], programs:
     assert "runtime error: store to misaligned address" in done.stderr
 
 
-def test_stacks_without_assembly(folder: Path, programs: dict[str, Path]) -> None:
-    portable = runtime(folder, "-DCUDA_EMULATION_UCONTEXT")
-    outcomes = outcomes_of(linked(folder / "portable", programs["plain"].with_suffix(".o"), portable))
+def test_stacks_without_assembly() -> None:
+    portable = runtime("-DCUDA_EMULATION_UCONTEXT")
+    outcomes = outcomes_of(program_of("portable", compiled("plain", SOURCE, INCLUDES), portable))
     assert {case: outcomes[case]["-"] for case in RIGHT} == dict.fromkeys(RIGHT, Outcome(0, 0, "-"))
 
 
-def test_the_runtime_refuses_to_be_checked_itself(folder: Path) -> None:
+def test_the_runtime_refuses_to_be_checked_itself() -> None:
     done = run("g++", "-std=c++20", "-fsanitize=thread", "-fsyntax-only", HERE / "runtime.cpp")
     assert "must be compiled without -fsanitize=thread" in done.stderr

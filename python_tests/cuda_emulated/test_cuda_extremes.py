@@ -24,7 +24,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDevice:
     folder = tmp_path_factory.mktemp("cuda_extremes")
-    return EmulatedDevice(compiled_kernels("plain", SOURCE, folder), folder, multiprocessors=3)
+    return EmulatedDevice(compiled_kernels("plain", SOURCE), folder, multiprocessors=3)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)

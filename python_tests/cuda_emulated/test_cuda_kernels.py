@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from itertools import combinations, product
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from agreement import Results, assert_agreement, errors, results_of
-from emulated_device import EmulatedDevice, Refused, compiled_kernels
 from emulated_kernels import (
     BLOCKS,
     CALLS,
     KERNELS,
     KERNELS_AND_CALLS,
     NETWORKS,
-    READOUT,
     ROTATION,
-    SMALL,
-    SOURCE,
     Device,
     call_every_op,
     columns,
+    devices,
     kernels_of,
+    least_memory,
 )
 from golden_steps import assert_step_is_golden
 from kernel_runs import all_runs, rates
 from large_logits import assert_softmax_is_right
 from last_places import BOUNDS, assert_activation_is_right, largest_error
 from not_finite_numbers import assert_ops_store_nothing
-from problems import GOLDEN_NAMES, Problem, random_problem, relative_error
-from project import ROOT
+from problems import GOLDEN_NAMES, random_problem, relative_error
 from settling import FAMILIES, LIMIT, SIZES, TOLERANCE, assert_tolerances_are_exact
 from settling import name_of as name_of_settings
 from tied_copies import assert_both_copies_stay_the_same
@@ -47,46 +41,10 @@ from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
-KERNEL_FILES = sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))
-
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cuda_kernels")
-
-
-@pytest.fixture(scope="session")
-def plain(folder: Path) -> Path:
-    return compiled_kernels("plain", SOURCE, folder)
-
-
-@pytest.fixture(scope="session")
-def asan(folder: Path) -> Path:
-    return compiled_kernels("asan", SOURCE, folder)
-
-
-@pytest.fixture(scope="session")
-def race(folder: Path) -> Path:
-    return compiled_kernels("race", SOURCE, folder)
-
-
-@pytest.fixture(scope="session")
-def device(request: pytest.FixtureRequest, folder: Path) -> Device:
-    """Makes a device for one of KERNELS, with at most so many blocks and more shared memory than any has: so few blocks
-    would otherwise not hold so many tiles."""
-
-    def make(kernel: str, blocks: int = 3, name: str = "plain", **settings: Any) -> EmulatedDevice:
-        place, form = kernel.split("-")
-        chosen = {
-            "multiprocessors": blocks,
-            "cluster_blocks": min(blocks, 16) if place == "cluster" else 0,
-            "resident": place != "streamed",
-            "low_rank": form == "low_rank",
-            "shared_bytes": 4 << 20,
-        }
-        return EmulatedDevice(request.getfixturevalue(name), folder, **{**chosen, **settings})
-
-    return make
+def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
+    return devices(tmp_path_factory.mktemp("cuda_kernels"))
 
 
 # --- The same as the reference
@@ -137,20 +95,6 @@ def test_softmax_of_large_logits(device: Device, readout: bool, dtype: torch.dty
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_golden_cases(device: Device, name: str, kernel: str) -> None:
     assert_step_is_golden(name, device(kernel, 16))
-
-
-def least_memory(device: Device, kernel: str, problem: Problem) -> int:
-    """Bytes of shared memory that a block must have, but for 64."""
-    too_little, enough = 0, 4 << 20
-    while enough - too_little > 64:
-        middle = (too_little + enough) // 2
-        try:
-            device(kernel, shared_bytes=middle).relax(problem.circuit, problem.x, 0)
-            enough = middle
-        except Refused as refused:
-            assert "does not fit" in str(refused)
-            too_little = middle
-    return enough
 
 
 @pytest.mark.parametrize("kernel", ["resident-literal", "streamed-low_rank", "cluster-literal"])
@@ -288,110 +232,3 @@ def test_rounded_operands(
         assert error < bounds[kind.split()[-1]], kind
     assert found["states"][0] > bounds["least"]
     assert found["ep states"][0] > bounds["least"]
-
-
-# --- Memory and barriers
-
-
-@pytest.fixture(scope="session")
-def barriers_of(device: Device) -> Callable[[str, str], set[str]]:
-    """The barriers that a kernel's calls meet, when they run without a report of a race."""
-
-    def run(kernel: str, what: str) -> set[str]:
-        met: set[str] = set()
-        for seed, dtype in ((0, torch.float32), (10, torch.float64)):
-            emulated = device(kernel, name="race", seed=seed)
-            call_every_op(emulated, dtype, *CALLS[what])
-            met |= emulated.sites
-        return met
-
-    return cache(run)
-
-
-@pytest.mark.parametrize(("kernel", "what"), KERNELS_AND_CALLS)
-def test_no_race(barriers_of: Callable[[str, str], set[str]], kernel: str, what: str) -> None:
-    assert barriers_of(kernel, what)
-
-
-@pytest.mark.parametrize(("kernel", "precision"), [*product(KERNELS[::2], ROUNDED)])
-def test_no_race_with_rounded_operands(device: Device, kernel: str, precision: str) -> None:
-    call_every_op(device(kernel, name="race", precision=precision), torch.float32, *CALLS["readout"])
-
-
-@pytest.mark.parametrize(("kernel", "what"), [*product(KERNELS[::2], CALLS), *product(KERNELS[1::2], ["tied"])])
-def test_no_step_beyond_memory(device: Device, kernel: str, what: str) -> None:
-    dtype = (torch.float32, torch.float64)[(KERNELS.index(kernel) // 2 + list(CALLS).index(what)) % 2]
-    call_every_op(device(kernel, name="asan"), dtype, *CALLS[what])
-
-
-@pytest.mark.parametrize("precision", ["exact", *ROUNDED])
-@pytest.mark.parametrize(
-    ("kernel", "shape"),
-    [
-        ("resident-low_rank", ((3, 1, 9, 33), 40)),  # whose matrices [40][40] no slack of the workspace holds
-        ("streamed-literal", ((31, 100, 1, 33), 7)),
-        ("cluster-literal", ((5, 3), 1)),
-    ],
-)
-def test_no_step_beyond_memory_in_other_shapes(device: Device, kernel: str, shape: tuple, precision: str) -> None:
-    call_every_op(device(kernel, name="asan", precision=precision), torch.float32, {"shape": shape}, {})
-
-
-@pytest.mark.parametrize("kernel", KERNELS[::2])
-@pytest.mark.parametrize("batch", [5, 32, 64])
-def test_no_step_beyond_little_shared_memory(device: Device, batch: int, kernel: str) -> None:
-    """Different uses of the room to work in are the largest."""
-    network = {**READOUT, "shape": ((9, 20, 7, 5), batch)}
-    problem, _ = build({**SMALL, **network}, torch.float32)
-    tight = device(kernel, name="asan", shared_bytes=least_memory(device, kernel, problem))
-    call_every_op(tight, torch.float32, network, {})
-
-
-# --- Every barrier is needed, and found missing
-
-# Where kernels wait, and what stands there.
-BARRIERS = {
-    f"{file.name}:{number}": line
-    for file in KERNEL_FILES
-    for number, line in enumerate(file.read_text().splitlines(), 1)
-    if re.search(r"\bsync\(\)|__sync(threads|warp)", line.split("//")[0])
-}
-VOTES = [place for place in BARRIERS if "__syncthreads_" in BARRIERS[place]]  # what these find out is not in memory
-
-
-def test_every_barrier_is_met(barriers_of: Callable[[str, str], set[str]]) -> None:
-    assert set.union(*(barriers_of(*chosen) for chosen in KERNELS_AND_CALLS)) == set(BARRIERS)
-
-
-@pytest.mark.parametrize("exchange", ["grid", "cluster"])
-@pytest.mark.parametrize("place", [place for place in BARRIERS if place not in VOTES])
-def test_a_missing_barrier_is_reported(
-    device: Device, barriers_of: Callable[[str, str], set[str]], place: str, exchange: str
-) -> None:
-    """By some call of those that meet it with states in global memory, and by some with states in a cluster's."""
-    calls = [chosen for chosen in KERNELS_AND_CALLS if chosen[0].startswith("cluster") == (exchange == "cluster")]
-    calls.sort(key=lambda chosen: chosen[0].endswith("literal"))  # most barriers are needed in low rank
-    meeting = [chosen for chosen in calls if place in barriers_of(*chosen)]
-    for kernel, what in meeting:
-        try:
-            call_every_op(device(kernel, name="race", skipped_site=place), torch.float32, *CALLS[what])
-        except Refused as refused:
-            assert re.match(r"data race on |map_shared_rank: block \(.* has (already )?exited", str(refused))
-            return
-    assert not meeting, BARRIERS[place]
-
-
-@pytest.mark.parametrize("kernel", KERNELS[::2])
-@pytest.mark.parametrize("place", VOTES)
-def test_a_missing_vote_is_seen(device: Device, place: str, kernel: str) -> None:
-    """Where one unit is still on its way, by another number of steps or by threads that part."""
-    circuit, x, _ = random_problem(SIZES, 4)
-    states = reference.relax(circuit, x, LIMIT).states
-    states[-1][-1, -1] += 1
-    call = (circuit, x, LIMIT, states, None, 1e-6)
-    steps = reference.relax(*call).steps
-    assert torch.equal(device(kernel).relax(*call).steps, steps)
-    try:
-        assert not torch.equal(device(kernel, skipped_site=place).relax(*call).steps, steps)
-    except Refused as refused:
-        assert re.match("barrier divergence: |deadlock: ", str(refused))

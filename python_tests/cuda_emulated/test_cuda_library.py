@@ -18,7 +18,7 @@ from agreement import assert_agreement
 from convolution_variants import build_ties, name_of_chain
 from emulated_chains import CALLS, CHAINS, VARIANTS, build, call_every_op
 from emulated_device import EmulatedDevice, Refused
-from emulated_library import Served, builder
+from emulated_library import Served, library_program
 from golden_steps import GOLDEN_CHAINS, assert_chain_is_golden
 from kernel_runs import all_runs, rates
 from not_finite_numbers import assert_ops_store_nothing
@@ -36,17 +36,13 @@ Device = Callable[..., EmulatedDevice]
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    return builder(tmp_path_factory.mktemp("cuda_library"))
-
-
-@pytest.fixture(scope="module")
-def device(program: Callable[..., Path]) -> Iterator[Device]:
+def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
     """Makes a device that runs one of the builds."""
     served: dict[str, Served] = {}
+    folder = tmp_path_factory.mktemp("cuda_library")
 
     def make(name: str = "plain") -> Served:
-        return served.setdefault(name, Served(program(name), program(name).parent))
+        return served.setdefault(name, Served(library_program(name), folder))
 
     yield make
     for one in served.values():
@@ -138,7 +134,7 @@ def test_no_step_beyond_memory(device: Device, what: str) -> None:
     call_every_op(device("asan"), (torch.float32, torch.float64)[list(CALLS).index(what) % 2], what)
 
 
-def test_a_race_is_reported(tmp_path: Path, program: Callable[..., Path]) -> None:
+def test_a_race_is_reported(tmp_path: Path) -> None:
     """Where threads note without care that units move."""
     for part in ("csrc", "python_tests/support/cuda_kernels"):
         shutil.copytree(ROOT / part, tmp_path / part)
@@ -146,7 +142,7 @@ def test_a_race_is_reported(tmp_path: Path, program: Callable[..., Path]) -> Non
     text = faulty.read_text()
     assert text.count("atomicExch(given.moves, 1);") == 1
     faulty.write_text(text.replace("atomicExch(given.moves, 1);", "*given.moves = 1;"))
-    device = Served(program("race", tmp_path / EMULATED_PROGRAMS.relative_to(ROOT), tmp_path), tmp_path)
+    device = Served(library_program("race", tmp_path / EMULATED_PROGRAMS.relative_to(ROOT), tmp_path), tmp_path)
     with pytest.raises(Refused, match="data race on "):
         call_every_op(device, torch.float32, "tolerance")
 

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cuda_emulation.builds import build, run
+from cuda_emulation.builds import build
+from kept_programs import run
 from project import EMULATED_PROGRAMS, ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -20,19 +21,14 @@ SEEDS = {"plain": 5, "race": 3}
 REPORTS = ("data race on ", "a mailbox ")
 
 
-def built(name: str, folder: Path, prototype: Path = PROTOTYPE) -> Path:
+def built(name: str, prototype: Path = PROTOTYPE, copy: Path | None = None) -> Path:
     includes = [f"-I{path}" for path in (ROOT / "csrc" / "cuda", ROOT / "csrc", prototype)]
-    return build(name, SOURCE, folder, *includes)
+    return build(name, SOURCE, *includes, copy=copy)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("prototype")
-
-
-@pytest.fixture(scope="module")
-def programs(folder: Path) -> dict[str, Path]:
-    return {name: built(name, folder) for name in SEEDS}
+def programs() -> dict[str, Path]:
+    return {name: built(name) for name in SEEDS}
 
 
 def lines_of(program: Path, *arguments: object) -> list[str]:
@@ -67,13 +63,13 @@ def test_every_wait_is_needed(programs: dict[str, Path]) -> None:
             assert first_report(programs["race"], seed, site), f"{site}, {calls[site]}, seed {seed}"
 
 
-def test_one_buffer_would_not_do(folder: Path) -> None:
-    faulty = folder / "one_buffer"
+def test_one_buffer_would_not_do(tmp_path: Path) -> None:
+    faulty = tmp_path / "one_buffer"
     shutil.copytree(PROTOTYPE, faulty)
     text = (faulty / KERNEL).read_text()
     two = "next = (2 * g + 1 - now) * places.row"
     assert text.count(two) == 1
     (faulty / KERNEL).write_text(text.replace(two, "next = (2 * g + now) * places.row"))
-    program = built("race", faulty, faulty)
+    program = built("race", faulty, copy=faulty)
     for seed in range(SEEDS["race"]):
         assert first_report(program, seed).startswith("data race on dynamic shared memory")

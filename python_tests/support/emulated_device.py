@@ -6,11 +6,12 @@ import struct
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import torch
-from cuda_emulation.builds import build as compile_program
+from cuda_emulation.builds import build
 from torch import Tensor
 
 from ceprop_cuda import ops
@@ -22,11 +23,12 @@ PRECISIONS = ("exact", "tf32", "bf16")
 POOLS = ("none", "max", "avg")
 
 
-def compiled_kernels(name: str, source: Path, folder: Path, others: Sequence[object] = ()) -> Path:
+@cache
+def compiled_kernels(name: str, source: Path, others: tuple[object, ...] = (), copy: Path | None = None) -> Path:
     """The program of ``source`` in one of the ways of ``cuda_emulation.builds``, linked with ``others``."""
     fused = ["-mfma"] if "avx2" in ops.build_info()["cpu_kernels_runnable"] else []
     quick = ["-O0"] if name == "asan" else []  # compiles in half
-    return compile_program(name, source, folder, *fused, *quick, others=others)
+    return build(name, source, *fused, *quick, others=others, copy=copy)
 
 
 class Refused(RuntimeError):

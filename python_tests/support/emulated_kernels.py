@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, combinations, product
+from pathlib import Path
 from typing import Any
 
 import torch
 from agreement import results_of
-from emulated_device import EmulatedDevice
+from emulated_device import EmulatedDevice, Refused, compiled_kernels
 from kernel_runs import rates
 from problems import Problem
 from project import EMULATED_PROGRAMS
@@ -90,3 +91,35 @@ def call_every_op_on(device: EmulatedDevice, problem: Problem, nudge: Nudge, of_
     cep = device.cep_step(copy_of(circuit), x, nudge, lr=rates(circuit), **settings)
     learned = [*results_of(ep, circuit).values(), *results_of(cep, circuit).values()]
     return [*relaxed.states, *chain.from_iterable(learned)]
+
+
+def devices(folder: Path) -> Device:
+    """Makes a device for one of KERNELS, with at most so many blocks and more shared memory than any has: so few blocks
+    would otherwise not hold so many tiles. Its calls' files lie in ``folder``."""
+
+    def make(kernel: str, blocks: int = 3, name: str = "plain", **settings: Any) -> EmulatedDevice:
+        place, form = kernel.split("-")
+        chosen = {
+            "multiprocessors": blocks,
+            "cluster_blocks": min(blocks, 16) if place == "cluster" else 0,
+            "resident": place != "streamed",
+            "low_rank": form == "low_rank",
+            "shared_bytes": 4 << 20,
+        }
+        return EmulatedDevice(compiled_kernels(name, SOURCE), folder, **{**chosen, **settings})
+
+    return make
+
+
+def least_memory(device: Device, kernel: str, problem: Problem) -> int:
+    """Bytes of shared memory that a block must have, but for 64."""
+    too_little, enough = 0, 4 << 20
+    while enough - too_little > 64:
+        middle = (too_little + enough) // 2
+        try:
+            device(kernel, shared_bytes=middle).relax(problem.circuit, problem.x, 0)
+            enough = middle
+        except Refused as refused:
+            assert "does not fit" in str(refused)
+            too_little = middle
+    return enough

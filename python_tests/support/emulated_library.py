@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from subprocess import PIPE
 
-from cuda_emulation.builds import compiled
+from cuda_emulation.builds import COMPILE
 from emulated_device import EmulatedDevice, Refused, compiled_kernels
+from kept_programs import object_of
 from project import EMULATED_PROGRAMS
 from torch.utils.cpp_extension import include_paths, library_paths
 
@@ -38,15 +38,11 @@ class Served(EmulatedDevice):
             raise Refused(report)
 
 
-def builder(folder: Path) -> Callable[..., Path]:
-    """Compiles one of the builds in ``folder``, of these sources or of others."""
-    sequence = folder / "library_on_cpu.o"
-    compiled(EMULATED_PROGRAMS / "library_on_cpu.cpp", sequence, "-O1", *(f"-I{path}" for path in include_paths()))
+@cache
+def library_program(name: str, programs: Path = EMULATED_PROGRAMS, copy: Path | None = None) -> Path:
+    """One of the builds, of these programs or of those in a ``copy`` of the project."""
+    includes = [f"-I{path}" for path in include_paths()]
+    sequence = object_of(EMULATED_PROGRAMS / "library_on_cpu.cpp", *COMPILE, "-O1", *includes)
     libraries = [word for path in library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
-    others = [sequence, *libraries, "-ltorch_cpu", "-lc10"]
-
-    @cache
-    def build_program(name: str, sources: Path = EMULATED_PROGRAMS, folder: Path = folder) -> Path:
-        return compiled_kernels(name, sources / "run_library.cpp", folder, others)
-
-    return build_program
+    others = (sequence, *libraries, "-ltorch_cpu", "-lc10")
+    return compiled_kernels(name, programs / "run_library.cpp", others, copy)
