@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -66,8 +66,9 @@ def kept(name: str, made_of: Sequence[str], make: Callable[[Path], object]) -> P
 
 def drop_unused() -> None:
     for file in KEPT.iterdir():
-        if file.name != "locks" and file.stat().st_mtime < time.time() - UNUSED:
-            file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process renames its file, or removes the same
+            if file.name != "locks" and file.stat().st_mtime < time.time() - UNUSED:
+                file.unlink()
 
 
 def object_of(source: Path, *flags: object, copy: Path | None = None) -> Path:
