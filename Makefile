@@ -24,9 +24,9 @@ help:
 train: $(VENV)/built
 	$(BIN)/ceprop train
 
-# Two files at a time, each by one worker, which compiles once what its tests run; in the order of conftest.py.
+# Two workers with half of the tests each; who is done takes from the other. What tests compile is kept in build/.
 test: $(VENV)/built
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .
@@ -58,7 +58,7 @@ cuda-sanitize: $(VENV)/built
 	  echo "$$tool"; \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
 	    --report-api-errors no --kernel-name kernel_substring=run_op \
-	    $(BIN)/python -m pytest -q -x python_tests/test_cuda.py -k "(test_every_kernel and not streamed) or test_every_chain_of_convolutions" || exit 1; \
+	    $(BIN)/python -m pytest -q -x python_tests/cuda_device/test_cuda.py -k "(test_every_kernel and not streamed) or test_every_chain_of_convolutions" || exit 1; \
 	done
 
 $(VENV)/tools: Makefile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Before torch: OpenMP reads it once. Threads that wait for each other after each small operation of the reference give
 # their core away; spinning costs twenty times the operations' own time where anything else runs.
@@ -17,10 +18,8 @@ import torch
 
 from ceprop_cuda import ops
 
-pytest.register_assert_rewrite("agreement", "training_runs")  # failures in shared checks show their values, too
-
-# They take minutes and come first: `make test` gives each of its workers a file at a time.
-LONG = {"test_sanitizers.py", "test_cuda_kernels.py", "test_cuda_convolutions.py", "test_packaging.py"}
+# Failures in shared checks show their values, too.
+pytest.register_assert_rewrite(*(path.stem for path in (Path(__file__).parent / "support").iterdir()))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,7 +27,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA GPU, torch sees none")

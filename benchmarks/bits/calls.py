@@ -1,4 +1,4 @@
-"""The calls whose bits compare.py compares. Takes the test programs and variants of python_tests."""
+"""The calls whose bits compare.py compares. Takes the test programs and variants of python_tests/support."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import test_cuda_convolutions
-import test_cuda_kernels
-import test_cuda_library
+import emulated_chains
+import emulated_kernels
+import emulated_library
 import torch
 from agreement import Results
 from convolution_variants import build_chain, chain_variants, name_of_chain
 from emulated_device import EmulatedDevice, compiled_kernels
-from test_kernels import VARIANTS, all_runs, rates
-from variants import build, copy_of, name_of
+from kernel_runs import all_runs, rates
+from variants import VARIANTS, build, copy_of, name_of
 
 from ceprop_cuda import ops, reference
 
@@ -80,29 +80,20 @@ def by_cpu(folder: Path) -> Cases:
 
 
 def by_emulated(folder: Path) -> Cases:
-    program = compiled_kernels("plain", test_cuda_kernels.SOURCE, folder)
-    for number, (kernel, blocks, dtype, variant) in enumerate(test_cuda_kernels.ROTATION):
-        place, form = kernel.split("-")
-        device = EmulatedDevice(
-            program,
-            folder,
-            blocks,
-            min(blocks, 16) if place == "cluster" else 0,
-            4 << 20,
-            resident=place != "streamed",
-            low_rank=form == "low_rank",
-        )
-        yield f"emulated {number} {kernel} {blocks} {dtype}", runs(device, variant, *build(variant, dtype))
+    device = emulated_kernels.devices(folder)
+    for number, (kernel, blocks, dtype, variant) in enumerate(emulated_kernels.ROTATION):
+        found = runs(device(kernel, blocks), variant, *build(variant, dtype))
+        yield f"emulated {number} {kernel} {blocks} {dtype}", found
 
 
 def by_emulated_convolutions(folder: Path) -> Cases:
-    device = EmulatedDevice(compiled_kernels("plain", test_cuda_convolutions.SOURCE, folder), folder, 3)
-    yield from chains(device, test_cuda_convolutions.VARIANTS, "emulated", test_cuda_convolutions.build)
+    device = EmulatedDevice(compiled_kernels("plain", emulated_chains.SOURCE), folder, 3)
+    yield from chains(device, emulated_chains.VARIANTS, "emulated", emulated_chains.build)
 
 
 def by_library(folder: Path) -> Cases:
-    device = test_cuda_library.Served(test_cuda_library.builder(folder)("plain"), folder)
-    yield from chains(device, test_cuda_convolutions.VARIANTS, "library", test_cuda_convolutions.build)
+    device = emulated_library.Served(emulated_library.library_program("plain"), folder)
+    yield from chains(device, emulated_chains.VARIANTS, "library", emulated_chains.build)
 
 
 ENGINES = {

@@ -25,7 +25,7 @@ ENGINES = ("reference", "cpu", "emulated", "convolutions", "library")
 
 
 def found_by(engines: list[str]) -> dict[str, dict[str, str]]:
-    sys.path[:0] = [str(HERE), str(HERE.parents[1] / "python_tests")]
+    sys.path[:0] = [str(HERE), str(HERE.parents[1] / "python_tests" / "support")]
     os.environ.setdefault("CEPROP_CPU_OVERSUBSCRIBE", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import calls  # brings torch, which reads the environment

@@ -105,7 +105,7 @@ microbenchmarks() {
 tests() {
   local agree="agreement or golden or every or phases or activations"
   local cuda=(-m pytest -m cuda -k "$agree" -p poisoned -p no:cacheprovider --no-header
-    python_tests/test_cuda.py python_tests/test_cuda_graphs.py)
+    python_tests/cuda_device/test_cuda.py python_tests/cuda_device/test_cuda_graphs.py)
   if $dry; then
     to=$out/tests.txt step tests 5 60 "$python" "${cuda[@]}" --collect-only -q || true
   else

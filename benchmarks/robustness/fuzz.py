@@ -47,7 +47,7 @@ def child(seed: int, first: int, end: int) -> None:
 def run_child(seed: int, first: int, end: int, report: Report) -> int:
     """Makes calls in a process of their own; returns the first that it has not come to."""
     command = [sys.executable, __file__, "--seed", str(seed), "--child", str(first), str(end)]
-    folders = [str(HERE), str(HERE.parents[1] / "python_tests"), os.environ.get("PYTHONPATH", "")]
+    folders = [str(HERE), str(HERE.parents[1] / "python_tests" / "support"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(folder for folder in folders if folder),  # an empty one would be the current
         "OMP_WAIT_POLICY": "passive",  # more threads than cores must not spin

@@ -1,0 +1,263 @@
+"""Which backend runs, what is said about it, and that through the public API the backends agree."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from backend_calls import BATCH, CALLS, SIZES, batch, cep_rule, ep_rule, flat, mlp
+from problems import relative_error
+from torch import Tensor
+
+import ceprop_cuda as cep
+from ceprop_cuda import network, ops, reference
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the modules whose functions ran, in order. The reference's call each other."""
+    names: list[str] = []
+
+    def spied(module: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            names.append(module.__name__.rpartition(".")[2])
+            return function(*args, **kwargs)
+
+        return spy
+
+    for module in (ops, reference):
+        for name in ("relax", "ep_step", "cep_step"):
+            monkeypatch.setattr(module, name, spied(module, getattr(module, name)))
+    monkeypatch.setattr(reference, "bptt", spied(reference, reference.bptt))
+    return names
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[tuple[int, str]]]]:
+    """What the log "ceprop_cuda" says in this test, as if nothing had been said before."""
+    network.say_once.cache_clear()
+    caplog.set_level(logging.INFO, "ceprop_cuda")
+    yield lambda: [(level, message) for name, level, message in caplog.record_tuples if name == "ceprop_cuda"]
+    network.say_once.cache_clear()
+
+
+# --- Which backend runs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("call", CALLS)
+def test_auto_runs_the_fused_kernels_where_they_can(
+    call: str, dtype: torch.dtype, ran: list[str], said: Callable[[], list[tuple[int, str]]]
+) -> None:
+    net, (x, y) = mlp(dtype), batch(dtype)
+    for _ in range(3):
+        CALLS[call](net, x, y, "auto")
+    # BPTT's unrolled steps are the reference's by definition, those before them are not.
+    assert ran == (["ops", "reference"] * 3 if call == "BPTT" else ["ops"] * 3)
+    assert said() == [(logging.INFO, "running the fused kernels on cpu")]
+
+
+def test_forward_runs_the_fused_kernels(ran: list[str]) -> None:
+    net, (x, _) = mlp(), batch()
+    net(x)
+    assert ran == ["ops"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_auto_falls_back_to_the_reference_and_warns_once(
+    dtype: torch.dtype, ran: list[str], said: Callable[[], list[tuple[int, str]]]
+) -> None:
+    net, (x, y) = mlp(dtype), batch(dtype)
+    for _ in range(2):
+        for call in CALLS.values():
+            call(net, x, y, "auto")
+        net(x)
+    assert set(ran) == {"reference"}
+    ((level, message),) = said()
+    assert level == logging.WARNING
+    assert message.startswith("backend='auto' runs the slow reference: ")
+    assert str(dtype) in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("call", CALLS)
+def test_fused_refuses_what_it_cannot_run_and_says_why(
+    call: str, dtype: torch.dtype, ran: list[str], said: Callable[[], list[tuple[int, str]]]
+) -> None:
+    net, (x, y) = mlp(dtype), batch(dtype)
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(network.FusedUnavailable, match=rf"backend='fused' cannot run this: .*{dtype}; use backend="):
+        CALLS[call](net, x, y, "fused")
+    assert ran == []
+    assert said() == []
+    assert all(map(torch.equal, net.parameters(), before))
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_reference_runs_the_reference_and_says_nothing(
+    call: str, ran: list[str], said: Callable[[], list[tuple[int, str]]]
+) -> None:
+    net, (x, y) = mlp(), batch()
+    CALLS[call](net, x, y, "reference")
+    assert set(ran) == {"reference"}
+    assert said() == []
+
+
+# --- Precision
+
+
+def test_tensor_cores_are_a_gpus(said: Callable[[], list[tuple[int, str]]]) -> None:
+    net, (x, y) = mlp(torch.float32), batch(torch.float32)
+    message = "precision='tf32' is CUDA's, got a tensor on the CPU"
+    calls: list[Callable[[str], object]] = [
+        lambda backend: net.relax(x, 2, backend=backend, precision="tf32"),
+        lambda backend: ep_rule(net, backend=backend, precision="tf32").backward(x, y),
+        lambda backend: ep_rule(net, backend=backend, precision="tf32").predict(x, y),
+        lambda backend: cep_rule(net, backend=backend, precision="tf32").step(x, y),
+    ]
+    for call in calls:
+        with pytest.raises(network.FusedUnavailable, match=message):
+            call("fused")
+    assert said() == []
+    for call in calls:
+        call("auto")
+    assert said() == [(logging.WARNING, f"backend='auto' runs the slow reference: {message}")]
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    net, (x, _) = mlp(), batch()
+    wanted = "precision must be one of 'exact', 'tf32', 'bf16', got 'fp8'"
+    for call in (
+        lambda: net.relax(x, 2, precision="fp8"),
+        lambda: ep_rule(net, precision="fp8"),
+        lambda: cep_rule(net, precision="fp8"),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            call()
+    with pytest.raises(ValueError, match="precision must be 'exact' on the CPU"):
+        ops.relax(net.circuit(), x, 2, precision="bf16")
+
+
+# --- Without autograd
+
+
+FREE_CALLS = [call for call in CALLS if call not in ("EP", "CEP", "BPTT")]  # of which inference_mode takes no more
+
+
+@pytest.mark.parametrize(
+    ("call", "mode"),
+    [
+        *((call, torch.no_grad) for call in (*FREE_CALLS, "EP", "CEP")),
+        *((call, torch.inference_mode) for call in FREE_CALLS),
+    ],
+)
+def test_fused_works_without_autograd(call: str, mode: Callable[[], Any]) -> None:
+    plain, (x, y) = mlp(), batch()
+    net = copy.deepcopy(plain)
+    expected = CALLS[call](plain, x, y, "fused")
+    with mode():
+        result = CALLS[call](net, x, y, "fused")
+        output = net(x)
+    assert len(flat(result)) >= 3
+    assert all(map(torch.equal, flat(result), flat(expected)))
+    assert torch.equal(output, plain(x))
+    for p, q in zip(net.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert (p.grad is None) == (q.grad is None) == (call != "EP")
+        assert p.grad is None or torch.equal(p.grad, q.grad)
+
+
+# --- Agreement
+
+
+def assert_backends_agree(
+    net: cep.Network, make_rule: Callable[..., cep.EP | cep.CEP], y: Tensor, steps: int = 1, **settings: Any
+) -> list[cep.Network]:
+    """Run ``steps`` batches with each backend on a copy of ``net``; what they report and learn is the same.
+
+    Returns the copies.
+    """
+    nets, xs = [], [batch()[0] for _ in range(steps)]
+    reports: list[list[Tensor]] = []
+    for backend in ("fused", "reference"):
+        nets.append(copy.deepcopy(net))
+        rule = make_rule(nets[-1], backend=backend, **settings)
+        torch.manual_seed(5)
+        learn = rule.backward if isinstance(rule, cep.EP) else rule.step
+        reports.append([tensor for x in xs for tensor in flat(learn(x, y))])
+    for a, b in zip(*reports, strict=True):
+        assert relative_error(a, b) < 1e-10
+    for before, fused, ref in zip(net.parameters(), *(copied.parameters() for copied in nets), strict=True):
+        assert (fused.grad is None) == (ref.grad is None)
+        learned = [p.detach() - before.detach() if p.grad is None else p.grad for p in (fused, ref)]
+        assert relative_error(*learned) < 1e-10
+        if before.requires_grad:
+            assert learned[0].abs().max() > 1e-6
+    return nets
+
+
+RULES = [ep_rule, cep_rule]
+
+
+@pytest.mark.parametrize("feedback", ["tied", "free"])
+@pytest.mark.parametrize("rule", RULES)
+def test_they_agree_without_biases(rule: Callable[..., Any], feedback: str) -> None:
+    assert_backends_agree(mlp(bias=False, feedback=feedback), rule, batch()[1])
+
+
+def test_they_agree_on_frozen_parameters() -> None:
+    net = mlp(feedback="free")
+    frozen = ["model.2.weight", "model.1.bias", "free_feedback.1"]
+    for name in frozen:
+        net.get_parameter(name).requires_grad_(False)
+    for copied in assert_backends_agree(net, ep_rule, batch()[1]):
+        assert {name for name, p in copied.named_parameters() if p.grad is None} == set(frozen)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_they_draw_the_same_random_signs(rule: Callable[..., Any]) -> None:
+    torch.manual_seed(5)
+    assert len({torch.rand(()).item() < 0.5 for _ in range(8)}) == 2  # of the signs that follow, both occur
+    assert_backends_agree(mlp(), rule, batch()[1], steps=8, nudging="random_sign")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rule", RULES)
+def test_they_agree_on_float_targets(rule: Callable[..., Any], dtype: torch.dtype) -> None:
+    assert_backends_agree(mlp(), rule, torch.rand(BATCH, SIZES[-1], dtype=dtype))
+
+
+def test_class_indices_are_one_hot_float_targets_to_the_kernels() -> None:
+    net, (x, y) = mlp(), batch()
+    by_index, by_float = copy.deepcopy(net), copy.deepcopy(net)
+    cep_rule(by_index, backend="fused").step(x, y)
+    cep_rule(by_float, backend="fused").step(x, F.one_hot(y, SIZES[-1]).double())
+    assert all(map(torch.equal, by_index.parameters(), by_float.parameters()))
+
+
+@pytest.mark.parametrize("feedback", ["tied", "free"])
+@pytest.mark.parametrize("rule", RULES)
+def test_they_agree_on_a_softmax_readout_nudged_both_ways(rule: Callable[..., Any], feedback: str) -> None:
+    assert_backends_agree(mlp(readout="softmax", feedback=feedback), rule, batch()[1], nudging="symmetric")
+
+
+@pytest.mark.parametrize("nudging", ["positive", "symmetric"])
+@pytest.mark.parametrize(
+    ("rule", "settings"),
+    [
+        (ep_rule, {"shared_update": True}),
+        (ep_rule, {"accumulate": True}),
+        (ep_rule, {"shared_update": True, "accumulate": True}),
+        (cep_rule, {"shared_update": True}),
+    ],
+)
+def test_they_agree_on_free_feedback(rule: Callable[..., Any], settings: dict[str, Any], nudging: str) -> None:
+    assert_backends_agree(mlp(feedback="free"), rule, batch()[1], nudging=nudging, **settings)

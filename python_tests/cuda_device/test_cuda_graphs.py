@@ -1,0 +1,147 @@
+"""Convolutions by a library's calls: cuDNN's with our kernels around them, all phases of a call in one CUDA graph."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from agreement import assert_agreement
+from convolution_variants import build_chain, chain_variants, name_of_chain
+from kernel_runs import all_runs, rates
+from not_finite_numbers import assert_ops_store_nothing
+from on_gpu import GPU, OnGpu, mapped, no_waiting, there
+from problems import relative_error
+
+from ceprop_cuda import ops, reference
+from ceprop_cuda.presets import PRESETS
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.fixture(autouse=True)
+def by_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks, too."""
+    monkeypatch.setenv("CEPROP_CUDA_ENGINE", "graph")
+
+
+@pytest.mark.parametrize("variant", chain_variants(), ids=name_of_chain)
+def test_agreement_by_a_library(variant: dict[str, Any]) -> None:
+    assert_agreement(partial(all_runs, variant), [build_chain(variant, torch.float64)], module=OnGpu())
+
+
+def test_a_graph_of_all_phases_gives_the_same_bits() -> None:
+    """The first call is no graph, the second captures one, the third only replays it; each with inputs of its own."""
+    problem, nudge = there(build_chain(chain_variants()[0], torch.float32))
+    settings: dict[str, Any] = {"free_steps": 9, "nudged_steps": 4, "symmetric": True}
+    inputs = [problem.x.roll(shift, 0) for shift in range(3)]
+    targets = [nudge.target.roll(shift, 0) for shift in range(3)]
+    called = [
+        ops.ep_step(problem.circuit, x, replace(nudge, target=y), **settings)
+        for x, y in zip(inputs, targets, strict=True)
+    ]
+    again = [
+        ops.ep_step(problem.circuit, x, replace(nudge, target=y), **settings)
+        for x, y in zip(inputs, targets, strict=True)
+    ]
+    for found, wanted in zip(again, called, strict=True):
+        for a, b in zip(found.gradients.parameters(), wanted.gradients.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_weights_move_in_a_graph() -> None:
+    problem, nudge = build_chain(chain_variants()[0], torch.float64)
+    settings: dict[str, Any] = {"free_steps": 9, "nudged_steps": 4, "lr": rates(problem.circuit)}
+    on_gpu, on_cpu = there(problem.circuit), problem.circuit
+    for _ in range(4):
+        ops.cep_step(on_gpu, there(problem.x), there(nudge), **settings)
+        on_cpu = reference.cep_step(on_cpu, problem.x, nudge, **settings).circuit
+        for found, wanted in zip(there(on_gpu, "cpu").parameters(), on_cpu.parameters(), strict=True):
+            assert relative_error(found, wanted) < 1e-9
+
+
+def test_a_step_that_is_not_finite_stores_nothing() -> None:
+    assert_ops_store_nothing(OnGpu(), "convolutions")
+
+
+def test_a_library_on_streams_and_in_a_graph_of_the_callers() -> None:
+    problem, _ = there(build_chain(chain_variants()[0], torch.float32))
+    circuit, x, _ = problem
+    wanted = ops.relax(circuit, x, 7).states
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+        found = [ops.relax(circuit, x, 7).states for _ in range(3)]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = ops.relax(circuit, x, 7).states
+    graph.replay()
+    torch.cuda.synchronize()
+    for states in (*found, captured):
+        assert all(map(torch.equal, states, wanted))
+    with (
+        pytest.raises(RuntimeError, match="a tolerance cannot be captured"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        ops.relax(circuit, x, 7, tolerance=1e-3)
+
+
+def test_a_library_without_waiting() -> None:
+    problem, nudge = there(build_chain(chain_variants()[0], torch.float32))
+    with no_waiting():
+        for _ in range(3):
+            ops.ep_step(problem.circuit, problem.x, nudge, free_steps=5, nudged_steps=2)
+
+
+def test_deep_convnets() -> None:
+    net = PRESETS["cifar10-ep-mse"].network((3, 32, 32), 10).to(GPU)
+    x = torch.rand(64, 3, 32, 32, device=GPU)
+    assert ops.launch_plan(net.circuit(), x)["exchange"] == "library"
+    exact, rounded = (net.relax(x, 5, backend="fused", precision=precision) for precision in ("exact", "tf32"))
+    wanted = net.double().relax(x.double(), 5, backend="reference")
+    for state, other, true in zip(exact, rounded, wanted, strict=True):
+        assert relative_error(state.double(), true) < 1e-5
+        assert 1e-5 < relative_error(other.double(), true) < 1e-2
+
+
+def test_dense_layers_stay_exact_where_the_process_allows_tf32() -> None:
+    problem, _ = build_chain(chain_variants()[0], torch.float64)
+    wanted = reference.relax(problem.circuit, problem.x, 5).states
+    single = mapped(lambda tensor: tensor.to(GPU, torch.float32), problem)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = ops.relax(single.circuit, single.x, 5).states
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for a, b in zip(there(found, "cpu"), wanted, strict=True):
+        assert relative_error(a.double(), b) < 1e-5
+
+
+def test_another_thread_may_make_the_second_call() -> None:
+    problem, _ = there(build_chain(chain_variants()[0], torch.float32))
+    called = []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: called.append(ops.relax(problem.circuit, problem.x, 7).states))
+        thread.start()
+        thread.join()
+    assert len(called) == 3
+    for states in called[1:]:
+        assert all(map(torch.equal, states, called[0]))
+
+
+def test_calls_go_on_where_a_graph_has_no_room(capfd: pytest.CaptureFixture[str]) -> None:
+    problem, _ = there(build_chain(chain_variants()[0], torch.float32))
+    wanted = there(ops.relax(problem.circuit, problem.x, 6).states, "cpu")
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_reserved() / torch.cuda.get_device_properties(GPU).total_memory
+    torch.cuda.set_per_process_memory_fraction(held)
+    try:
+        found = ops.relax(problem.circuit, problem.x, 6).states
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "could not become a CUDA graph" in capfd.readouterr().err
+    assert all(map(torch.equal, there(found, "cpu"), wanted))

@@ -1,0 +1,156 @@
+"""The path for convolutions that fill a GPU, without one: its sequence of calls with torch's convolutions for the CPU
+and its unchanged kernels under cuda_emulation, against the reference. What only a GPU can show, the CUDA graph around
+it, is in test_cuda.py."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+from agreement import assert_agreement
+from convolution_variants import build_ties, name_of_chain
+from emulated_chains import CALLS, CHAINS, VARIANTS, build, call_every_op
+from emulated_device import EmulatedDevice, Refused
+from emulated_library import Served, library_program
+from golden_steps import GOLDEN_CHAINS, assert_chain_is_golden
+from kernel_runs import all_runs, rates
+from not_finite_numbers import assert_ops_store_nothing
+from problems import relative_error
+from project import EMULATED_PROGRAMS, ROOT
+from variants import copy_of
+
+from ceprop_cuda import ops, reference
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+KERNELS = ROOT / "csrc" / "cuda" / "library" / "kernels.cuh"
+
+Device = Callable[..., EmulatedDevice]
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    """Makes a device that runs one of the builds."""
+    served: dict[str, Served] = {}
+    folder = tmp_path_factory.mktemp("cuda_library")
+
+    def make(name: str = "plain") -> Served:
+        return served.setdefault(name, Served(library_program(name), folder))
+
+    yield make
+    for one in served.values():
+        if one.process is not None:
+            one.process.communicate()
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads: Callable[[int], None]) -> None:
+    """For the reference, whose tensors are small."""
+    threads(1)
+
+
+@pytest.mark.parametrize("number", range(len(VARIANTS)), ids=lambda i: name_of_chain(VARIANTS[i]))
+def test_agreement(device: Device, number: int) -> None:
+    variant = VARIANTS[number]
+    assert_agreement(partial(all_runs, variant), [build(variant, torch.float64)], module=device())
+
+
+@pytest.mark.parametrize("number", range(0, len(VARIANTS), 9))
+def test_agreement_in_float32(device: Device, number: int) -> None:
+    variant = VARIANTS[number]
+    draws = [build(variant, torch.float32, seed) for seed in range(3)]  # see test_cuda_convolutions
+    assert_agreement(partial(all_runs, variant), draws, median, device())
+
+
+@pytest.mark.parametrize("feedback", ["tied", "free"])
+@pytest.mark.parametrize("number", range(len(CHAINS)))
+def test_every_chain(device: Device, number: int, feedback: str) -> None:
+    problem, nudge = build({**VARIANTS[0], "chain": number, "feedback": feedback}, torch.float64)
+    settings: dict[str, Any] = {"free_steps": 6, "nudged_steps": 3}
+    for step in ("ep_step", "cep_step"):
+        learning = {"lr": rates(problem.circuit)} if step == "cep_step" else {}
+        found, wanted = (
+            getattr(module, step)(copy_of(problem.circuit), problem.x, nudge, **settings, **learning)
+            for module in (device(), reference)
+        )
+        of = [r.gradients if step == "ep_step" else r.circuit for r in (found, wanted)]
+        for a, b in zip(of[0].parameters(), of[1].parameters(), strict=True):
+            assert relative_error(a, b) < 1e-9
+
+
+@pytest.mark.parametrize("name", GOLDEN_CHAINS)
+def test_golden_cases(device: Device, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "ep_step", lambda *args, precision, **settings: device().ep_step(*args, **settings))
+    assert_chain_is_golden(name, "fused")
+
+
+def test_ties_and_saturated_units(device: Device) -> None:
+    """Equal inputs make equal maxima, of which the first counts."""
+    assert_agreement(partial(all_runs, VARIANTS[0]), [build_ties(VARIANTS[0], CHAINS)], module=device())
+
+
+@pytest.mark.parametrize("feedback", ["tied", "free"])
+@pytest.mark.parametrize("schedule", ["synchronous", "asynchronous"])
+def test_phases_end_where_those_of_the_reference_do(device: Device, schedule: str, feedback: str) -> None:
+    problem, nudge = build({**VARIANTS[0], "feedback": feedback, "schedule": schedule}, torch.float64)
+    circuit, x, _ = problem
+    phases: dict[str, Any] = {"free_steps": 60, "nudged_steps": 60, "symmetric": True, "tolerance": 1e-3}
+    found, wanted = (module.ep_step(circuit, x, nudge, **phases) for module in (device(), reference))
+    assert torch.equal(found.steps, wanted.steps)
+    assert all(4 <= s < 60 for s in found.steps.tolist())
+    moved, wanted_moved = (
+        module.cep_step(copy_of(circuit), x, nudge, **phases, lr=rates(circuit)) for module in (device(), reference)
+    )
+    assert torch.equal(moved.steps, wanted_moved.steps)
+    pairs = zip(moved.circuit.parameters(), wanted_moved.circuit.parameters(), strict=True)
+    assert max(relative_error(*pair) for pair in pairs) < 1e-9
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_not_finite_inputs_stay_visible(device: Device, bad: float) -> None:
+    problem, _ = build({**VARIANTS[0], "activation": "tanh"}, torch.float32)
+    circuit, x, _ = problem
+    x[1, 0, 2, 3] = bad
+    got, wanted = (module.relax(circuit, x, 3).states for module in (device(), reference))
+    for a, b in zip(got, wanted, strict=True):
+        assert bool(a[0].isfinite().all())
+        assert torch.equal(a[1].isnan().any(), b[1].isnan().any())
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_no_race(device: Device, what: str) -> None:
+    call_every_op(device("race"), torch.float32, what)
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_no_step_beyond_memory(device: Device, what: str) -> None:
+    call_every_op(device("asan"), (torch.float32, torch.float64)[list(CALLS).index(what) % 2], what)
+
+
+def test_a_race_is_reported(tmp_path: Path) -> None:
+    """Where threads note without care that units move."""
+    for part in ("csrc", "python_tests/support/cuda_kernels"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    faulty = tmp_path / KERNELS.relative_to(ROOT)
+    text = faulty.read_text()
+    assert text.count("atomicExch(given.moves, 1);") == 1
+    faulty.write_text(text.replace("atomicExch(given.moves, 1);", "*given.moves = 1;"))
+    device = Served(library_program("race", tmp_path / EMULATED_PROGRAMS.relative_to(ROOT), tmp_path), tmp_path)
+    with pytest.raises(Refused, match="data race on "):
+        call_every_op(device, torch.float32, "tolerance")
+
+
+def test_kernels_wait_for_nobody() -> None:
+    """So that there are no barriers to leave out."""
+    assert not re.search(r"sync|shared", KERNELS.read_text())
+
+
+def test_a_step_that_is_not_finite_stores_nothing(device: Device) -> None:
+    assert_ops_store_nothing(device(), "convolutions")

@@ -1,0 +1,21 @@
+// The steps that call a library's convolutions, on the CPU: between a program of emulated kernels and one of torch,
+// whose headers do not mix.
+#pragma once
+
+#include "../../../csrc/aten/pointwise.h"
+
+namespace ceprop {
+
+// Runs one call with torch's operators for the CPU.
+template <class T, class Call>
+void run_on_cpu(const Call& call);
+
+// The kernels that it calls, under the emulation.
+template <class T>
+struct EmulatedKernels {
+  static void pool(const aten::Pooling<T>& given);
+  static void show(const aten::Showing<T>& given);
+  static void move(const aten::Move<T>& given);
+};
+
+}  // namespace ceprop

@@ -1,0 +1,272 @@
+// Calls the portable CPU kernels on random networks, for the sanitizers to watch: every op, with one worker and with
+// three. Exits with 1 if the two give different bits. Compiled for numbers of one type, NUMBER.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <list>
+#include <random>
+
+#include "../../../csrc/cpu/kernels_prelude.h"
+#include "../../../csrc/model/costs.h"
+
+#define CEPROP_SET portable
+#define CEPROP_VECTOR_BYTES 16
+#include "../../../csrc/cpu/kernels_impl.h"
+
+using namespace ceprop;
+
+// Exact-sized memory, so that a step beyond it is seen.
+template <class T>
+class Memory {
+ public:
+  explicit Memory(unsigned seed) : random_(seed) {}
+
+  T* random(int64_t count, double scale) {
+    std::vector<T>& block = blocks_.emplace_back(count);
+    std::uniform_real_distribution<double> draw(-scale, scale);
+    for (T& value : block) value = static_cast<T>(draw(random_));
+    return block.data();
+  }
+  // Starts as garbage; part of what a run is judged by.
+  T* result(int64_t count) {
+    T* data = random(count, 9);
+    watch(data, count);
+    return data;
+  }
+  void watch(const T* data, int64_t count) { watched_.push_back({data, count}); }
+
+  std::vector<T> results() const {
+    std::vector<T> all;
+    for (const auto& [data, count] : watched_) all.insert(all.end(), data, data + count);
+    return all;
+  }
+
+ private:
+  std::mt19937 random_;
+  std::list<std::vector<T>> blocks_;
+  std::vector<std::pair<const T*, int64_t>> watched_;
+};
+
+// The first connections of a network, if they are convolutions; the widths say how many channels and units there are.
+struct Chain {
+  MapShape input;
+  std::vector<Convolution> convolutions;
+};
+
+struct Settings {
+  int op;                       // relax, ep_step, cep_step
+  std::vector<int64_t> widths;  // channels or units
+  Chain chain;
+  int64_t batch;
+  bool readout, free_feedback, asynchronous, symmetric, shared_update, accumulate, bias;
+  Dynamics dynamics;
+  Loss loss;
+  NudgeAt at;
+  Activation activation;
+  int free_steps, nudged_steps;
+  std::optional<double> tolerance;
+  double weight_decay;
+  Forms forms;
+  unsigned seed;
+};
+
+template <class T>
+void describe_maps(const Settings& settings, Network<T>& network) {
+  const std::vector<Convolution>& convolutions = settings.chain.convolutions;
+  network.convolutions = convolutions;
+  network.maps.push_back(convolutions.empty() ? MapShape{settings.widths[0], 1, 1} : settings.chain.input);
+  for (size_t c = 0; c + 1 < settings.widths.size(); ++c) {
+    MapShape above{settings.widths[c + 1], 1, 1};
+    if (c < convolutions.size()) {
+      const auto size = [&](int i, int64_t of) {
+        const Convolution& made = convolutions[c];
+        return ((of + 2 * made.padding[i] - made.kernel[i]) / made.stride[i] + 1) / made.window[i];
+      };
+      above = {above.channels, size(0, network.maps.back().height), size(1, network.maps.back().width)};
+    }
+    network.maps.push_back(above);
+  }
+  for (const MapShape& map : network.maps) network.widths.push_back(map.units());
+}
+
+// Numbers of the weight of connection c.
+template <class T>
+int64_t weights_of(const Network<T>& network, size_t c) {
+  if (c >= network.convolutions.size()) return network.widths[c] * network.widths[c + 1];
+  const std::array<int64_t, 2> kernel = network.convolutions[c].kernel;
+  return network.maps[c + 1].channels * network.maps[c].channels * kernel[0] * kernel[1];
+}
+
+template <class T>
+Network<T> random_network(const Settings& settings, Memory<T>& memory) {
+  Network<T> network;
+  network.layers = static_cast<int>(settings.widths.size()) - 1 - settings.readout;
+  network.readout = settings.readout;
+  network.free_feedback = settings.free_feedback;
+  network.asynchronous = settings.asynchronous;
+  describe_maps(settings, network);
+  network.input_activation = settings.activation;
+  for (int l = 0; l < network.layers; ++l) {
+    const bool is_top = l + 1 == network.layers;
+    const bool linear = is_top && !settings.readout && settings.loss == Loss::cross_entropy;
+    network.rules.push_back({linear ? Activation::linear : settings.activation, settings.dynamics,
+                             !is_top && !settings.free_feedback, true, 0.3});
+  }
+  const auto parameter = [&](int64_t count, double scale) {
+    T* data = memory.random(count, scale);
+    memory.watch(data, count);
+    return data;
+  };
+  for (size_t c = 0; c + 1 < settings.widths.size(); ++c) {
+    const int64_t count = weights_of(network, c), above = network.maps[c + 1].channels;
+    const double scale = 0.5 * std::sqrt(static_cast<double>(above) / static_cast<double>(count));
+    network.weights.push_back(parameter(count, scale));
+    network.biases.push_back(settings.bias ? parameter(above, 0.3) : nullptr);
+    if (settings.free_feedback && c > 0 && static_cast<int>(c) < network.layers)
+      network.feedback.push_back(parameter(count, scale));
+  }
+  return network;
+}
+
+template <class T>
+std::vector<T*> states(const Network<T>& network, int64_t batch, int phases, Memory<T>& memory) {
+  std::vector<T*> result;
+  for (int phase = 0; phase < phases; ++phase)
+    for (int l = 0; l < network.layers; ++l) result.push_back(memory.result(batch * network.widths[l + 1]));
+  return result;
+}
+
+template <class T>
+std::vector<T> run(const Settings& settings, int threads) {
+  Memory<T> memory(settings.seed);
+  const Network<T> network = random_network(settings, memory);
+  const Batch<T> batch{settings.batch, memory.random(settings.batch * network.widths[0], 1),
+                       memory.random(settings.batch * network.classes(), 1)};
+  const Nudge nudge{0.3, settings.at, settings.loss};
+  int64_t steps_used[4] = {};
+  const Stop stop{settings.tolerance, steps_used};
+  const KernelsOf<T>& kernels = portable::kernels_of<T>;
+  const auto learn = [&](LearnCall<T>& call) {
+    call.network = network;
+    call.batch = batch;
+    call.nudge = nudge;
+    call.free_steps = settings.free_steps;
+    call.nudged_steps = settings.nudged_steps;
+    call.stop = stop;
+    call.symmetric = settings.symmetric;
+    call.shared_update = settings.shared_update;
+    call.free_states = states(network, settings.batch, 1, memory);
+    call.nudged_states = states(network, settings.batch, settings.symmetric ? 2 : 1, memory);
+  };
+  if (settings.op == 0) {
+    RelaxCall<T> call{network, batch, nudge, settings.free_steps, stop, {}, {}};
+    for (T* s : states(network, settings.batch, 1, memory)) call.initial.push_back(s);
+    call.states = states(network, settings.batch, 1, memory);
+    kernels.relax(call, threads);
+  } else if (settings.op == 1) {
+    EpCall<T> call;
+    learn(call);
+    call.accumulate = settings.accumulate;
+    for (size_t c = 0; c < network.weights.size(); ++c) {
+      const int64_t count = weights_of(network, c);
+      call.gradients.push_back(memory.result(count));
+      call.bias_gradients.push_back(settings.bias ? memory.result(network.maps[c + 1].channels) : nullptr);
+      if (c > 0 && c <= network.feedback.size()) call.feedback_gradients.push_back(memory.result(count));
+    }
+    kernels.ep_step(call, threads);
+  } else {
+    CepCall<T> call;
+    learn(call);
+    for (size_t c = 0; c < network.weights.size(); ++c) call.lr.push_back(0.05 * static_cast<double>(c + 1));
+    call.weight_decay = settings.weight_decay;
+    call.forms = settings.forms;
+    kernels.cep_step(call, threads);
+  }
+  std::vector<T> results = memory.results();
+  results.insert(results.end(), std::begin(steps_used), std::end(steps_used));
+  return results;
+}
+
+// Forms drawn among the exact ones.
+Forms random_forms(const Settings& settings, std::mt19937& draw) {
+  const StepShape shape{.widths = settings.widths,
+                        .readout = settings.readout,
+                        .free_feedback = settings.free_feedback,
+                        .asynchronous = settings.asynchronous,
+                        .symmetric = settings.symmetric,
+                        .accumulate = false,
+                        .shared_update = settings.shared_update,
+                        .weight_decay = settings.weight_decay != 0,
+                        .literal_input = true,
+                        .batch = settings.batch,
+                        .free_steps = settings.free_steps,
+                        .nudged_steps = settings.nudged_steps,
+                        .number_bytes = 8};
+  const auto form = [&](bool exact) { return exact && draw() % 3 ? Form::low_rank : Form::literal; };
+  return {form(true), form(StepCosts(shape).inner_has_low_rank())};
+}
+
+Settings random_settings(int op, const std::vector<int64_t>& widths, const Chain& chain, int64_t batch,
+                         std::mt19937& draw) {
+  const auto one_of = [&](unsigned count) { return draw() % count == 0; };
+  Settings settings{op, widths, chain, batch};
+  settings.readout = one_of(4) && widths.size() > 2;
+  settings.free_feedback = one_of(2);
+  settings.asynchronous = one_of(3);
+  settings.symmetric = one_of(3);
+  settings.shared_update = settings.free_feedback && one_of(2);
+  settings.accumulate = one_of(2);
+  settings.bias = !one_of(3);
+  settings.dynamics = static_cast<Dynamics>(draw() % 2);
+  settings.loss = settings.readout || one_of(3) ? Loss::cross_entropy : Loss::mse;
+  settings.at = settings.readout || one_of(2) ? NudgeAt::drive : NudgeAt::state;
+  settings.activation = static_cast<Activation>(draw() % 6);
+  settings.free_steps = static_cast<int>(draw() % 10);
+  settings.nudged_steps = static_cast<int>(1 + draw() % 9);
+  if (one_of(2)) settings.tolerance = one_of(2) ? 0.1 : 0.01;
+  settings.weight_decay = one_of(3) ? 0.1 : 0;
+  if (chain.convolutions.empty()) settings.forms = random_forms(settings, draw);
+  settings.seed = static_cast<unsigned>(draw());
+  return settings;
+}
+
+struct Shape {
+  std::vector<int64_t> widths;
+  Chain chain;
+};
+
+// Off the tiles and on them, and single units; then strides, padding, every pooling, what windows leave over, and more
+// channels than the way down takes at a time.
+std::vector<Shape> all_shapes() {
+  std::vector<Shape> shapes;
+  for (const std::vector<int64_t>& widths : std::vector<std::vector<int64_t>>{
+           {5, 3}, {1, 1, 1}, {20, 33, 7}, {3, 1, 1, 2}, {2, 65, 40, 9}, {30, 9, 70, 6}, {12, 70, 80, 9}, {17, 17, 17}})
+    shapes.push_back({widths, {}});
+  const Convolution max{{3, 2}, {1, 1}, {1, 0}, {2, 2}, Pool::max}, avg{{2, 2}, {1, 1}, {0, 1}, {2, 1}, Pool::avg};
+  const Convolution plain{{3, 3}, {2, 1}, {1, 2}, {1, 1}, Pool::none}, large{{5, 5}, {1, 1}, {2, 2}, {3, 2}, Pool::max};
+  shapes.push_back({{2, 5, 7, 4}, {{2, 9, 8}, {max, avg}}});
+  shapes.push_back({{1, 3, 65, 6, 2}, {{1, 8, 7}, {plain, large}}});
+  shapes.push_back({{3, 9, 1, 3}, {{3, 7, 10}, {avg, max}}});
+  return shapes;
+}
+
+template <class T>
+int differences(int repeats) {
+  std::mt19937 draw(sizeof(T));  // other settings for each type
+  int count = 0, early = 0, different = 0;
+  for (const auto& [widths, chain] : all_shapes())
+    for (const int64_t batch : {1, 2, 7, 13})
+      for (int op = 0; op < 3; ++op)
+        for (int repeat = 0; repeat < repeats; ++repeat) {
+          const Settings settings = random_settings(op, widths, chain, batch, draw);
+          const std::vector<T> one = run<T>(settings, 1), three = run<T>(settings, 3);
+          ++count;
+          early += one[one.size() - 4] < settings.free_steps;
+          different += std::memcmp(one.data(), three.data(), one.size() * sizeof(T)) != 0;
+        }
+  std::printf("%d calls, %d free phases ended early, %d differ between one worker and three\n", count, early,
+              different);
+  return different;
+}
+
+int main() { return differences<NUMBER>(4) != 0; }
