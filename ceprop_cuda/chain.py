@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .connections import Convolution
+from .spec.connections import Convolution
 
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
 GRAMMAR = (

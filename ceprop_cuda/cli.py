@@ -21,7 +21,6 @@ from .bench.command import bench
 from .checkpoint import refuse_another_network
 from .checks import one_of
 from .data import DATASETS, Dataset, load, seed_number
-from .dynamics import SCHEDULES
 from .messages import has_bar, provide_stderr, spare_stderr
 from .network import BACKENDS, FusedUnavailable
 from .options import Parser, folder, positive
@@ -31,6 +30,7 @@ from .reproduce.runs import Ended
 from .rules import NUDGINGS
 from .run_directory import read_checkpoint
 from .run_settings import new_settings, preset_of, settings_of, settings_to_resume
+from .spec.dynamics import SCHEDULES
 from .trainer import Diverged, Trainer
 
 TEST_BATCH = 500  # samples; only changes how long a test takes

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from .checks import one_of, shown, whole_number
-from .connections import POOLS_BY_LETTER, Convolution
 from .network import Network
+from .spec.connections import POOLS_BY_LETTER, Convolution
 
 
 def mlp(*sizes: int, bias: bool = True, **settings: Any) -> Network:

@@ -14,10 +14,11 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from . import ops, reference
+from . import ops
 from .chain import chain_of, refuse_changes
 from .checks import one_of, real_number, shown, tolerance_or_none, whole_number
-from .dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge, state_shapes
+from .spec import reference
+from .spec.dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge, state_shapes
 
 log = logging.getLogger("ceprop_cuda")
 

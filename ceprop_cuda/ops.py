@@ -31,9 +31,9 @@ except ImportError as error:
         f"({torch.__version__}) with `pip install --no-build-isolation .` in the source folder"
     ) from error
 
-from .connections import POOLS_BY_LETTER, Convolution
-from .dynamics import Circuit, Dynamics, Nudge, logits, state_shapes
-from .reference import CEPResult, EPResult, PerParameter, Relaxed
+from .spec.connections import POOLS_BY_LETTER, Convolution
+from .spec.dynamics import Circuit, Dynamics, Nudge, logits, state_shapes
+from .spec.reference import CEPResult, EPResult, PerParameter, Relaxed
 
 
 def build_info() -> dict[str, str]:
@@ -125,7 +125,7 @@ def relax(
     tolerance: float | None = None,
     precision: str = "exact",
 ) -> Relaxed:
-    """See :func:`ceprop_cuda.reference.relax`; ``precision`` as for :class:`ceprop_cuda.EP`."""
+    """See :func:`ceprop_cuda.spec.reference.relax`; ``precision`` as for :class:`ceprop_cuda.EP`."""
     after, steps_used = _call(
         torch.ops.ceprop_cuda.relax,
         *_tensors(circuit, x),
@@ -155,7 +155,7 @@ def ep_step(
     shared_update: bool = False,
     precision: str = "exact",
 ) -> EPResult:
-    """See :func:`ceprop_cuda.reference.ep_step`; ``precision`` as for :class:`ceprop_cuda.EP`."""
+    """See :func:`ceprop_cuda.spec.reference.ep_step`; ``precision`` as for :class:`ceprop_cuda.EP`."""
     of_weights, of_biases, of_feedback, free, nudged, steps_used = _call(
         torch.ops.ceprop_cuda.ep_step,
         *_tensors(circuit, x),
@@ -190,7 +190,7 @@ def cep_step(
     update: str = "auto",
     precision: str = "exact",
 ) -> CEPResult:
-    """See :func:`ceprop_cuda.reference.cep_step`; but the parameters of ``circuit`` move in place.
+    """See :func:`ceprop_cuda.spec.reference.cep_step`; but the parameters of ``circuit`` move in place.
 
     ``update`` and ``precision`` as for :class:`ceprop_cuda.CEP`.
     """

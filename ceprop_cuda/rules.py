@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import ops, reference
+from . import ops
 from .checks import one_of, real_number, shown, tolerance_or_none, whole_number
-from .dynamics import Circuit, Nudge
 from .network import BACKENDS, PRECISIONS, Network, backend_module, exact
+from .spec import reference
+from .spec.dynamics import Circuit, Nudge
 
 NUDGINGS = ("positive", "random_sign", "symmetric")
 UPDATES = ("auto", "literal", "low_rank")
@@ -216,7 +217,7 @@ class EP(NudgedRule):
 
         dL/dW[l] ~ -(r'[l]^T r'[l-1] - r[l]^T r[l-1]) / (beta B)
 
-    Free feedback and ``shared_update``: see ``ceprop_cuda.reference.contrast``.
+    Free feedback and ``shared_update``: see ``ceprop_cuda.spec.reference.contrast``.
 
     Args:
         net: the network; its ``free_steps`` becomes ``free_steps``.

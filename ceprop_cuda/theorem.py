@@ -23,10 +23,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from . import reference
-from .dynamics import Circuit, Nudge
 from .network import backend_module, exact, whole_number
 from .rules import CEP, EP
+from .spec import reference
+from .spec.dynamics import Circuit, Nudge
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge
+from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
 # Those of dense networks; test_convolutions.py has the others.

@@ -15,7 +15,8 @@ from problems import relative_error
 from torch import Tensor
 
 import ceprop_cuda as cep
-from ceprop_cuda import network, ops, reference
+from ceprop_cuda import network, ops
+from ceprop_cuda.spec import reference
 
 BATCH = 5
 SIZES = (11, 9, 7, 3)

@@ -17,11 +17,12 @@ from problems import relative_error
 from torch import Tensor, nn
 
 import ceprop_cuda as cep
-from ceprop_cuda import ops, reference
-from ceprop_cuda.connections import Convolution, forward
+from ceprop_cuda import ops
 from ceprop_cuda.data import Batches
 from ceprop_cuda.data import load as load_digits
-from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge, drive, emitted, state_shapes
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.connections import Convolution, forward
+from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge, drive, emitted, state_shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -31,8 +31,9 @@ from torch import Tensor
 from variants import TOLERANCES, build, copy_of, name_of
 
 import ceprop_cuda as cep
-from ceprop_cuda import network, ops, reference
-from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge
+from ceprop_cuda import network, ops
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge
 
 pytestmark = pytest.mark.cuda
 

@@ -25,9 +25,10 @@ from test_not_finite import assert_ops_store_nothing
 from torch import Tensor
 from variants import TOLERANCES, copy_of
 
-from ceprop_cuda import ops, reference
-from ceprop_cuda.connections import Convolution
-from ceprop_cuda.dynamics import Nudge
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.connections import Convolution
+from ceprop_cuda.spec.dynamics import Nudge
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 

@@ -16,8 +16,9 @@ from test_cuda import GPU, OnGpu, mapped, no_waiting, there
 from test_kernels import all_runs, rates
 from test_not_finite import assert_ops_store_nothing
 
-from ceprop_cuda import ops, reference
+from ceprop_cuda import ops
 from ceprop_cuda.presets import PRESETS
+from ceprop_cuda.spec import reference
 
 pytestmark = pytest.mark.cuda
 

@@ -32,8 +32,8 @@ from test_tolerance import name_of as name_of_settings
 from torch import Tensor
 from variants import TOLERANCES, build, copy_of, name_of
 
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 

@@ -10,7 +10,8 @@ from problems import GOLDEN_NAMES, Golden, load_golden, relative_error
 from torch import Tensor, nn
 
 import ceprop_cuda as cep
-from ceprop_cuda import ops, reference
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
 
 TOLERANCE = 1e-9
 

@@ -15,8 +15,9 @@ from problems import relative_error
 from torch import Tensor
 from variants import SHAPES, build, copy_of, name_of, network_variants
 
-from ceprop_cuda import ops, reference
-from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Dynamics, Nudge, rho
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Dynamics, Nudge, rho
 
 VARIANTS = network_variants()
 

@@ -15,8 +15,9 @@ from test_kernels import all_runs
 from torch import Tensor
 from variants import build
 
-from ceprop_cuda import ops, reference
-from ceprop_cuda.dynamics import Nudge
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import Nudge
 
 # Of six classes: two that share nearly all probability, one without any, in every part of the range.
 LOGITS = {

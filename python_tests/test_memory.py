@@ -12,7 +12,8 @@ from problems import random_problem, relative_error
 from test_kernels import VARIANTS, Results, all_runs
 from variants import build, name_of
 
-from ceprop_cuda import ops, reference
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
 
 Result = TypeVar("Result")
 

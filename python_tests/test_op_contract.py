@@ -16,7 +16,7 @@ from variants import copy_of
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops
-from ceprop_cuda.dynamics import Circuit, Nudge
+from ceprop_cuda.spec.dynamics import Circuit, Nudge
 
 torch_ops = torch.ops.ceprop_cuda
 OPS = ["relax", "ep_step", "cep_step"]

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from problems import relative_error
 
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -14,8 +14,8 @@ from test_theory import BETAS, EXACT, FREE_STEPS, bptt_vector, ep_vector, exact_
 from torch import Tensor
 
 import ceprop_cuda as cep
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import Nudge, step
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import Nudge, step
 
 FAMILIES: list[dict[str, Any]] = [
     {"dynamics": dynamics, "feedback": feedback, "readout": readout}

@@ -15,8 +15,8 @@ from small_network import X, Y, batch, network
 from torch import Tensor
 
 import ceprop_cuda as cep
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import Circuit
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import Circuit
 from ceprop_cuda.theorem import Comparison, Match, compare
 
 T, K = 300, 6

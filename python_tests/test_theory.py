@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from problems import Problem, random_problem, relative_error
 from torch import Tensor
 
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge, activation_of, drive, emitted, rho, rho_prime
-from ceprop_cuda.reference import PerParameter
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge, activation_of, drive, emitted, rho, rho_prime
+from ceprop_cuda.spec.reference import PerParameter
 
 FREE_STEPS = 250  # enough for the free states of random problems to settle to rounding
 NUDGED_STEPS = 12

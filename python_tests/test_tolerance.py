@@ -18,10 +18,11 @@ from torch import Tensor
 from variants import TOLERANCES, copy_of
 
 import ceprop_cuda as cep
-from ceprop_cuda import ops, reference
-from ceprop_cuda.connections import Convolution
-from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge, step
-from ceprop_cuda.reference import STEPS_PER_CHECK, CEPResult, EPResult, relax
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.connections import Convolution
+from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge, step
+from ceprop_cuda.spec.reference import STEPS_PER_CHECK, CEPResult, EPResult, relax
 
 TOLERANCE = 1e-5
 LIMIT = 200

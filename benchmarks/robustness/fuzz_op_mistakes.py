@@ -12,7 +12,7 @@ from fuzz_calls import Call
 from torch import Tensor
 
 from ceprop_cuda import ops
-from ceprop_cuda.dynamics import state_shapes
+from ceprop_cuda.spec.dynamics import state_shapes
 
 NAN, INF = float("nan"), float("inf")
 MOST_PLACES = 2**15 - 1

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..dynamics import Circuit, Nudge
-from ..reference import PerParameter
+from ..spec.dynamics import Circuit, Nudge
+from ..spec.reference import PerParameter
 
 
 class Relaxation:
