@@ -128,7 +128,7 @@ def test_unsupported_models_are_refused_by_name(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"activation": "relu"}, "activation must be one of .*'sigmoid'.*got 'relu'"),
+        ({"activation": "swish"}, "activation must be one of .*'sigmoid'.*got 'swish'"),
         ({"output_activation": "softmax"}, "output_activation must be one of"),
         ({"dynamics": "hopfield"}, "dynamics must be one of"),
         ({"dt": 0.0}, "dt must be .* > 0, got 0.0"),

@@ -31,7 +31,7 @@ class Relaxation:
         if (dynamics.kind, dynamics.activation, dynamics.output_activation) != ("prototypical", "sigmoid", "sigmoid"):
             raise ValueError("same_algebra is written for prototypical dynamics of sigmoid units only")
         self.weights = circuit.weights
-        self.feedback = circuit.feedback
+        self.feedback = [circuit.feedback(c) for c in circuit.structure.inner]
         self.buffers = [x.new_zeros(2 * len(x), w.shape[0]) for w in circuit.weights]
         self.after = [buffer[: len(x)] for buffer in self.buffers]
         self.before = [buffer[len(x) :] for buffer in self.buffers]
@@ -127,7 +127,7 @@ def _nudge_literally(
             relaxation.drives[c].add_(moved[c].sum(0), alpha=rates[c])
             if circuit.free_feedback is not None:
                 circuit.weights[c].addmm_(moved[c].T, before[c - 1], alpha=rates[c])
-                circuit.feedback[c - 1].addmm_(before[c].T, moved[c - 1], alpha=rates[c])
+                circuit.feedback(c).addmm_(before[c].T, moved[c - 1], alpha=rates[c])
             else:
                 # s'^T s' - s^T s in one pass over the weights, from the buffers that hold both.
                 below = relaxation.buffers[c - 1] * sign

@@ -3,8 +3,12 @@
 The second half, phases and learning, is ``reference.py``. This file is written to be read beside the papers, runs on
 any device and in any floating dtype, is differentiable, and knows nothing of the kernels.
 
-Layers l = 0 .. L-1 count from the input. ``s[l]`` is layer l's state, ``(B, n_l)``. Connection l joins what is
-below (``x`` for l = 0, else ``s[l-1]``) to layer l through ``W[l]`` ``(n_l, n_{l-1})`` and ``b[l]`` ``(n_l,)``.
+``s[l]`` is the state of layer l, ``(B, n_l)`` or ``(B, C, H, W)``. Connection e joins what is below it, the input ``x``
+or a layer, to the layer above it through ``W[e]`` and ``b[e]``. Together they make the primitive function
+
+    Phi = sum over e of s[above(e)] . F_e(s[below(e)])
+
+whose derivative by s[l] is the drive of layer l. In a chain connection l joins layer l - 1 to layer l.
 
 References: arXiv 1905.13633 (EP in discrete time), 2005.04168 and 2005.04169 (C-VF), 2006.03824 (nudging inside rho,
 cross-entropy, softmax readout), 2312.15103 (asynchronous steps).
@@ -12,18 +16,65 @@ cross-entropy, softmax readout), 2312.15103 (asynchronous steps).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import connections
-from .connections import Convolution
+from .connections import INPUT, Connection, Convolution, Structure
 
-ACTIVATIONS = ("sigmoid", "hard_sigmoid", "half_hard_sigmoid", "centered_hard_sigmoid", "tanh", "linear")
 SCHEDULES = ("synchronous", "asynchronous")
+
+
+class Activation(NamedTuple):
+    rho: Callable[[Tensor], Tensor]
+    rho_prime: Callable[[Tensor], Tensor]
+
+
+def _steep_sigmoid(x: Tensor) -> Tensor:
+    return torch.sigmoid(4 * (x - 0.5))
+
+
+def _clipped(low: float, high: float, slope: float = 1.0) -> Activation:
+    """clip(slope x, low, high); at a kink its derivative is the slope of the unclipped side, so that a unit can leave
+    it."""
+
+    def line(x: Tensor) -> Tensor:
+        return x if slope == 1 else slope * x
+
+    return Activation(
+        lambda x: line(x).clamp(low, high), lambda x: line(((line(x) >= low) & (line(x) <= high)).to(x.dtype))
+    )
+
+
+BY_NAME = {
+    "sigmoid": Activation(_steep_sigmoid, lambda x: 4 * _steep_sigmoid(x) * (1 - _steep_sigmoid(x))),
+    "hard_sigmoid": _clipped(0, 1),
+    "half_hard_sigmoid": _clipped(0, 1, slope=0.5),
+    "centered_hard_sigmoid": _clipped(-0.5, 0.5),
+    "tanh": Activation(torch.tanh, lambda x: 1 - torch.tanh(x) ** 2),
+    "linear": Activation(lambda x: x, torch.ones_like),
+    "relu": _clipped(0, math.inf),
+    "relu6": _clipped(0, 6),
+}
+ACTIVATIONS = tuple(BY_NAME)
+
+
+def rho(name: str, x: Tensor) -> Tensor:
+    """The activation ``name`` of ``x`` (any shape), by the formulas used in the papers' experiments."""
+    return BY_NAME[name].rho(x)
+
+
+def rho_prime(name: str, x: Tensor) -> Tensor:
+    """The derivative of :func:`rho`."""
+    return BY_NAME[name].rho_prime(x)
 
 
 @dataclass(frozen=True)
@@ -40,30 +91,51 @@ class Dynamics:
 
 @dataclass(frozen=True)
 class Circuit:
-    """The parameters of a chain of layers, convolutions and then dense ones, with its dynamics.
+    """The parameters of a network with its dynamics: of a chain, convolutions and then dense layers, or of a ``graph``.
 
-    With ``readout`` the last weight and bias are R ``(classes, n_{L-1})`` and c ``(classes,)``, outside the dynamics.
+    With ``readout`` the last weight and bias are R ``(classes, n)`` and c ``(classes,)``: they read the output layer of
+    the structure, outside the dynamics.
     """
 
-    weights: list[Tensor]  # W[l] (n_l, n_{l-1}), of a convolution (n_l, n_{l-1}, kernel height, kernel width)
-    biases: list[Tensor | None]  # b[l] (n_l,)
-    free_feedback: list[Tensor] | None  # V[1], V[2], ... each shaped like W[l]; None: tied
+    weights: list[Tensor]  # W[e] (n_above, n_below), of a convolution (n_above, n_below, kernel height, kernel width)
+    biases: list[Tensor | None]  # b[e] (n_above,)
+    free_feedback: list[Tensor] | None  # V[e] of the inner connections, each shaped like W[e]; None: tied
     dynamics: Dynamics
     readout: bool = False
-    convolutions: tuple[Convolution, ...] = ()  # how connections 0, 1, ... are made; the others are dense
+    convolutions: tuple[Convolution, ...] = ()  # of a chain: how connections 0, 1, ... are made; the others are dense
+    graph: Structure | None = None  # None: a chain
+    structure: Structure = field(init=False)
+    turns: tuple[tuple[int, ...], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        of_chain = connections.chain(len(self.weights) - self.readout, self.convolutions)
+        structure = of_chain if self.graph is None else self.graph
+        object.__setattr__(self, "structure", structure)
+        object.__setattr__(self, "turns", structure.scheduled_turns(self.dynamics.schedule))
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        return self.structure.connections
 
     @property
     def layers(self) -> int:
-        return len(self.weights) - self.readout
+        """The number of layers with states."""
+        return self.structure.layers
 
     @property
-    def feedback(self) -> list[Tensor]:
-        """What carries layers 1, 2, ... back to the ones below: W[1], W[2], ... when tied, else V[1], V[2], ..."""
-        return self.weights[1 : self.layers] if self.free_feedback is None else self.free_feedback
+    def output(self) -> int:
+        """The layer that is nudged: the output layer, or the one that the readout reads."""
+        return self.structure.output
 
     def convolution(self, connection: int) -> Convolution | None:
-        """How this connection is made; None if it is dense."""
-        return self.convolutions[connection] if connection < len(self.convolutions) else None
+        """How this connection is made; None if it is dense, as a readout is."""
+        return self.connections[connection].convolution if connection < len(self.connections) else None
+
+    def feedback(self, connection: int) -> Tensor:
+        """What carries the layer above an inner ``connection`` back to the one below: W[e] when tied, else V[e]."""
+        if self.free_feedback is None:
+            return self.weights[connection]
+        return self.free_feedback[self.structure.inner.index(connection)]
 
     def parameters(self) -> list[Tensor]:
         """All weights, biases and free feedback weights that exist, in this order."""
@@ -93,43 +165,9 @@ class Nudge:
     loss: str = "mse"  # | "cross_entropy"
 
 
-def rho(name: str, x: Tensor) -> Tensor:
-    """The activation ``name`` of ``x`` (any shape), by the formulas used in the papers' experiments."""
-    if name == "sigmoid":
-        return torch.sigmoid(4 * (x - 0.5))
-    if name == "hard_sigmoid":
-        return x.clamp(0, 1)
-    if name == "half_hard_sigmoid":
-        return (x / 2).clamp(0, 1)
-    if name == "centered_hard_sigmoid":
-        return x.clamp(-0.5, 0.5)
-    if name == "tanh":
-        return torch.tanh(x)
-    if name == "linear":
-        return x
-    raise ValueError(f"unknown activation {name!r}")
-
-
-def rho_prime(name: str, x: Tensor) -> Tensor:
-    """The derivative of :func:`rho`; at a kink the slope of the unclipped side, so that a unit can leave it."""
-    if name == "sigmoid":
-        return 4 * rho(name, x) * (1 - rho(name, x))
-    if name == "hard_sigmoid":
-        return ((x >= 0) & (x <= 1)).to(x.dtype)
-    if name == "half_hard_sigmoid":
-        return ((x >= 0) & (x <= 2)).to(x.dtype) / 2
-    if name == "centered_hard_sigmoid":
-        return ((x >= -0.5) & (x <= 0.5)).to(x.dtype)
-    if name == "tanh":
-        return 1 - torch.tanh(x) ** 2
-    if name == "linear":
-        return torch.ones_like(x)
-    raise ValueError(f"unknown activation {name!r}")
-
-
 def activation_of(circuit: Circuit, layer: int) -> str:
-    """The name of the activation of ``layer``; with a readout the top layer of the dynamics is a hidden one."""
-    is_output = layer == circuit.layers - 1 and not circuit.readout
+    """The name of the activation of ``layer``; with a readout all layers are hidden ones."""
+    is_output = layer == circuit.output and not circuit.readout
     return circuit.dynamics.output_activation if is_output else circuit.dynamics.activation
 
 
@@ -145,8 +183,8 @@ def emitted(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> list[Tenso
 def logits(circuit: Circuit, states: Sequence[Tensor]) -> Tensor:
     """The network's answer ``(B, classes)``: the output units, or R s + c with a readout."""
     if circuit.readout:
-        return F.linear(states[-1].flatten(1), circuit.weights[-1], circuit.biases[-1])
-    return states[-1]
+        return F.linear(states[circuit.output].flatten(1), circuit.weights[-1], circuit.biases[-1])
+    return states[circuit.output]
 
 
 def output_error(circuit: Circuit, states: Sequence[Tensor], nudge: Nudge) -> Tensor:
@@ -155,22 +193,52 @@ def output_error(circuit: Circuit, states: Sequence[Tensor], nudge: Nudge) -> Te
     return nudge.target - (answer if nudge.loss == "mse" else answer.softmax(dim=1))
 
 
-def from_below(circuit: Circuit, seen: Sequence[Tensor], layer: int) -> Tensor:
-    """F_l(s[l-1]), shaped like the state of ``layer``."""
-    return connections.forward(seen[layer], circuit.weights[layer], circuit.biases[layer], circuit.convolution(layer))
+def from_below(circuit: Circuit, seen: Sequence[Tensor], connection: int) -> Tensor:
+    """F_e(s[below(e)]), shaped like the state of the layer above."""
+    c = circuit.connections[connection]
+    return connections.forward(
+        seen[c.below + 1], circuit.weights[connection], circuit.biases[connection], c.convolution
+    )
 
 
-def drive(circuit: Circuit, seen: Sequence[Tensor], layer: int, from_input: Tensor | None = None) -> Tensor:
-    """a_l = F_l(s[l-1]) + F_{l+1}^T(s[l+1]; s[l]): what reaches ``layer`` from below and above, shaped like its state,
-    if it and its neighbours send ``seen``, as :func:`emitted` returns it. ``from_input`` is F_0(x), which no step
-    changes, if the caller has it."""
-    below = from_input if layer == 0 and from_input is not None else from_below(circuit, seen, layer)
-    above = layer + 1
-    if above == circuit.layers:
-        return below
-    bias = circuit.biases[above] if circuit.free_feedback is None else None
-    made = circuit.convolution(above)
-    return below + connections.transpose(seen[layer + 2], circuit.feedback[layer], bias, made, seen[above])
+def from_above(circuit: Circuit, seen: Sequence[Tensor], connection: int) -> Tensor:
+    """F_e^T(s[above(e)]; s[below(e)]), shaped like the state of the layer below."""
+    c = circuit.connections[connection]
+    bias = circuit.biases[connection] if circuit.free_feedback is None else None
+    return connections.transpose(
+        seen[c.above + 1], circuit.feedback(connection), bias, c.convolution, seen[c.below + 1]
+    )
+
+
+def from_input(circuit: Circuit, seen: Sequence[Tensor]) -> dict[int, Tensor]:
+    """F_e(x) of every connection from the input, which no step changes, by connection."""
+    return {e: from_below(circuit, seen, e) for e, c in enumerate(circuit.connections) if c.below == INPUT}
+
+
+def drive(circuit: Circuit, seen: Sequence[Tensor], layer: int, known: Mapping[int, Tensor] | None = None) -> Tensor:
+    """a_l = dPhi/ds[l], the sum of F_e(s[below(e)]) over the connections that end at ``layer`` and of
+    F_e^T(s[above(e)]; s[l]) over those that start there: shaped like its state, if it and its neighbours send ``seen``,
+    as :func:`emitted` returns it. ``known`` is what :func:`from_input` returns, if the caller has it."""
+    known = known or {}
+    edges = list(enumerate(circuit.connections))
+    below = [known[e] if e in known else from_below(circuit, seen, e) for e, c in edges if c.above == layer]
+    above = [from_above(circuit, seen, e) for e, c in edges if c.below == layer]
+    return reduce(operator.add, below + above)
+
+
+def phi(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> Tensor:
+    """The primitive function of each sample ``(B,)``, in energy dynamics of rho of the input and of the states. With
+    tied feedback its derivative by what a layer sends is the layer's drive."""
+    seen = emitted(circuit, x, states)
+    terms = [
+        (seen[c.above + 1] * from_below(circuit, seen, e)).flatten(1).sum(1) for e, c in enumerate(circuit.connections)
+    ]
+    return reduce(operator.add, terms)
+
+
+def energy(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> Tensor:
+    """What energy dynamics with tied feedback descend, of each sample ``(B,)``: sum of s^2 / 2 minus Phi of rho(s)."""
+    return reduce(operator.add, [(s**2).flatten(1).sum(1) / 2 for s in states]) - phi(circuit, x, states)
 
 
 def next_state(
@@ -179,7 +247,7 @@ def next_state(
     states: Sequence[Tensor],
     layer: int,
     nudge: Nudge | None,
-    from_input: Tensor | None = None,
+    known: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Where ``layer`` moves from its own state in ``states``, by what its neighbours send, ``seen``.
 
@@ -187,10 +255,10 @@ def next_state(
     fields. The nudge adds beta e, e = y - s or y - softmax(s): after rho (``at="state"``) or before it (``"drive"``);
     a readout adds beta R^T e before it.
     """
-    a, s = drive(circuit, seen, layer, from_input), states[layer]
-    is_top = layer == circuit.layers - 1
+    a, s = drive(circuit, seen, layer, known), states[layer]
+    is_output = layer == circuit.output
     inside = outside = torch.zeros_like(a)
-    if is_top and nudge is not None:
+    if is_output and nudge is not None:
         pull = nudge.beta * output_error(circuit, states, nudge)
         if circuit.readout:
             inside = (pull @ circuit.weights[-1]).view_as(a)
@@ -201,7 +269,7 @@ def next_state(
     name = activation_of(circuit, layer)
     if circuit.dynamics.kind == "prototypical":
         return rho(name, a + inside) + outside
-    gain = 1.0 if is_top or circuit.free_feedback is not None else rho_prime(name, s)
+    gain = 1.0 if is_output or circuit.free_feedback is not None else rho_prime(name, s)
     moved = s + circuit.dynamics.dt * (-s + gain * a + inside + outside)
     return moved.clamp(0, 1) if circuit.dynamics.clip else moved
 
@@ -211,19 +279,20 @@ def step(
     x: Tensor,
     states: Sequence[Tensor],
     nudge: Nudge | None = None,
-    from_input: Tensor | None = None,
+    known: Mapping[int, Tensor] | None = None,
 ) -> list[Tensor]:
-    """One step, in which every layer moves once; ``from_input`` as for :func:`drive`.
+    """One step, in which every layer moves once; ``known`` as for :func:`drive`.
 
-    Synchronous: all layers at once, from the states before the step. Asynchronous (2312.15103): first the layers 0, 2,
-    ... at once, then the layers 1, 3, ... from the newest states of their neighbours. Both have the same fixed points.
+    The layers of a turn move at once, from the states before the turn, those of the next one from the newest states of
+    their neighbours. Synchronous: one turn. Asynchronous (2312.15103): two, of a chain the layers 0, 2, ... and then
+    1, 3, .... All have the same fixed points.
     """
     states = list(states)
-    turns = 1 if circuit.dynamics.schedule == "synchronous" else 2
-    for turn in range(turns):
+    for turn in circuit.turns:
         seen = emitted(circuit, x, states)
-        layers = range(turn, circuit.layers, turns)
-        states[turn::turns] = [next_state(circuit, seen, states, layer, nudge, from_input) for layer in layers]
+        moved = [next_state(circuit, seen, states, layer, nudge, known) for layer in turn]
+        for layer, s in zip(turn, moved, strict=True):
+            states[layer] = s
     return states
 
 
@@ -234,9 +303,10 @@ def resting_states(circuit: Circuit, x: Tensor) -> list[Tensor]:
 
 def state_shapes(circuit: Circuit, size: Sequence[int]) -> list[tuple[int, ...]]:
     """The shape of one sample's state in each layer, above inputs of this height and width, if they have any."""
-    shapes: list[tuple[int, ...]] = []
-    for layer, weight in enumerate(circuit.weights[: circuit.layers]):
-        made = circuit.convolution(layer)
-        size = () if made is None else made.output_size(weight, size)
-        shapes.append((weight.shape[0], *size))
-    return shapes
+    shapes: dict[int, tuple[int, ...]] = {INPUT: (0, *size)}  # of however many channels
+    while len(shapes) <= circuit.layers:
+        for (below, above, made), weight in zip(circuit.connections, circuit.weights, strict=False):
+            if below in shapes and above not in shapes:
+                of_maps = () if made is None else made.output_size(weight, shapes[below][1:])
+                shapes[above] = (weight.shape[0], *of_maps)
+    return [shapes[layer] for layer in range(circuit.layers)]
