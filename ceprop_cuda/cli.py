@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from . import __version__, ops, theorem_command
+from .backends import BACKENDS, FusedUnavailable
 from .bench.agreement import Disagreement
 from .bench.cases import QUICK
 from .bench.command import bench
@@ -22,7 +23,6 @@ from .checkpoint import refuse_another_network
 from .checks import one_of
 from .data import DATASETS, Dataset, load, seed_number
 from .messages import has_bar, provide_stderr, spare_stderr
-from .network import BACKENDS, FusedUnavailable
 from .options import Parser, folder, positive
 from .presets import PRESETS, Preset
 from .reproduce import command as reproduce_command

@@ -43,6 +43,8 @@ def build_info() -> dict[str, str]:
 
 def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact") -> str | None:
     """Why the fused kernels cannot take this input in this precision, or None if they can."""
+    if not circuit.structure.is_chain:
+        return "the fused kernels take chains of layers, this network is a graph"
     if not torch.compiler.is_compiling() and _is_transformed():
         return "transforms of torch.func and forward-mode derivatives do not reach into the fused kernels"
     if x.dtype not in (torch.float32, torch.float64):

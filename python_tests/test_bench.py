@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ceprop_cuda import ops
+from ceprop_cuda.backends import FusedUnavailable
 from ceprop_cuda.bench import breakdown, command, measure, report, suite
 from ceprop_cuda.bench import contenders as of_contenders
 from ceprop_cuda.bench.agreement import Disagreement, assert_agreement, outcome
@@ -26,7 +27,6 @@ from ceprop_cuda.bench.contenders import CONTENDERS, ENGINES, contenders
 from ceprop_cuda.bench.figure import chart
 from ceprop_cuda.bench.report import breakdown_table, environment, lost, markdown_table, read_rows, write_csv
 from ceprop_cuda.cli import main
-from ceprop_cuda.network import FusedUnavailable
 from ceprop_cuda.presets import PRESETS, Convolutions
 
 SETTINGS = ("ep-1h", "ep-2h", "c-ep-1h", "c-ep-2h", "c-vf-1h", "c-vf-2h", "p-3h")

@@ -190,7 +190,7 @@ def test_updates_are_the_gradients_of_each_step(name: str) -> None:
     net, (x, y) = settling(**GRADIENT_DYNAMICS[name]), batch()
     found = all_entries(ep(net), x, y)
     assert found.moved < 1e-15
-    layers = net.layers
+    layers = len(net.layers)
     assert [match.agreement.quantity[0] for match in found.matches] == (
         ["s"] * layers + ["W"] * layers + ["b"] * layers + ["V"] * (layers - 1 if net.free_feedback is not None else 0)
     )

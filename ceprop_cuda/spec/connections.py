@@ -8,7 +8,7 @@ connection adds to the primitive function, v above it and u below.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class Structure:
     connections: tuple[Connection, ...]
     output: int  # the layer that is nudged
     turns: tuple[tuple[int, ...], ...] | None = None  # the layers of each turn of a step; None: as the schedule says
+    is_chain: bool = field(default=False, compare=False)  # convolutions, then dense, layer by layer
 
     @property
     def layers(self) -> int:
@@ -85,7 +86,8 @@ class Structure:
 def chain(layers: int, convolutions: Sequence[Convolution] = ()) -> Structure:
     """Layer 0 above the input, every other one above the one before; ``convolutions`` come first."""
     made = [*convolutions, *[None] * (layers - len(convolutions))]
-    return Structure(tuple(Connection(above - 1, above, made[above]) for above in range(layers)), layers - 1)
+    joined = tuple(Connection(above - 1, above, made[above]) for above in range(layers))
+    return Structure(joined, layers - 1, is_chain=True)
 
 
 def forward(u: Tensor, weight: Tensor, bias: Tensor | None, made: Convolution | None) -> Tensor:

@@ -91,7 +91,7 @@ class Dynamics:
 
 @dataclass(frozen=True)
 class Circuit:
-    """The parameters of a network with its dynamics: of a chain, convolutions and then dense layers, or of a ``graph``.
+    """The parameters of a network with its dynamics.
 
     With ``readout`` the last weight and bias are R ``(classes, n)`` and c ``(classes,)``: they read the output layer of
     the structure, outside the dynamics.
@@ -103,15 +103,15 @@ class Circuit:
     dynamics: Dynamics
     readout: bool = False
     convolutions: tuple[Convolution, ...] = ()  # of a chain: how connections 0, 1, ... are made; the others are dense
-    graph: Structure | None = None  # None: a chain
+    joined: Structure | None = None  # None: a chain of convolutions and then dense layers
     structure: Structure = field(init=False)
-    turns: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        of_chain = connections.chain(len(self.weights) - self.readout, self.convolutions)
-        structure = of_chain if self.graph is None else self.graph
+        if self.joined is None:
+            structure = connections.chain(len(self.weights) - self.readout, self.convolutions)
+        else:
+            structure = self.joined
         object.__setattr__(self, "structure", structure)
-        object.__setattr__(self, "turns", structure.scheduled_turns(self.dynamics.schedule))
 
     @property
     def connections(self) -> tuple[Connection, ...]:
@@ -288,7 +288,7 @@ def step(
     1, 3, .... All have the same fixed points.
     """
     states = list(states)
-    for turn in circuit.turns:
+    for turn in circuit.structure.scheduled_turns(circuit.dynamics.schedule):
         seen = emitted(circuit, x, states)
         moved = [next_state(circuit, seen, states, layer, nudge, known) for layer in turn]
         for layer, s in zip(turn, moved, strict=True):
