@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .checks import one_of, shown, whole_number
-from .graph import Graph
+from .graphs import Graph
 from .network import Network
 from .spec.connections import POOLS_BY_LETTER, Convolution
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .backends import BACKENDS, PRECISIONS, backend_module, exact
 from .chain import chain_of
 from .checks import one_of, real_number, shown, tolerance_or_none, whole_number
-from .graph import Graph, graph_of
+from .graphs import Graph, graph_of
 from .layout import refuse_changes
 from .spec import reference
 from .spec.connections import chain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +16,8 @@ from torch import Tensor
 from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
-# Those of dense networks; test_convolutions.py has the others.
-GOLDEN_NAMES = sorted(path.stem for path in GOLDEN_FOLDER.glob("*.npz") if "cnn" not in path.stem)
+# Those of chains of dense layers; test_convolutions.py and test_graphs.py have the others.
+GOLDEN_NAMES = sorted(path.stem for path in GOLDEN_FOLDER.glob("*.npz") if not re.search("cnn|graph", path.stem))
 GOLDEN_ACTIVATIONS = {"sigm": "sigmoid", "hardsigm": "hard_sigmoid", "tanh": "tanh", "my_sigmoid": "sigmoid"}
 
 
