@@ -52,9 +52,9 @@ class Graph(nn.ModuleList):
         # In order of first appearance.
         self.layers = tuple(name for name in dict.fromkeys(joined.from_iterable(self.ends)) if name != INPUT_NAME)
         self.output = output
+        _refuse_no_layer("output", output, self.layers)
         for place in range(len(connections)):
             _refuse_ends(self.where(place), *self.ends[place], output)
-        _refuse_no_layer("output", output, self.layers)
         _refuse_loose_layers(self.ends, self.layers, output)
         _refuse_rings(self.ends, self.layers)
         self.turns = None if turns is None else _turns(turns, self.layers)
@@ -94,7 +94,8 @@ def graph_of(model: Graph, input_shape: Shape) -> Layout:
             by.setdefault(above, where)
     if len(shapes[model.output]) != 1:
         raise ValueError(
-            f"{by[model.output]} must be an nn.Linear, as it ends at the output, got {shapes[model.output]}"
+            f"{by[model.output]} ends at the output, so it must be an nn.Linear, got states of shape "
+            f"{shapes[model.output]}"
         )
     named = [(model.where(place), modules[place]) for place in range(len(model))]
     refuse_shared_parameters(named)
