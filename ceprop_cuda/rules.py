@@ -32,9 +32,10 @@ class NotStored(Diverged):
 @dataclass
 class StepResult:
     """What one call of a rule saw. ``output`` ``(B, classes)`` is the free phase's output units or logits, ``target``
-    ``(B, classes)`` what they should be; states are lists, the input side first, of ``(B, n_l)`` or, of convolutions,
-    ``(B, C, H, W)`` after the pooling; ``steps`` int64 holds the number of steps made in each phase that was run, in
-    order: free, +beta (random_sign: its sign), and when symmetric -beta, before it continual EP's way back."""
+    ``(B, classes)`` what they should be; states are lists in the order of the network's ``layers``, of ``(B, n_l)`` or,
+    of convolutions, ``(B, C, H, W)`` after the pooling; ``steps`` int64 holds the number of steps made in each phase
+    that was run, in order: free, +beta (random_sign: its sign), and when symmetric -beta, before it continual EP's way
+    back."""
 
     loss_kind: str  # "mse" or "cross_entropy"
     target: Tensor
