@@ -18,7 +18,7 @@ NAN, INF = float("nan"), float("inf")
 MOST_PLACES = 2**15 - 1
 CHOICES = ("activation", "output_activation", "dynamics", "schedule", "feedback", "precision")
 # Each is none of any choices.
-WORDS = ("", "relu", "Sigmoid", "sigmoid ", "tied\0", "état", "x" * 60)
+WORDS = ("", "swish", "Sigmoid", "sigmoid ", "tied\0", "état", "x" * 60)
 DTYPES = (torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool, torch.complex64)
 
 
