@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ceprop_cuda import CEP, data
-from ceprop_cuda.dynamics import rho, rho_prime
 from ceprop_cuda.presets import PRESETS, Preset
 from ceprop_cuda.rules import StepResult
+from ceprop_cuda.spec.dynamics import rho, rho_prime
 from ceprop_cuda.trainer import Trainer
 
 
@@ -31,7 +31,7 @@ class EarlierCVF(CEP):
         circuit = self.net.circuit()
         x = self.net.check_input(circuit, x)
         nudge = self._nudge(self.net.check_target(circuit, x, y))
-        w, b, v = circuit.weights, circuit.biases, circuit.feedback
+        w, b, v = circuit.weights, circuit.biases, circuit.free_feedback
         beta = torch.tensor(nudge.beta, dtype=x.dtype)
         rates = torch.tensor(self.lr, dtype=x.dtype) / (beta * len(x))  # (L,)
         free, steps = self.net.relax(x, self.free_steps, tolerance=self.tolerance, return_steps=True)

@@ -15,8 +15,8 @@ import torch
 
 from ceprop_cuda import Network, data
 from ceprop_cuda.bench.report import environment, write_csv
-from ceprop_cuda.dynamics import SCHEDULES
 from ceprop_cuda.presets import PRESETS
+from ceprop_cuda.spec.dynamics import SCHEDULES
 from ceprop_cuda.trainer import Trainer
 
 SAMPLES = 5000  # of the test set, which are watched

@@ -1,6 +1,6 @@
 """Equilibrium propagation with fused kernels: relaxation and local learning in one native call."""
 
-from .models import convnet, mlp
+from .models import convnet, graph, mlp
 from .network import Network
 from .planning import Plan, plan
 from .rules import BPTT, CEP, EP, StepResult
@@ -18,6 +18,7 @@ __all__ = [
     "Trainer",
     "__version__",
     "convnet",
+    "graph",
     "mlp",
     "plan",
 ]

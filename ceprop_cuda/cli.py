@@ -15,15 +15,14 @@ from typing import Any
 import torch
 
 from . import __version__, ops, theorem_command
+from .backends import BACKENDS, FusedUnavailable
 from .bench.agreement import Disagreement
 from .bench.cases import QUICK
 from .bench.command import bench
 from .checkpoint import refuse_another_network
 from .checks import one_of
 from .data import DATASETS, Dataset, load, seed_number
-from .dynamics import SCHEDULES
 from .messages import has_bar, provide_stderr, spare_stderr
-from .network import BACKENDS, FusedUnavailable
 from .options import Parser, folder, positive
 from .presets import PRESETS, Preset
 from .reproduce import command as reproduce_command
@@ -31,6 +30,7 @@ from .reproduce.runs import Ended
 from .rules import NUDGINGS
 from .run_directory import read_checkpoint
 from .run_settings import new_settings, preset_of, settings_of, settings_to_resume
+from .spec.dynamics import SCHEDULES
 from .trainer import Diverged, Trainer
 
 TEST_BATCH = 500  # samples; only changes how long a test takes

@@ -10,7 +10,7 @@ from functools import cache
 
 from tqdm.auto import tqdm
 
-from .network import log
+from .backends import log
 
 
 def has_stderr() -> bool:

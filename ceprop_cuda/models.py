@@ -1,4 +1,4 @@
-"""Networks by their sizes: what is written most often, shorter than by a torch model."""
+"""Networks by their sizes, shorter than by a torch model, and by their connections."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from .checks import one_of, shown, whole_number
-from .connections import POOLS_BY_LETTER, Convolution
+from .graphs import Graph
 from .network import Network
+from .spec.connections import POOLS_BY_LETTER, Convolution
 
 
 def mlp(*sizes: int, bias: bool = True, **settings: Any) -> Network:
@@ -74,3 +75,36 @@ def convnet(
     units = [math.prod(shape), *fc]
     modules += [nn.Flatten(), *(nn.Linear(below, above, bias=bias) for below, above in pairwise(units))]
     return Network(nn.Sequential(*modules), input_shape, **settings)
+
+
+def graph(
+    connections: Sequence[tuple[str, str, nn.Module]],
+    *,
+    input_shape: Sequence[int],
+    output: str,
+    turns: Sequence[Sequence[str]] | None = None,
+    **settings: Any,
+) -> Network:
+    """A :class:`Network` of layers that are joined in any way, e.g. with connections that skip a layer.
+
+    A layer is what connections with its name lead to and from; its state ``(B, n)`` or ``(B, C, H, W)`` is shaped like
+    what comes from the modules that end there, which must be the same of all of them. Signals go both ways: a layer's
+    drive is the sum over the connections that end at it, and over those that start there, by the transpose of the
+    module. Where layers follow each other as in a chain the fused kernels run, else the reference does.
+
+    Args:
+        connections: ``(below, above, module)``, e.g. ``("h1", "h2", nn.Linear(64, 32))``. ``below`` may be "input".
+            The module is an ``nn.Linear``, which takes maps flattened, an ``nn.Conv2d``, or an ``nn.Sequential`` of an
+            ``nn.Conv2d`` and an ``nn.MaxPool2d`` or ``nn.AvgPool2d``.
+        input_shape: shape of one sample, which may be anything where all connections from the input are dense.
+        output: the layer that is nudged and answers, ``(B, classes)``.
+        turns: lists of layers, together every layer once: in a step those of the first list move together, then those
+            of the next one by what the former have become, and so on. None: by ``schedule``; "asynchronous" has two
+            turns, by whether the longest path from the input to the layer is of an odd or of an even length.
+        settings: as for Network, but ``readout``.
+
+    Raises:
+        TypeError, ValueError: a module is not supported or does not fit, a layer is not joined to both the input and
+            the output, or connections make a ring; the message names the connection or the layer.
+    """
+    return Network(Graph(connections, output, turns), input_shape, **settings)

@@ -1,71 +1,29 @@
-"""An ordinary ``nn.Sequential`` seen as a convergent network."""
+"""A torch model seen as a convergent network."""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
-from types import ModuleType
 from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from . import ops, reference
-from .chain import chain_of, refuse_changes
+from .backends import BACKENDS, PRECISIONS, backend_module, exact
+from .chain import chain_of
 from .checks import one_of, real_number, shown, tolerance_or_none, whole_number
-from .dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge, state_shapes
-
-log = logging.getLogger("ceprop_cuda")
-
-BACKENDS = ("auto", "fused", "reference")
-PRECISIONS = ("exact", "tf32", "bf16")
-
-
-def exact(x: Tensor) -> AbstractContextManager[object]:
-    """Where the library computes: in its parameters' dtype, whatever autocast says."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
-class FusedUnavailable(RuntimeError):
-    """``backend="fused"`` was asked for, and the kernels cannot take this network or input."""
-
-
-@cache
-def say_once(level: int, message: str) -> None:
-    log.log(level, message)
-
-
-def report(level: int, message: str) -> None:
-    """Say ``message`` once in the log; nothing while torch.compile traces, which cannot take logging."""
-    if not torch.compiler.is_compiling():
-        say_once(level, message)
-
-
-def backend_module(backend: str, circuit: Circuit, x: Tensor, **of_kernels: str) -> tuple[ModuleType, dict[str, str]]:
-    """The module whose ``relax``, ``ep_step`` and ``cep_step`` do the work, ``ops`` or ``reference``; and the settings
-    of the kernels that its functions take: all, or none.
-
-    Raises FusedUnavailable if ``backend`` is "fused" and the kernels cannot take this network or input.
-    """
-    if backend == "reference":
-        return reference, {}
-    obstacle = ops.obstacle(circuit, x, of_kernels["precision"])
-    if obstacle is None:
-        report(logging.INFO, f"running the fused kernels on {x.device.type}")
-        return ops, of_kernels
-    if backend == "fused":
-        raise FusedUnavailable(f"backend='fused' cannot run this: {obstacle}; use backend='auto' or 'reference'")
-    report(logging.WARNING, f"backend='auto' runs the slow reference: {obstacle}")
-    return reference, {}
+from .graphs import Graph, graph_of
+from .layout import refuse_changes
+from .spec import reference
+from .spec.connections import chain
+from .spec.dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge, energy, phi
+from .validate import check_input, check_states, check_target
 
 
 class Network(nn.Module):
-    """A chain of layers that settles to a fixed point, around a torch model whose Parameters it shares.
+    """Layers that settle to a fixed point, around a torch model whose Parameters they share: a chain of them, or what
+    :func:`ceprop_cuda.graph` makes.
 
     Args:
         model: ``nn.Sequential`` of any number of ``nn.Conv2d``, each followed by an ``nn.MaxPool2d``, an
@@ -73,7 +31,8 @@ class Network(nn.Module):
             comes after the pooling.
         input_shape: shape of one sample, e.g. ``(784,)``, or ``(1, 28, 28)`` where a Conv2d or an nn.Flatten leads.
         activation: of the hidden units: "sigmoid" 1/(1+exp(-4(x-1/2))), "hard_sigmoid" clip(x, 0, 1),
-            "half_hard_sigmoid" clip(x/2, 0, 1), "centered_hard_sigmoid" clip(x, -1/2, 1/2), "tanh" or "linear".
+            "half_hard_sigmoid" clip(x/2, 0, 1), "centered_hard_sigmoid" clip(x, -1/2, 1/2), "tanh", "linear",
+            "relu" max(x, 0) or "relu6" clip(x, 0, 6).
         output_activation: of the output units; None: the same. With a readout there are none.
         dynamics: "prototypical", s <- rho(a) (arXiv 1905.13633, section 3), or "energy",
             s <- clip(s + dt (-s + rho'(s) a)), without rho' at the output and with free feedback. The drive a comes
@@ -97,7 +56,7 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        model: nn.Sequential,
+        model: nn.Sequential | Graph,
         input_shape: Sequence[int],
         *,
         activation: str = "sigmoid",
@@ -127,58 +86,64 @@ class Network(nn.Module):
         self.input_shape = tuple(whole_number("input_shape", size, 1) for size in shape)
         self.dynamics = Dynamics(activation, output_activation, dynamics, dt, clip, schedule)
         self.readout = readout
-        chain = chain_of(model, self.input_shape)
+        if isinstance(model, Graph):
+            if readout is not None:
+                raise ValueError(f"readout must be None for a graph: its output units are its answer, got {readout!r}")
+            layout = graph_of(model, self.input_shape)
+        else:
+            layout = chain_of(model, self.input_shape)
         self.model = model
-        self._chain = chain
-        if readout is not None and len(chain.modules) < 2:
+        self._layout = layout
+        if readout is not None and len(layout.modules) < 2:
             raise ValueError("readout='softmax' needs a layer below the readout, got a model with 1 Linear")
+        self._structure = layout.structure or chain(len(layout.modules) - (readout is not None), layout.convolutions)
         self.free_feedback: nn.ParameterList | None = None
         if feedback == "free":
-            self.free_feedback = nn.ParameterList(_fresh_like(w) for w in self.weights[1 : self.layers])
+            self.free_feedback = nn.ParameterList(_fresh_like(self.weights[e]) for e in self._structure.inner)
 
     @property
-    def _connections(self) -> list[nn.Conv2d | nn.Linear]:
-        return self._chain.modules
-
-    @property
-    def layers(self) -> int:
-        """Number of layers with states; a readout is none."""
-        return len(self._chain.modules) - (self.readout is not None)
+    def layers(self) -> list[str]:
+        """The names of the layers with states, in the order of the states: of a chain "0", "1", ..., input side first;
+        of a graph as they first appear in its connections. A readout is none."""
+        return list(self._layout.names or map(str, range(self._structure.layers)))
 
     @property
     def classes(self) -> int:
         """Number of output units, or of the readout's classes."""
-        return self.weights[-1].shape[0]
+        return self.weights[self._layout.answering].shape[0]
 
     @property
     def weights(self) -> list[Tensor]:
-        """W[l] ``(n_l, n_{l-1})``, of a convolution ``(n_l, n_{l-1}, kernel height, width)``, input side first; with a
-        readout R ``(classes, n_{L-1})`` comes last."""
-        return [module.weight for module in self._connections]
+        """W[e] ``(n_above, n_below)``, of a convolution ``(n_above, n_below, kernel height, width)``, by connection: of
+        a chain the input side first, with a readout R ``(classes, n)`` last; of a graph in the order given."""
+        return [module.weight for module in self._layout.modules]
 
     @property
     def biases(self) -> list[Tensor | None]:
-        """b[l] ``(n_l,)``, input side first; None where the module has no bias."""
-        return [module.bias for module in self._connections]
+        """b[e] ``(n_above,)`` by connection, as the weights; None where the module has no bias."""
+        return [module.bias for module in self._layout.modules]
 
     @property
     def feedback(self) -> list[Tensor | None]:
-        """V[l], shaped like W[l]; None for l = 0, for tied connections and for a readout."""
-        free = [None] * (self.layers - 1) if self.free_feedback is None else list(self.free_feedback)
-        return [None, *free] + [None] * (self.readout is not None)
+        """V[e], shaped like W[e]; None for connections from the input, for tied ones and for a readout."""
+        feedback: list[Tensor | None] = [None] * len(self._layout.modules)
+        for e, v in zip(self._structure.inner, self.free_feedback or (), strict=False):
+            feedback[e] = v
+        return feedback
 
     def circuit(self) -> Circuit:
         """The parameters as the kernels and the reference take them; the tensors are shared, not copied.
 
         Raises TypeError if the model is no longer as it was when the Network was made.
         """
+        layout = self._layout
         if not torch.compiler.is_compiling():
-            refuse_changes(self.model, self._chain)
+            refuse_changes(self.model, layout)
         free = None if self.free_feedback is None else list(self.free_feedback)
-        modules = self._connections
-        weights: list[Tensor] = [module.weight for module in modules]
-        biases = [module.bias for module in modules]
-        return Circuit(weights, biases, free, self.dynamics, self.readout is not None, self._chain.convolutions)
+        weights: list[Tensor] = [module.weight for module in layout.modules]
+        biases = [module.bias for module in layout.modules]
+        readout = self.readout is not None
+        return Circuit(weights, biases, free, self.dynamics, readout, layout.convolutions, self._structure)
 
     @overload
     def relax(
@@ -257,7 +222,7 @@ class Network(nn.Module):
         circuit = self.circuit()
         x = self.check_input(circuit, x)
         if states is not None:
-            self._check_states(x, states)
+            check_states(circuit, x, states)
         nudge = None
         if target is not None:
             wanted = "a finite number other than 0 when there is a target"
@@ -277,29 +242,59 @@ class Network(nn.Module):
         with exact(x):
             return reference.logits(self.circuit(), states)
 
+    def phi(self, x: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """The primitive function of each sample, ``(B,)``: the sum over the connections of s[above] . F(s[below]), in
+        energy dynamics of rho of the input and of the states (1905.13633, section 3). Differentiable.
+
+        Args:
+            x: ``(B, *input_shape)``.
+            states: of every layer, as :meth:`relax` returns them.
+
+        Raises:
+            ValueError: the network has free feedback, whose dynamics no function drives; or a shape does not fit.
+        """
+        return self._scalar(phi, x, states)
+
+    def energy(self, x: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """What the energy dynamics descend, of each sample, ``(B,)``: the sum of s^2 / 2 minus :meth:`phi`.
+
+        Args and Raises as there; ValueError, too, for prototypical dynamics.
+        """
+        if self.dynamics.kind != "energy":
+            raise ValueError(f"energy needs a network with dynamics='energy', got {self.dynamics.kind!r}: see phi")
+        return self._scalar(energy, x, states)
+
+    def _scalar(self, function: Callable[..., Tensor], x: Tensor, states: Sequence[Tensor]) -> Tensor:
+        if self.free_feedback is not None:
+            raise ValueError(f"{function.__name__} needs feedback='tied', got a network with free feedback")
+        circuit = self.circuit()
+        x = self.check_input(circuit, x)
+        check_states(circuit, x, states)
+        with exact(x):
+            return function(circuit, x, states)
+
     @torch.no_grad()
     def angles(self) -> list[float]:
-        """Degrees between W[l] and V[l], l = 1 .. L-1; 0 everywhere when tied."""
+        """Degrees between W[e] and V[e] of the connections between two layers; 0 everywhere when tied."""
+        if self.free_feedback is None:
+            return [0.0] * len(self._structure.inner)
         result = []
-        for weight, feedback in zip(self.weights[1 : self.layers], self.feedback[1 : self.layers], strict=True):
-            if feedback is None:
-                result.append(0.0)
-                continue
-            cosine = torch.nn.functional.cosine_similarity(
-                weight.flatten().double(), feedback.flatten().double(), dim=0
-            )
+        for e, v in zip(self._structure.inner, self.free_feedback, strict=True):
+            weight = self.weights[e].flatten().double()
+            cosine = torch.nn.functional.cosine_similarity(weight, v.flatten().double(), dim=0)
             result.append(math.degrees(math.acos(min(1.0, max(-1.0, cosine.item())))))
         return result
 
     @torch.no_grad()
     def set_angle(self, degrees: float) -> None:
-        """V[l] <- W[l] with each sign flipped with probability (1 - cos) / 2, for an angle of about ``degrees``
+        """V[e] <- W[e] with each sign flipped with probability (1 - cos) / 2, for an angle of about ``degrees``
         (2005.04168). Draws from torch's global generator. Raises ValueError when tied or outside [0, 180]."""
         real_number("degrees", degrees, lambda value: 0 <= value <= 180, "a number of degrees in [0, 180]")
         if self.free_feedback is None:
             raise ValueError("set_angle needs feedback='free', got a network with tied feedback")
         flip = (1 - math.cos(math.radians(degrees))) / 2
-        for weight, v in zip(self.weights[1 : self.layers], self.free_feedback, strict=True):
+        for e, v in zip(self._structure.inner, self.free_feedback, strict=True):
+            weight = self.weights[e]
             signs = 1 - 2 * (torch.rand(weight.shape, device="cpu") < flip).to(weight)
             v.copy_(weight * signs)
 
@@ -320,76 +315,22 @@ class Network(nn.Module):
         return nudge_at, loss
 
     def check_input(self, circuit: Circuit, x: Tensor) -> Tensor:
-        """``x`` as ``(B, n_in)``; ValueError or TypeError if shape, dtype or device do not fit ``self.circuit()``."""
-        weight = circuit.weights[0]
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
-        if x.layout != torch.strided:
-            raise TypeError(f"x must be a dense tensor, got one of layout {x.layout}: give x.to_dense()")
-        # A leading Flatten takes flat samples as well as shaped ones.
-        is_flat_on_one_side = self._chain.flattens_input and (x.ndim == 2 or len(self.input_shape) == 1)
-        fits = tuple(x.shape[1:]) == self.input_shape or (
-            is_flat_on_one_side and x.ndim >= 2 and math.prod(x.shape[1:]) == weight.shape[1]
-        )
-        if not fits or x.shape[0] < 1:
-            wanted = ", ".join(map(str, self.input_shape))
-            raise ValueError(f"x must be (B, {wanted}) with B >= 1, got {tuple(x.shape)}")
-        if x.dtype != weight.dtype:
-            raise TypeError(f"x must be {weight.dtype} like the network's weights, got {x.dtype}")
-        if x.device != weight.device:
-            raise ValueError(f"x must be on {weight.device} like the network's weights, got {x.device}")
-        odd = next((p for p in circuit.parameters() if p.dtype != x.dtype or p.device != x.device), None)
-        if odd is not None:
-            raise TypeError(f"all parameters must be {x.dtype} on {x.device}, got one of {odd.dtype} on {odd.device}")
-        return x if self._chain.convolutions else x.flatten(1)
+        """``x`` as the kernels and the reference take it; ValueError or TypeError if its shape, dtype or device do not
+        fit ``self.circuit()``."""
+        return check_input(circuit, x, self.input_shape, self._layout.flattens_input)
 
     def check_target(self, circuit: Circuit, x: Tensor, target: Tensor) -> Tensor:
         """``target`` as ``(B, classes)`` in x's dtype; ValueError or TypeError if it does not fit."""
-        classes, batch = circuit.weights[-1].shape[0], x.shape[0]
-        wanted = f"class indices ({batch},) int64 or float targets ({batch}, {classes})"
-        if not isinstance(target, Tensor):
-            raise TypeError(f"the target must be {wanted}, got {type(target).__name__}")
-        if target.layout != torch.strided:
-            raise TypeError(f"the target must be a dense tensor, got one of layout {target.layout}: give .to_dense()")
-        got = f"{tuple(target.shape)} {target.dtype}"
-        if target.device != x.device:
-            raise ValueError(f"the target must be on {x.device} like x, got {target.device}")
-        if tuple(target.shape) not in ((batch,), (batch, classes)):
-            raise ValueError(f"the target must be {wanted}, got {got}")
-        if target.ndim == 2:
-            if not target.is_floating_point():
-                raise TypeError(f"the target must be {wanted}, got {got}")
-            return target.to(x.dtype)
-        if target.dtype != torch.int64:
-            raise TypeError(f"the target must be {wanted}, got {got}")
-        if target.is_cuda:  # reading a number would wait for the device
-            torch._assert_async(
-                ((target >= 0) & (target < classes)).all(), f"class indices must lie in 0 .. {classes - 1}"
-            )
-        else:
-            low, high = (end.item() for end in target.aminmax())
-            if low < 0 or high >= classes:
-                raise ValueError(f"class indices must lie in 0 .. {classes - 1}, got {low} .. {high}")
-        return x.new_zeros(batch, classes).scatter_(1, target[:, None], 1)
-
-    def _check_states(self, x: Tensor, states: Sequence[Tensor]) -> None:
-        wanted = [(len(x), *shape) for shape in state_shapes(self.circuit(), x.shape[2:])]
-        if not isinstance(states, list | tuple) or not all(isinstance(s, Tensor) for s in states):
-            raise TypeError(f"states must be a list of tensors of the shapes {wanted}, got {shown(states)}")
-        got = [tuple(s.shape) for s in states]
-        if got != wanted:
-            raise ValueError(f"states must have the shapes {wanted}, got {got}")
-        for layer, s in enumerate(states):
-            if s.dtype != x.dtype or s.device != x.device:
-                raise TypeError(f"states[{layer}] must be {x.dtype} on {x.device} like x, got {s.dtype} on {s.device}")
+        return check_target(x, target, circuit.weights[self._layout.answering].shape[0])
 
     def extra_repr(self) -> str:
         d = self.dynamics
         energy = f", dt={d.dt}, clip={d.clip}" if d.kind == "energy" else ""
         schedule = "" if d.schedule == "synchronous" else f", schedule={d.schedule!r}"
+        graph = f", {self.model.description()}" if isinstance(self.model, Graph) else ""
         return (
             f"activation={d.activation!r}, output_activation={d.output_activation!r}, dynamics={d.kind!r}{energy}, "
-            f"feedback={'tied' if self.free_feedback is None else 'free'!r}, readout={self.readout!r}{schedule}"
+            f"feedback={'tied' if self.free_feedback is None else 'free'!r}, readout={self.readout!r}{schedule}{graph}"
         )
 
 

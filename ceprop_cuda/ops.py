@@ -31,9 +31,9 @@ except ImportError as error:
         f"({torch.__version__}) with `pip install --no-build-isolation .` in the source folder"
     ) from error
 
-from .connections import POOLS_BY_LETTER, Convolution
-from .dynamics import Circuit, Dynamics, Nudge, logits, state_shapes
-from .reference import CEPResult, EPResult, PerParameter, Relaxed
+from .spec.connections import POOLS_BY_LETTER, Convolution
+from .spec.dynamics import Circuit, Dynamics, Nudge, logits, state_shapes
+from .spec.reference import CEPResult, EPResult, PerParameter, Relaxed
 
 
 def build_info() -> dict[str, str]:
@@ -43,6 +43,8 @@ def build_info() -> dict[str, str]:
 
 def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact") -> str | None:
     """Why the fused kernels cannot take this input in this precision, or None if they can."""
+    if not circuit.structure.is_chain:
+        return "the fused kernels take chains of layers, this network is a graph"
     if not torch.compiler.is_compiling() and _is_transformed():
         return "transforms of torch.func and forward-mode derivatives do not reach into the fused kernels"
     if x.dtype not in (torch.float32, torch.float64):
@@ -125,7 +127,7 @@ def relax(
     tolerance: float | None = None,
     precision: str = "exact",
 ) -> Relaxed:
-    """See :func:`ceprop_cuda.reference.relax`; ``precision`` as for :class:`ceprop_cuda.EP`."""
+    """See :func:`ceprop_cuda.spec.reference.relax`; ``precision`` as for :class:`ceprop_cuda.EP`."""
     after, steps_used = _call(
         torch.ops.ceprop_cuda.relax,
         *_tensors(circuit, x),
@@ -155,7 +157,7 @@ def ep_step(
     shared_update: bool = False,
     precision: str = "exact",
 ) -> EPResult:
-    """See :func:`ceprop_cuda.reference.ep_step`; ``precision`` as for :class:`ceprop_cuda.EP`."""
+    """See :func:`ceprop_cuda.spec.reference.ep_step`; ``precision`` as for :class:`ceprop_cuda.EP`."""
     of_weights, of_biases, of_feedback, free, nudged, steps_used = _call(
         torch.ops.ceprop_cuda.ep_step,
         *_tensors(circuit, x),
@@ -190,7 +192,7 @@ def cep_step(
     update: str = "auto",
     precision: str = "exact",
 ) -> CEPResult:
-    """See :func:`ceprop_cuda.reference.cep_step`; but the parameters of ``circuit`` move in place.
+    """See :func:`ceprop_cuda.spec.reference.cep_step`; but the parameters of ``circuit`` move in place.
 
     ``update`` and ``precision`` as for :class:`ceprop_cuda.CEP`.
     """

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from . import _C, ops
-from .network import Network, whole_number
+from .checks import whole_number
+from .network import Network
 from .rules import CEP, EP
 
 PARTS = ("free phase", "nudged phases", "contrast", "input update", "inner updates")
@@ -74,7 +75,7 @@ def plan(net: Network, rule: EP | CEP, batch: int) -> Plan:
 
     Raises:
         TypeError: ``rule`` is no EP or CEP.
-        ValueError: ``rule`` is another network's, or ``batch`` is no int >= 1.
+        ValueError: ``rule`` is another network's, ``net`` is a graph, or ``batch`` is no int >= 1.
     """
     if not isinstance(rule, (EP, CEP)):
         raise TypeError(f"rule must be an EP or CEP, got {type(rule).__name__}")
@@ -82,6 +83,8 @@ def plan(net: Network, rule: EP | CEP, batch: int) -> Plan:
         raise ValueError("rule must be one on net, got one on another network")
     batch = whole_number("batch", batch, 1)
     continual = isinstance(rule, CEP)
+    if not net.circuit().structure.is_chain:
+        raise ValueError("plan counts the operations of chains of layers, this network is a graph")
     if net.circuit().convolutions:
         costs = costs_of_convolutions(net, rule, batch)
         forms = {"input": "literal", "inner": "literal"} if continual else {}

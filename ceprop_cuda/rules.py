@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import ops, reference
+from . import ops
+from .backends import BACKENDS, PRECISIONS, backend_module, exact
 from .checks import one_of, real_number, shown, tolerance_or_none, whole_number
-from .dynamics import Circuit, Nudge
-from .network import BACKENDS, PRECISIONS, Network, backend_module, exact
+from .network import Network
+from .spec import reference
+from .spec.dynamics import Circuit, Nudge
 
 NUDGINGS = ("positive", "random_sign", "symmetric")
 UPDATES = ("auto", "literal", "low_rank")
@@ -30,9 +32,10 @@ class NotStored(Diverged):
 @dataclass
 class StepResult:
     """What one call of a rule saw. ``output`` ``(B, classes)`` is the free phase's output units or logits, ``target``
-    ``(B, classes)`` what they should be; states are lists, the input side first, of ``(B, n_l)`` or, of convolutions,
-    ``(B, C, H, W)`` after the pooling; ``steps`` int64 holds the number of steps made in each phase that was run, in
-    order: free, +beta (random_sign: its sign), and when symmetric -beta, before it continual EP's way back."""
+    ``(B, classes)`` what they should be; states are lists in the order of the network's ``layers``, of ``(B, n_l)`` or,
+    of convolutions, ``(B, C, H, W)`` after the pooling; ``steps`` int64 holds the number of steps made in each phase
+    that was run, in order: free, +beta (random_sign: its sign), and when symmetric -beta, before it continual EP's way
+    back."""
 
     loss_kind: str  # "mse" or "cross_entropy"
     target: Tensor
@@ -216,7 +219,7 @@ class EP(NudgedRule):
 
         dL/dW[l] ~ -(r'[l]^T r'[l-1] - r[l]^T r[l-1]) / (beta B)
 
-    Free feedback and ``shared_update``: see ``ceprop_cuda.reference.contrast``.
+    Free feedback and ``shared_update``: see ``ceprop_cuda.spec.reference.contrast``.
 
     Args:
         net: the network; its ``free_steps`` becomes ``free_steps``.
@@ -314,8 +317,8 @@ class CEP(NudgedRule):
     gradient steps on every connection whose parameters require grad; ``lr`` 0 keeps one as it is, too.
 
     Args:
-        lr: learning rate of each connection, input side first (with a readout, its rate comes last); one number: all.
-            May be set anew between steps.
+        lr: learning rate of each connection, input side first (with a readout, its rate comes last), of a graph in the
+            order given; one number: all. May be set anew between steps.
         weight_decay: every update also subtracts ``lr * weight_decay * p``, as torch.optim.SGD does.
         the others: as for :class:`EP`. "symmetric" goes back towards the free state by ``nudged_steps`` un-nudged steps
             between its two nudged phases.
@@ -377,8 +380,8 @@ class CEP(NudgedRule):
         for connection, rate in enumerate(self.lr):
             # Of a connection W, b and V, as far as they exist.
             parts = [circuit.weights[connection], circuit.biases[connection]]
-            if circuit.free_feedback is not None and 0 < connection < circuit.layers:
-                parts.append(circuit.free_feedback[connection - 1])
+            if circuit.free_feedback is not None and connection in circuit.structure.inner:
+                parts.append(circuit.feedback(connection))
             requires = {p.requires_grad for p in parts if p is not None}
             if len(requires) == 2:
                 raise ValueError(
@@ -522,8 +525,11 @@ def what_is_not_finite(net: Network, x: Tensor, target: Tensor, phases: Sequence
             return f"{name} NaN or infinite values"
         if not is_finite(given):
             return f"{name} values up to {given.abs().max().item():.2g}, of which products are not finite"
-    layers = range(net.layers)
-    bad = [f"states of layer {layer}" for layer in layers if not all(is_finite(states[layer]) for states in phases)]
+    bad = [
+        f"states of layer {name}"
+        for layer, name in enumerate(net.layers)
+        if not all(is_finite(states[layer]) for states in phases)
+    ]
     bad += bad_parameters(net)
     return f"{', '.join(bad) or 'what states teach'} are not finite (learning rate too high?)"
 

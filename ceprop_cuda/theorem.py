@@ -23,17 +23,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from . import reference
-from .dynamics import Circuit, Nudge
-from .network import backend_module, exact, whole_number
+from .backends import backend_module, exact
+from .checks import whole_number
 from .rules import CEP, EP
+from .spec import reference
+from .spec.dynamics import Circuit, Nudge
 
 
 @dataclass(frozen=True)
 class Agreement:
     """How well the updates of a layer's neurons, or of one parameter, follow the gradient; shares lie in [0, 1]."""
 
-    quantity: str  # "s[l]", "W[l]", "b[l]" or "V[l]"
+    quantity: str  # "s[l]" of layer l, by name; "W[e]", "b[e]" or "V[e]" of connection e, by number
     rmse: float  # relative RMSE (see Match), mean over the entries that have one
     rmse_median: float
     sign_disagreement: float  # share of all steps and entries with a gradient, in which the update has another sign
@@ -123,7 +124,7 @@ def _compared(rule: EP | CEP, circuit: Circuit, x: Tensor, nudge: Nudge, samples
     # Energy dynamics move by dt times their forces, the nudge among them.
     pace = circuit.dynamics.dt if circuit.dynamics.kind == "energy" else 1.0
     draw = torch.Generator("cpu").manual_seed(0)
-    neurons = [_Tally(f"s[{layer}]", s[0], samples, draw) for layer, s in enumerate(free)]
+    neurons = [_Tally(f"s[{name}]", s[0], samples, draw) for name, s in zip(rule.net.layers, free, strict=True)]
     parameters = [_Tally(name, p, samples, draw) for name, p in _in_the_dynamics(circuit).items()]
     nudges = [nudge, replace(nudge, beta=-nudge.beta)] if rule.nudging == "symmetric" else [nudge]
     ends, moving, pull = [free] * len(nudges), circuit, _loss_gradient(circuit, free, nudge)
@@ -186,11 +187,11 @@ def _mean_contrast(
 def _in_the_dynamics(circuit: Circuit) -> dict[str, Tensor]:
     """The parameters by name, in the order of :meth:`Circuit.parameters`, but those of a readout."""
     lists: dict[str, Sequence[Tensor | None]] = {
-        "W": circuit.weights[: circuit.layers],
-        "b": circuit.biases[: circuit.layers],
-        "V": [None, *(circuit.free_feedback or [])],
+        "W": circuit.weights[: len(circuit.connections)],
+        "b": circuit.biases[: len(circuit.connections)],
     }
-    named = ((f"{letter}[{index}]", p) for letter, group in lists.items() for index, p in enumerate(group))
+    named = [(f"{letter}[{e}]", p) for letter, group in lists.items() for e, p in enumerate(group)]
+    named += [(f"V[{e}]", v) for e, v in zip(circuit.structure.inner, circuit.free_feedback or [], strict=False)]
     return {name: p for name, p in named if p is not None}
 
 

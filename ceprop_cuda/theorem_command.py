@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .backends import BACKENDS, log
 from .bench.report import environment, markdown, write_csv
+from .checks import whole_number
 from .data import DATASETS, Dataset, load, seed_number
-from .network import BACKENDS, log, whole_number
 from .options import folder
 from .presets import PRESETS
 from .rules import BPTT, CEP, EP

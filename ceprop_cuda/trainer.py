@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from . import reference
 from .checkpoint import GeneratorState
+from .checks import whole_number
 from .files import folder_path
 from .messages import has_bar, has_stderr, say
-from .network import Network, whole_number
+from .network import Network
 from .rules import BPTT, CEP, EP, Diverged, NotStored, StepResult, bad_parameters, what_is_not_finite
 from .run_directory import Metrics, RunDirectory, json_values
+from .spec import reference
 
 
 class Trainer:

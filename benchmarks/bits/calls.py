@@ -18,7 +18,8 @@ from emulated_device import EmulatedDevice, compiled_kernels
 from kernel_runs import all_runs, rates
 from variants import VARIANTS, build, copy_of, name_of
 
-from ceprop_cuda import ops, reference
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
 
 DTYPES = [torch.float32, torch.float64]
 Cases = Iterator[tuple[str, Results]]

@@ -24,7 +24,16 @@ VALUES: tuple[Any, ...] = (
     *(np.float32(0.5), np.int64(3), torch.tensor(0.5), torch.tensor(3), range(3)),
     *(np.zeros(3), torch.zeros(3), torch.zeros(300, 300), 10**400, 10**5000),
 )
-ACTIVATIONS = ("sigmoid", "hard_sigmoid", "half_hard_sigmoid", "centered_hard_sigmoid", "tanh", "linear")
+ACTIVATIONS = (
+    "sigmoid",
+    "hard_sigmoid",
+    "half_hard_sigmoid",
+    "centered_hard_sigmoid",
+    "tanh",
+    "linear",
+    "relu",
+    "relu6",
+)
 
 
 def is_whole(value: Any, least: int) -> bool:

@@ -14,9 +14,9 @@ from problems import Problem, random_problem
 from torch import Tensor
 from variants import ACTIVATIONS, LOSSES, copy_of
 
-from ceprop_cuda import reference
-from ceprop_cuda.connections import Convolution
-from ceprop_cuda.dynamics import Circuit, Nudge
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.connections import Convolution
+from ceprop_cuda.spec.dynamics import Circuit, Nudge
 
 OPS = ("relax", "ep_step", "cep_step")
 

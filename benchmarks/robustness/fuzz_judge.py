@@ -18,7 +18,8 @@ from fuzz_modules import MODULES, Changed, bits
 from torch import Tensor
 from variants import CHANGE_OVER_STATE, CONTRAST_OF_MAPS, TOLERANCES
 
-from ceprop_cuda import connections, ops, reference
+from ceprop_cuda import ops
+from ceprop_cuda.spec import connections, reference
 
 LONGEST_MESSAGE = 400
 # Words of C++, of torch's dispatcher and of errors that Python raises by itself: none of ours has them.

@@ -12,13 +12,13 @@ from fuzz_calls import Call
 from torch import Tensor
 
 from ceprop_cuda import ops
-from ceprop_cuda.dynamics import state_shapes
+from ceprop_cuda.spec.dynamics import state_shapes
 
 NAN, INF = float("nan"), float("inf")
 MOST_PLACES = 2**15 - 1
 CHOICES = ("activation", "output_activation", "dynamics", "schedule", "feedback", "precision")
 # Each is none of any choices.
-WORDS = ("", "relu", "Sigmoid", "sigmoid ", "tied\0", "état", "x" * 60)
+WORDS = ("", "swish", "Sigmoid", "sigmoid ", "tied\0", "état", "x" * 60)
 DTYPES = (torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool, torch.complex64)
 
 

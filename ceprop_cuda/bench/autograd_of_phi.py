@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import connections
-from ..dynamics import Circuit, Nudge, activation_of, output_error, resting_states, rho
-from ..reference import PerParameter
+from ..spec import connections
+from ..spec.dynamics import Circuit, Nudge, activation_of, output_error, resting_states, rho
+from ..spec.reference import PerParameter
 
 
 def phi(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..dynamics import Nudge
 from ..network import Network
 from ..rules import CEP
+from ..spec.dynamics import Nudge
 from .cases import Case
 from .measure import Timed, interleaved, prepared, restore
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..network import FusedUnavailable
+from ..backends import FusedUnavailable
 from . import breakdown, suite
 from .cases import chosen_cases
 from .figure import chart

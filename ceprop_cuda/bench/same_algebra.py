@@ -1,8 +1,8 @@
 """The fused kernels' algebra in plain PyTorch: shows how much of their speed comes from counting operations alone.
 
-The drive by the input is computed once. Continual EP moves connection 0 at the end, and until then its drive through
-x x^T. Tied inner connections move at the end, too, if correcting their drives by products with B x B matrices takes
-fewer operations, and else in place, by one product a step; csrc/cpu/dense/low_rank_update.h derives that. The sigmoid's slope
+The drive by the input is computed once. Continual EP moves connection 0 at the end, and until then its drive through x
+x^T. Tied inner connections move at the end, too, if correcting their drives by products with B x B matrices takes fewer
+operations, and else in place, by one product a step; csrc/cpu/dense/low_rank_update.h derives that. The sigmoid's slope
 and offset ride on the matrix products, and all states are written in place.
 
 Takes what the benchmark needs: networks of two layers or more, prototypical dynamics, sigmoid units with biases,
@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..dynamics import Circuit, Nudge
-from ..reference import PerParameter
+from ..spec.dynamics import Circuit, Nudge
+from ..spec.reference import PerParameter
 
 
 class Relaxation:
@@ -31,7 +31,7 @@ class Relaxation:
         if (dynamics.kind, dynamics.activation, dynamics.output_activation) != ("prototypical", "sigmoid", "sigmoid"):
             raise ValueError("same_algebra is written for prototypical dynamics of sigmoid units only")
         self.weights = circuit.weights
-        self.feedback = circuit.feedback
+        self.feedback = [circuit.feedback(c) for c in circuit.structure.inner]
         self.buffers = [x.new_zeros(2 * len(x), w.shape[0]) for w in circuit.weights]
         self.after = [buffer[: len(x)] for buffer in self.buffers]
         self.before = [buffer[len(x) :] for buffer in self.buffers]
@@ -127,7 +127,7 @@ def _nudge_literally(
             relaxation.drives[c].add_(moved[c].sum(0), alpha=rates[c])
             if circuit.free_feedback is not None:
                 circuit.weights[c].addmm_(moved[c].T, before[c - 1], alpha=rates[c])
-                circuit.feedback[c - 1].addmm_(before[c].T, moved[c - 1], alpha=rates[c])
+                circuit.feedback(c).addmm_(before[c].T, moved[c - 1], alpha=rates[c])
             else:
                 # s'^T s' - s^T s in one pass over the weights, from the buffers that hold both.
                 below = relaxation.buffers[c - 1] * sign

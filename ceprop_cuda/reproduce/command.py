@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from ..bench.report import environment, write_csv
+from ..checks import whole_number
 from ..data import DATASETS
 from ..files import in_words, lock
 from ..messages import has_bar
-from ..network import whole_number
 from ..options import folder
 from ..plots import save_figure
 from .angles import angle_figure, sweep

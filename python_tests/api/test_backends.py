@@ -16,7 +16,8 @@ from problems import relative_error
 from torch import Tensor
 
 import ceprop_cuda as cep
-from ceprop_cuda import network, ops, reference
+from ceprop_cuda import backends, ops
+from ceprop_cuda.spec import reference
 
 
 @pytest.fixture
@@ -42,10 +43,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[tuple[int, str]]]]:
     """What the log "ceprop_cuda" says in this test, as if nothing had been said before."""
-    network.say_once.cache_clear()
+    backends.say_once.cache_clear()
     caplog.set_level(logging.INFO, "ceprop_cuda")
     yield lambda: [(level, message) for name, level, message in caplog.record_tuples if name == "ceprop_cuda"]
-    network.say_once.cache_clear()
+    backends.say_once.cache_clear()
 
 
 # --- Which backend runs
@@ -93,7 +94,7 @@ def test_fused_refuses_what_it_cannot_run_and_says_why(
 ) -> None:
     net, (x, y) = mlp(dtype), batch(dtype)
     before = [p.clone() for p in net.parameters()]
-    with pytest.raises(network.FusedUnavailable, match=rf"backend='fused' cannot run this: .*{dtype}; use backend="):
+    with pytest.raises(backends.FusedUnavailable, match=rf"backend='fused' cannot run this: .*{dtype}; use backend="):
         CALLS[call](net, x, y, "fused")
     assert ran == []
     assert said() == []
@@ -124,7 +125,7 @@ def test_tensor_cores_are_a_gpus(said: Callable[[], list[tuple[int, str]]]) -> N
         lambda backend: cep_rule(net, backend=backend, precision="tf32").step(x, y),
     ]
     for call in calls:
-        with pytest.raises(network.FusedUnavailable, match=message):
+        with pytest.raises(backends.FusedUnavailable, match=message):
             call("fused")
     assert said() == []
     for call in calls:

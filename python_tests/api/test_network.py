@@ -45,7 +45,7 @@ def test_free_feedback_is_a_parameter_per_connection_above_the_first() -> None:
 
 def test_a_readout_has_no_feedback_and_no_state_and_the_layer_below_is_hidden() -> None:
     net = network(feedback="free", readout="softmax")
-    assert (net.layers, net.classes, len(net.weights)) == (2, 3, 3)
+    assert (net.layers, net.classes, len(net.weights)) == (["0", "1"], 3, 3)
     assert [v is None for v in net.feedback] == [True, False, True]
     states = net.relax(X, 1, backend="reference")
     assert [s.shape for s in states] == [(BATCH, 5), (BATCH, 4)]
@@ -128,7 +128,7 @@ def test_unsupported_models_are_refused_by_name(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"activation": "relu"}, "activation must be one of .*'sigmoid'.*got 'relu'"),
+        ({"activation": "swish"}, "activation must be one of .*'sigmoid'.*got 'swish'"),
         ({"output_activation": "softmax"}, "output_activation must be one of"),
         ({"dynamics": "hopfield"}, "dynamics must be one of"),
         ({"dt": 0.0}, "dt must be .* > 0, got 0.0"),

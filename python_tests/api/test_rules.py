@@ -14,7 +14,7 @@ from small_network import X, Y, batch, network
 from torch import Tensor, nn
 
 import ceprop_cuda as cep
-from ceprop_cuda import reference
+from ceprop_cuda.spec import reference
 
 
 def ep_rule(net: cep.Network, **settings: Any) -> cep.EP:

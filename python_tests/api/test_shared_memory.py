@@ -9,7 +9,7 @@ from torch import Tensor
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops
-from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge
+from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
 
 
 def interleaved(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -253,7 +253,7 @@ def test_transforms_of_functions_are_the_references(transform: str) -> None:
     )
     assert wanted.abs().max() > 0
     assert relative_error(found, wanted) < 1e-12
-    with pytest.raises(cep.network.FusedUnavailable, match=r"transforms of torch\.func"):
+    with pytest.raises(cep.backends.FusedUnavailable, match=r"transforms of torch\.func"):
         TRANSFORMS[transform](lambda x: net.relax(x, 20, backend="fused")[-1], x)
 
 

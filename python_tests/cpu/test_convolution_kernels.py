@@ -18,8 +18,9 @@ from problems import relative_error
 from variants import copy_of
 
 import ceprop_cuda as cep
-from ceprop_cuda import ops, reference
-from ceprop_cuda.dynamics import Circuit
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import Circuit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

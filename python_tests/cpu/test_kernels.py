@@ -14,8 +14,9 @@ from last_places import BOUNDS, assert_activation_is_right, largest_error
 from tied_copies import assert_both_copies_stay_the_same
 from variants import SHAPES, VARIANTS, build, name_of
 
-from ceprop_cuda import ops, reference
-from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Dynamics, rho
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Dynamics, rho
 
 
 def check(variant: dict[str, Any], dtype: torch.dtype) -> None:

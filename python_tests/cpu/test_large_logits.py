@@ -6,7 +6,8 @@ import pytest
 import torch
 from large_logits import LOGITS, assert_softmax_is_right, draws
 
-from ceprop_cuda import ops, reference
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -13,7 +13,8 @@ from kernel_runs import all_runs
 from problems import random_problem, relative_error
 from variants import VARIANTS, build, name_of
 
-from ceprop_cuda import ops, reference
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
 
 Result = TypeVar("Result")
 

@@ -22,7 +22,7 @@ import os, sys, threading
 from pathlib import Path
 import torch
 from ceprop_cuda import ops
-from ceprop_cuda.dynamics import Circuit, Dynamics
+from ceprop_cuda.spec.dynamics import Circuit, Dynamics
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -17,7 +17,7 @@ from variants import copy_of
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops
-from ceprop_cuda.dynamics import Circuit, Nudge
+from ceprop_cuda.spec.dynamics import Circuit, Nudge
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -242,8 +242,8 @@ BAD_FOR_ALL = [
     (put(3, []), ValueError, "feedback_weights must hold 1 tensors with free feedback, got 0"),
     (setting(feedback="tied"), ValueError, "feedback_weights must hold 0 tensors with tied feedback, got 1"),
     (setting(feedback="loose"), ValueError, "feedback must be one of 'tied', 'free', got 'loose'"),
-    (setting(activation="relu"), ValueError, "activation must be one of 'sigmoid', 'hard_sigmoid'"),
-    (setting(output_activation="relu"), ValueError, "output_activation must be one of 'sigmoid'"),
+    (setting(activation="swish"), ValueError, "activation must be one of 'sigmoid', 'hard_sigmoid'"),
+    (setting(output_activation="swish"), ValueError, "output_activation must be one of 'sigmoid'"),
     (setting(dynamics="fast"), ValueError, "dynamics must be one of 'prototypical', 'energy', got 'fast'"),
     (setting(dt=NAN), ValueError, "dt must be a finite number > 0, got nan"),
     (setting(dt=0.0), ValueError, "dt must be a finite number > 0, got 0"),

@@ -19,10 +19,11 @@ from torch import Tensor
 from variants import TOLERANCES, copy_of
 
 import ceprop_cuda as cep
-from ceprop_cuda import ops, reference
-from ceprop_cuda.connections import Convolution
-from ceprop_cuda.dynamics import Circuit, Nudge, step
-from ceprop_cuda.reference import STEPS_PER_CHECK, relax
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.connections import Convolution
+from ceprop_cuda.spec.dynamics import Circuit, Nudge, step
+from ceprop_cuda.spec.reference import STEPS_PER_CHECK, relax
 
 
 def settling_time(problem: Problem, states: list[Tensor], nudge: Nudge | None, tolerance: float) -> int:

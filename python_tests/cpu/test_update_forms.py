@@ -16,8 +16,8 @@ from torch import Tensor
 from variants import copy_of
 
 import ceprop_cuda as cep
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import Circuit, Nudge
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import Circuit, Nudge
 
 PHASES = {"free_steps": 20, "nudged_steps": 15}
 

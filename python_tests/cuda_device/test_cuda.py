@@ -30,8 +30,9 @@ from torch import Tensor
 from variants import TOLERANCES, VARIANTS, build, copy_of, name_of
 
 import ceprop_cuda as cep
-from ceprop_cuda import network, ops, reference
-from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge
+from ceprop_cuda import backends, ops
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge
 
 pytestmark = pytest.mark.cuda
 
@@ -158,7 +159,7 @@ def test_every_kernel(place: str, precision: str, dtype: torch.dtype) -> None:
 
 def test_tensor_cores_take_float32_alone() -> None:
     net, (x, _) = mlp().to(GPU), there(small_batch())
-    with pytest.raises(network.FusedUnavailable, match="take float32 numbers, got float64"):
+    with pytest.raises(backends.FusedUnavailable, match="take float32 numbers, got float64"):
         net.relax(x, 2, backend="fused", precision="tf32")
 
 
@@ -300,9 +301,9 @@ torch.cuda.synchronize()
 def test_a_network_that_no_kernel_takes(caplog: pytest.LogCaptureFixture) -> None:
     net, x = cep.mlp(*[4] * 10).to(GPU), torch.rand(3, 4)
     obstacle = "the CUDA kernels take networks of at most 8 layers, got 9"
-    with pytest.raises(network.FusedUnavailable, match=obstacle):
+    with pytest.raises(backends.FusedUnavailable, match=obstacle):
         net.relax(there(x), 12, backend="fused")
-    network.say_once.cache_clear()
+    backends.say_once.cache_clear()
     caplog.set_level(logging.INFO, "ceprop_cuda")
     for _ in range(2):
         states = net.relax(there(x), 12)

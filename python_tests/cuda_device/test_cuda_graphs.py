@@ -16,8 +16,9 @@ from not_finite_numbers import assert_ops_store_nothing
 from on_gpu import GPU, OnGpu, mapped, no_waiting, there
 from problems import relative_error
 
-from ceprop_cuda import ops, reference
+from ceprop_cuda import ops
 from ceprop_cuda.presets import PRESETS
+from ceprop_cuda.spec import reference
 
 pytestmark = pytest.mark.cuda
 

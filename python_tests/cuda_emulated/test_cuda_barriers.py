@@ -27,7 +27,7 @@ from project import ROOT
 from settling import LIMIT, SIZES
 from variants import build
 
-from ceprop_cuda import reference
+from ceprop_cuda.spec import reference
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 

@@ -25,7 +25,8 @@ from problems import relative_error
 from project import ROOT
 from variants import TOLERANCES, copy_of
 
-from ceprop_cuda import ops, reference
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 

@@ -13,7 +13,7 @@ from large_logits import assert_softmax_is_right
 from settling import assert_tolerances_are_exact
 from variants import TOLERANCES
 
-from ceprop_cuda.connections import Convolution
+from ceprop_cuda.spec.connections import Convolution
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),

@@ -36,8 +36,8 @@ from tied_copies import assert_both_copies_stay_the_same
 from torch import Tensor
 from variants import TOLERANCES, VARIANTS, build, copy_of, name_of
 
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 

@@ -26,7 +26,8 @@ from problems import relative_error
 from project import EMULATED_PROGRAMS, ROOT
 from variants import copy_of
 
-from ceprop_cuda import ops, reference
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 

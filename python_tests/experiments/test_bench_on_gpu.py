@@ -18,13 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ceprop_cuda import ops
+from ceprop_cuda.backends import FusedUnavailable
 from ceprop_cuda.bench import breakdown, command, measure, report, suite
 from ceprop_cuda.bench import contenders as of_contenders
 from ceprop_cuda.bench.cases import Case
 from ceprop_cuda.bench.contenders import ENGINES, contenders
 from ceprop_cuda.bench.report import markdown_table, read_rows
 from ceprop_cuda.cli import main
-from ceprop_cuda.network import FusedUnavailable
 
 
 class EventOfCpu:

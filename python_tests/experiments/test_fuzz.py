@@ -16,7 +16,8 @@ WITH_FAULT = """
 import sys
 sys.path[:0] = [{scripts!r}, {tests!r}]
 import fuzz_judge
-from ceprop_cuda import network, reference, rules
+from ceprop_cuda import network, rules
+from ceprop_cuda.spec import reference
 {fault}
 for number in range(150):
     verdict = fuzz_judge.judge(0, number)

@@ -140,7 +140,7 @@ def test_deep_convnets(name: str, nudged_steps: int, beta: float) -> None:
     assert {(c.stride, c.pool, c.window) for c in convolutions} == {((1, 1), "max", (2, 2))}
     assert net.dynamics.activation == net.dynamics.output_activation == "half_hard_sigmoid"
     squared, free = name == "cifar10-ep-mse", name == "cifar10-kp-vf"
-    assert (net.readout, net.layers) == ((None, 5) if squared else ("softmax", 4))
+    assert (net.readout, len(net.layers)) == ((None, 5) if squared else ("softmax", 4))
     assert (net.free_feedback is not None) == free
     if free:
         assert all(60 < angle < 120 for angle in net.angles())  # drawn apart

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from problems import relative_error
 from project import ROOT
 
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
 
 README = ROOT / "README.md"
 
@@ -22,7 +22,7 @@ def blocks() -> list[str]:
 
 
 def test_every_block_is_tested() -> None:
-    assert len(blocks()) == 2
+    assert len(blocks()) == 3
 
 
 def test_the_plain_lines_are_a_step_of_the_reference() -> None:
@@ -50,9 +50,14 @@ def test_the_plain_lines_are_a_step_of_the_reference() -> None:
         assert relative_error(after, before) > 1e-3  # a step that could be seen
 
 
-def test_the_use_block_learns_the_digits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_blocks_of_use_and_graphs_learn_the_digits(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     exec(blocks()[1], names)
     printed = re.fullmatch(r"(.+) % test error\n", capsys.readouterr().out)
     assert printed is not None
     assert float(printed[1]) == names["history"][-1]["test_error"] < 10
+
+    exec(blocks()[2], names)  # goes on with what the block before it has made
+    printed = re.fullmatch(r"\['h1', 'h2', 'out'\] (.+) % test error\n", capsys.readouterr().out)
+    assert printed is not None
+    assert float(printed[1]) == names["history"][-1]["test_error"] < 15

@@ -16,10 +16,11 @@ from problems import relative_error
 from torch import Tensor, nn
 
 import ceprop_cuda as cep
-from ceprop_cuda import ops, reference
-from ceprop_cuda.connections import Convolution, forward
+from ceprop_cuda import ops
 from ceprop_cuda.data import Batches, load
-from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge, drive, emitted, state_shapes
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.connections import Convolution, forward
+from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge, drive, emitted, state_shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -142,7 +143,7 @@ def test_convnet_is_the_torch_model() -> None:
     net = cep.convnet((1, 28, 28), (32, 64), 5, 0, "mm", (10,))
     kinds = [type(module) for module in net.model]
     assert kinds == [nn.Conv2d, nn.MaxPool2d, nn.Conv2d, nn.MaxPool2d, nn.Flatten, nn.Linear]
-    assert (net.layers, net.classes) == (3, 10)
+    assert (len(net.layers), net.classes) == (3, 10)
     assert [tuple(w.shape) for w in net.weights] == [(32, 1, 5, 5), (64, 32, 5, 5), (10, 1024)]
     x = torch.rand(2, 1, 28, 28)
     assert [tuple(s.shape) for s in net.relax(x, 2)] == [(2, 32, 12, 12), (2, 64, 4, 4), (2, 10)]

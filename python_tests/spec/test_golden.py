@@ -11,7 +11,8 @@ from problems import GOLDEN_NAMES, Golden, load_golden, relative_error
 from torch import nn
 
 import ceprop_cuda as cep
-from ceprop_cuda import ops, reference
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
 
 
 def network_of(case: Golden) -> cep.Network:

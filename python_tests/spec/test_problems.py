@@ -10,8 +10,8 @@ import torch
 from problems import GOLDEN_NAMES, load_golden, random_problem, relative_error
 from variants import network_variants
 
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import ACTIVATIONS
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import ACTIVATIONS
 
 
 def test_relative_error_is_the_norm_of_the_difference_over_the_norm() -> None:

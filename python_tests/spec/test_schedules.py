@@ -14,8 +14,8 @@ from small_network import batch, network
 from torch import Tensor
 
 import ceprop_cuda as cep
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import Nudge, step
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import Nudge, step
 
 FAMILIES: list[dict[str, Any]] = [
     {"dynamics": dynamics, "feedback": feedback, "readout": readout}

@@ -15,8 +15,8 @@ from small_network import X, Y, batch, network
 from torch import Tensor
 
 import ceprop_cuda as cep
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import Circuit
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import Circuit
 from ceprop_cuda.theorem import Comparison, Match, compare
 
 T, K = 300, 6
@@ -190,7 +190,7 @@ def test_updates_are_the_gradients_of_each_step(name: str) -> None:
     net, (x, y) = settling(**GRADIENT_DYNAMICS[name]), batch()
     found = all_entries(ep(net), x, y)
     assert found.moved < 1e-15
-    layers = net.layers
+    layers = len(net.layers)
     assert [match.agreement.quantity[0] for match in found.matches] == (
         ["s"] * layers + ["W"] * layers + ["b"] * layers + ["V"] * (layers - 1 if net.free_feedback is not None else 0)
     )

@@ -29,8 +29,8 @@ from exact_problems import (
 from problems import random_problem, relative_error
 from torch import Tensor
 
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge, activation_of, drive, emitted, rho, rho_prime
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge, activation_of, drive, emitted, rho, rho_prime
 
 
 def rates(circuit: Circuit, lr: Sequence[float]) -> list[float]:
@@ -47,6 +47,8 @@ def rates(circuit: Circuit, lr: Sequence[float]) -> list[float]:
         ("centered_hard_sigmoid", [-0.8, -0.5, 0.3, 0.5, 0.8], [-0.5, -0.5, 0.3, 0.5, 0.5], [0, 1, 1, 1, 0]),
         ("tanh", [-1, 0.5], [math.tanh(-1), math.tanh(0.5)], [1 / math.cosh(1) ** 2, 1 / math.cosh(0.5) ** 2]),
         ("linear", [-3, 2], [-3, 2], [1, 1]),
+        ("relu", [-0.3, 0, 0.3, 70], [0, 0, 0.3, 70], [0, 1, 1, 1]),
+        ("relu6", [-0.3, 0, 0.3, 6, 6.3], [0, 0, 0.3, 6, 6], [0, 1, 1, 1, 0]),
     ],
 )
 def test_activations(name: str, points: list[float], values: list[float], slopes: list[float]) -> None:
@@ -59,8 +61,8 @@ def test_activations(name: str, points: list[float], values: list[float], slopes
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_rho_prime_is_autograds_derivative_of_rho(name: str) -> None:
-    kinks = torch.tensor([-0.5, 0.0, 0.5, 1.0, 2.0], dtype=torch.float64)
-    x = torch.cat([torch.linspace(-3.001, 3, 1000, dtype=torch.float64), kinks - 1e-9, kinks + 1e-9]).requires_grad_()
+    kinks = torch.tensor([-0.5, 0.0, 0.5, 1.0, 2.0, 6.0], dtype=torch.float64)
+    x = torch.cat([torch.linspace(-3.001, 7, 1000, dtype=torch.float64), kinks - 1e-9, kinks + 1e-9]).requires_grad_()
     (expected,) = torch.autograd.grad(rho(name, x).sum(), x)
     assert torch.allclose(rho_prime(name, x), expected, rtol=1e-12, atol=1e-14)
 

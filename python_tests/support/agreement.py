@@ -15,10 +15,11 @@ from problems import Problem
 from torch import Tensor
 from variants import CHANGE_OVER_STATE, CONTRAST_OF_MAPS, TOLERANCES
 
-from ceprop_cuda import connections, ops, reference
-from ceprop_cuda.connections import Convolution
-from ceprop_cuda.dynamics import Circuit, Nudge
-from ceprop_cuda.reference import CEPResult, EPResult
+from ceprop_cuda import ops
+from ceprop_cuda.spec import connections, reference
+from ceprop_cuda.spec.connections import Convolution
+from ceprop_cuda.spec.dynamics import Circuit, Nudge
+from ceprop_cuda.spec.reference import CEPResult, EPResult
 
 # Lists by name; its last word is what they hold: states, gradients, parameters, or changes of parameters.
 Results = dict[str, list[Tensor]]

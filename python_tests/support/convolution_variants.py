@@ -14,8 +14,8 @@ from problems import Problem
 from torch import Tensor
 from variants import ACTIVATIONS, LOSSES
 
-from ceprop_cuda.connections import Convolution
-from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge, state_shapes
+from ceprop_cuda.spec.connections import Convolution
+from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge, state_shapes
 
 
 class Chain(NamedTuple):

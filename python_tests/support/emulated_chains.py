@@ -12,8 +12,8 @@ from problems import Problem
 from project import EMULATED_PROGRAMS
 from torch import Tensor
 
-from ceprop_cuda.connections import Convolution
-from ceprop_cuda.dynamics import Nudge
+from ceprop_cuda.spec.connections import Convolution
+from ceprop_cuda.spec.dynamics import Nudge
 
 SOURCE = EMULATED_PROGRAMS / "run_convolutions.cpp"
 # Kernels, strides, padding, windows and channels that go into no tile evenly; more than one tile of channels, of

@@ -15,8 +15,8 @@ from cuda_emulation.builds import build
 from torch import Tensor
 
 from ceprop_cuda import ops
-from ceprop_cuda.dynamics import ACTIVATIONS, Circuit, Nudge, logits, state_shapes
-from ceprop_cuda.reference import CEPResult, EPResult, PerParameter, Relaxed
+from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge, logits, state_shapes
+from ceprop_cuda.spec.reference import CEPResult, EPResult, PerParameter, Relaxed
 
 OPS = ("relax", "ep_step", "cep_step")
 PRECISIONS = ("exact", "tf32", "bf16")

@@ -17,7 +17,7 @@ from project import EMULATED_PROGRAMS
 from torch import Tensor
 from variants import TOLERANCES, VARIANTS, build, copy_of
 
-from ceprop_cuda.dynamics import Nudge
+from ceprop_cuda.spec.dynamics import Nudge
 
 SOURCE = EMULATED_PROGRAMS / "run_call.cpp"
 # Where weights and states lie, and which form C-EP's inner updates take wherever both are exact.

@@ -10,9 +10,9 @@ import torch
 from problems import Problem, random_problem
 from torch import Tensor
 
-from ceprop_cuda import reference
-from ceprop_cuda.dynamics import Circuit, Nudge
-from ceprop_cuda.reference import PerParameter
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import Circuit, Nudge
+from ceprop_cuda.spec.reference import PerParameter
 
 FREE_STEPS = 250  # enough for the free states of random problems to settle to rounding
 NUDGED_STEPS = 12

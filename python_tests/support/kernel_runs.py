@@ -9,7 +9,7 @@ from agreement import Results, results_of
 from torch import Tensor
 from variants import copy_of
 
-from ceprop_cuda.dynamics import Circuit, Nudge
+from ceprop_cuda.spec.dynamics import Circuit, Nudge
 
 
 def run_relax(module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results:

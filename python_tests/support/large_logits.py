@@ -14,7 +14,7 @@ from problems import Problem
 from torch import Tensor
 from variants import build
 
-from ceprop_cuda.dynamics import Nudge
+from ceprop_cuda.spec.dynamics import Nudge
 
 # Of six classes: two that share nearly all probability, one without any, in every part of the range.
 LOGITS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ceprop_cuda.dynamics import Circuit, Dynamics, rho
+from ceprop_cuda.spec.dynamics import Circuit, Dynamics, rho
 
 # Drives of which the argument of the exponential, 2 - 4x or 2x, is a float32 number: no rounding of it hides an error.
 DRIVES = [number / 512 for number in range(-2500, 2501)]

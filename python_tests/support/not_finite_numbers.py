@@ -13,7 +13,7 @@ from torch import Tensor
 from variants import copy_of
 
 import ceprop_cuda as cep
-from ceprop_cuda.dynamics import Nudge
+from ceprop_cuda.spec.dynamics import Nudge
 
 BATCH, CLASSES = 7, 5
 

@@ -9,8 +9,9 @@ from convolution_variants import build_chain, chain_variants
 from problems import random_problem
 from torch import Tensor
 
-from ceprop_cuda import ops, reference
-from ceprop_cuda.dynamics import Circuit, Nudge
+from ceprop_cuda import ops
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.dynamics import Circuit, Nudge
 
 torch_ops = torch.ops.ceprop_cuda
 OPS = ["relax", "ep_step", "cep_step"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -12,10 +13,10 @@ import torch.nn.functional as F
 from project import GOLDEN
 from torch import Tensor
 
-from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge
+from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
 
-# Those of dense networks; golden_steps.py has the others.
-GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if "cnn" not in path.stem)
+# Those of chains of dense layers; golden_steps.py and test_graphs.py have the others.
+GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if not re.search("cnn|graph", path.stem))
 GOLDEN_ACTIVATIONS = {"sigm": "sigmoid", "hardsigm": "hard_sigmoid", "tanh": "tanh", "my_sigmoid": "sigmoid"}
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from variants import copy_of
 
-from ceprop_cuda import reference
-from ceprop_cuda.connections import Convolution
-from ceprop_cuda.dynamics import Circuit, Dynamics, Nudge
-from ceprop_cuda.reference import CEPResult, EPResult
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.connections import Convolution
+from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
+from ceprop_cuda.spec.reference import CEPResult, EPResult
 
 TOLERANCE = 1e-5
 LIMIT = 200

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from problems import Problem, random_problem
 
-from ceprop_cuda.dynamics import Circuit, Nudge
+from ceprop_cuda.spec.dynamics import Circuit, Nudge
 
 # How far a kernel may be from the float64 reference: relative, ||a - b|| / ||b||, for states and parameters; for
 # contrasts, which are differences of states over beta, the same over |beta|.

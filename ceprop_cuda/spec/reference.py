@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import connections
-from .dynamics import Circuit, Nudge, emitted, from_below, logits, output_error, resting_states, step
+from .dynamics import Circuit, Nudge, emitted, from_input, logits, output_error, resting_states, step
 
 # A phase with a tolerance asks only after every so many steps whether it may stop: each time costs a pass over all
 # states and, in the kernels, a barrier.
@@ -86,7 +86,7 @@ class PerParameter(NamedTuple):
 
     weights: list[Tensor]
     biases: list[Tensor | None]  # None where there is none
-    feedback: list[Tensor]  # V[1], V[2], ...; empty when tied
+    feedback: list[Tensor]  # of the inner connections; empty when tied
 
     def parameters(self) -> list[Tensor]:
         """All that exist, in the order of :meth:`Circuit.parameters`."""
@@ -104,49 +104,51 @@ def contrast(
 ) -> PerParameter:
     """The local contrast between two states, over ``beta`` and the batch size.
 
-    Tied:  dW[l] = (r'[l]^T r'[l-1] - r[l]^T r[l-1]) / (beta B), r the emitted states (r[-1] the input).
-    Vector field:  dW[l] = (s'[l] - s[l])^T r*[l-1] / (beta B),  dV[l] = r*[l]^T (s'[l-1] - s[l-1]) / (beta B), where
+    Connection e joins u, the layer below or the input, to v, the layer above; r are the emitted states.
+    Tied:  dW[e] = (r'[v]^T r'[u] - r[v]^T r[u]) / (beta B).
+    Vector field:  dW[e] = (s'[v] - s[v])^T r*[u] / (beta B),  dV[e] = r*[v]^T (s'[u] - s[u]) / (beta B), where
     r* are the emitted states of ``fixed``: the free state's for EP, the earlier one's for continual EP.
-    Shared (Kolen-Pollack, as 2006.03824 trains vector fields): W[l] and V[l] both get the mean of the tied contrasts by
+    Shared (Kolen-Pollack, as 2006.03824 trains vector fields): W[e] and V[e] both get the mean of the tied contrasts by
     either, which are the same where there is no max pooling.
-    A convolution has the derivative of r[l] . F_l(r[l-1]) by its weight in place of an outer product.
+    A convolution has the derivative of r[v] . F_e(r[u]) by its weight in place of an outer product.
     The readout is no part of this: see :func:`readout_contrast`.
     """
-    scale = 1 / (beta * len(x))
+    scale, edges, inner = 1 / (beta * len(x)), circuit.connections, circuit.structure.inner
 
-    def of_weight(v: Tensor, u: Tensor, layer: int) -> Tensor:
-        return connections.contrast(v, u, circuit.weights[layer], circuit.biases[layer], circuit.convolution(layer))
+    def of_weight(v: Tensor, u: Tensor, e: int) -> Tensor:
+        return connections.contrast(v, u, circuit.weights[e], circuit.biases[e], edges[e].convolution)
 
-    def of_feedback(v: Tensor, u: Tensor, layer: int) -> Tensor:
-        return connections.contrast(v, u, circuit.feedback[layer - 1], None, circuit.convolution(layer))
+    def of_feedback(v: Tensor, u: Tensor, e: int) -> Tensor:
+        return connections.contrast(v, u, circuit.feedback(e), None, edges[e].convolution)
 
-    inner = range(1, circuit.layers)
     d_feedback = []
     if circuit.free_feedback is None or shared_update:
         r, r_later = emitted(circuit, x, earlier), emitted(circuit, x, later)
         moved = [b - a for a, b in zip(r[1:], r_later[1:], strict=True)]
 
-        def tied(product: Callable[[Tensor, Tensor, int], Tensor], layer: int) -> Tensor:
-            after, before = (product(sent[layer + 1], sent[layer], layer) for sent in (r_later, r))
+        def tied(product: Callable[[Tensor, Tensor, int], Tensor], e: int) -> Tensor:
+            after, before = (product(sent[edges[e].above + 1], sent[edges[e].below + 1], e) for sent in (r_later, r))
             return scale * (after - before)
 
-        d_weights = [tied(of_weight, layer) for layer in range(circuit.layers)]
+        d_weights = [tied(of_weight, e) for e in range(len(edges))]
         if shared_update:
-            d_weights[1:] = [(d_weights[layer] + tied(of_feedback, layer)) / 2 for layer in inner]
-            d_feedback = [dw.clone() for dw in d_weights[1:]]
+            for e in inner:
+                d_weights[e] = (d_weights[e] + tied(of_feedback, e)) / 2
+            d_feedback = [d_weights[e].clone() for e in inner]
     else:
         r = emitted(circuit, x, fixed)
         moved = [b - a for a, b in zip(earlier, later, strict=True)]
-        d_weights = [scale * of_weight(moved[layer], r[layer], layer) for layer in range(circuit.layers)]
-        for layer in inner:
-            made = circuit.convolution(layer)
+        d_weights = [scale * of_weight(moved[c.above], r[c.below + 1], e) for e, c in enumerate(edges)]
+        for e in inner:
+            below, above, made = edges[e]
             if made is not None and made.pool == "max":  # each state decides its own maxima
-                after, before = (of_feedback(r[layer + 1], states[layer - 1], layer) for states in (later, earlier))
+                after, before = (of_feedback(r[above + 1], states[below], e) for states in (later, earlier))
                 d_feedback.append(scale * (after - before))
             else:
-                d_feedback.append(scale * of_feedback(r[layer + 1], moved[layer - 1], layer))
+                d_feedback.append(scale * of_feedback(r[above + 1], moved[below], e))
     d_biases = [
-        None if b is None else scale * connections.bias_contrast(d) for b, d in zip(circuit.biases, moved, strict=False)
+        None if b is None else scale * connections.bias_contrast(moved[c.above])
+        for b, c in zip(circuit.biases, edges, strict=False)
     ]
     return PerParameter(d_weights, d_biases, d_feedback)
 
@@ -154,7 +156,9 @@ def contrast(
 def readout_contrast(circuit: Circuit, states: Sequence[Tensor], nudge: Nudge) -> tuple[Tensor, Tensor | None]:
     """Minus the loss gradient of R and c at ``states``: e^T s / B and the mean of e, e = y - softmax(R s + c)."""
     error = output_error(circuit, states, nudge)
-    return error.T @ states[-1].flatten(1) / len(error), None if circuit.biases[-1] is None else error.mean(0)
+    return error.T @ states[circuit.output].flatten(1) / len(error), None if circuit.biases[-1] is None else error.mean(
+        0
+    )
 
 
 def combine(changes: Sequence[PerParameter], scale: float = 1.0) -> PerParameter:
@@ -239,7 +243,7 @@ class CEPResult(NamedTuple):
 
 
 def moved(circuit: Circuit, change: PerParameter, lr: Sequence[float], weight_decay: float, first: int = 0) -> Circuit:
-    """p <- p + lr_l (dp - weight_decay p); ``change`` speaks of connection ``first`` and those above it."""
+    """p <- p + lr_e (dp - weight_decay p); ``change`` speaks of connection ``first`` and those after it."""
 
     def move(p: Tensor, dp: Tensor, connection: int) -> Tensor:
         return p + lr[connection] * (dp - weight_decay * p)
@@ -250,8 +254,8 @@ def moved(circuit: Circuit, change: PerParameter, lr: Sequence[float], weight_de
         b = biases[c]
         if b is not None and db is not None:
             biases[c] = move(b, db, c)
-    for c, dv in enumerate(change.feedback, 1):
-        feedback[c - 1] = move(feedback[c - 1], dv, c)
+    for index, (c, dv) in enumerate(zip(circuit.structure.inner, change.feedback, strict=False)):
+        feedback[index] = move(feedback[index], dv, c)
     return replace(
         circuit, weights=weights, biases=biases, free_feedback=None if circuit.free_feedback is None else feedback
     )
@@ -271,7 +275,7 @@ def cep_step(
     weight_decay: float = 0.0,
 ) -> CEPResult:
     """Continual EP (2005.04168): at every nudged step t the states step with the weights of step t, then
-    W <- W + lr_l (dW(s^t -> s^{t+1}) - weight_decay W), ``lr`` per connection, input side first.
+    W <- W + lr_e (dW(s^t -> s^{t+1}) - weight_decay W), ``lr`` per connection.
 
     Symmetric: a phase with +beta, ``nudged_steps`` un-nudged steps back towards the free state, a phase with -beta;
     every contrast is taken over 2 (+-beta), so that their sum is EP's symmetric contrast as lr -> 0.
@@ -295,7 +299,7 @@ def cep_step(
         ends.append(states)
         made.append(count(x, done))
     of_readout = with_readout(circuit, PerParameter([], [], []), ends, nudge)
-    circuit = moved(circuit, of_readout, lr, weight_decay, first=circuit.layers)
+    circuit = moved(circuit, of_readout, lr, weight_decay, first=len(circuit.connections))
     return CEPResult(circuit, output, free, ends, torch.cat(made))
 
 
@@ -311,9 +315,9 @@ def bptt(
     """The exact gradient of the loss ``unrolled_steps`` steps after ``states``, back to them and no further."""
     with torch.enable_grad():
         circuit = circuit.leaves()
-        from_input = from_below(circuit, emitted(circuit, x, states), 0)  # once, and once back, for all steps
+        known = from_input(circuit, emitted(circuit, x, states))  # once, and once back, for all steps
         for _ in range(unrolled_steps):
-            states = step(circuit, x, states, from_input=from_input)
+            states = step(circuit, x, states, known=known)
         output = logits(circuit, states)
         found = iter(torch.autograd.grad(loss(output, target, loss_kind), circuit.parameters(), materialize_grads=True))
     gradients = PerParameter(

@@ -1,4 +1,5 @@
-"""What joins two layers, dense or a convolution with pooling: the way up, the way down, and the weights' contrast.
+"""What joins two layers, dense or a convolution with pooling: the way up, the way down, and the weights' contrast; and
+which layers of a network are joined.
 
 Every function takes the connection's weight and, if it is a convolution, how that is made. Phi = v . F(u) is what a
 connection adds to the primitive function, v above it and u below.
@@ -7,13 +8,15 @@ connection adds to the primitive function, v above it and u below.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 POOLS_BY_LETTER = {"m": "max", "a": "avg", "i": "none"}
+INPUT = -1  # the place of the input among the layers 0, 1, ...
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,58 @@ class Convolution:
             for of, kernel, stride, padding, window in steps
         ]
         return sizes[0], sizes[1]
+
+
+class Connection(NamedTuple):
+    """A way from the layer ``below``, or from INPUT, to the layer ``above``, and with tied feedback back again."""
+
+    below: int
+    above: int
+    convolution: Convolution | None = None  # None: dense
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Which layers a network has and how they are joined: no layer to itself, and nowhere in a ring."""
+
+    connections: tuple[Connection, ...]
+    output: int  # the layer that is nudged
+    turns: tuple[tuple[int, ...], ...] | None = None  # the layers of each turn of a step; None: as the schedule says
+    is_chain: bool = field(default=False, compare=False)  # convolutions, then dense, layer by layer
+
+    @property
+    def layers(self) -> int:
+        return 1 + max(c.above for c in self.connections)
+
+    @property
+    def inner(self) -> list[int]:
+        """The connections between two layers, which carry something back."""
+        return [e for e, c in enumerate(self.connections) if c.below != INPUT]
+
+    def depths(self) -> list[int]:
+        """Of each layer the number of connections on the longest path from the input."""
+        depths = [0] * self.layers
+        for _ in depths:  # no path is longer than the number of layers
+            for c in self.connections:
+                depths[c.above] = max(depths[c.above], 1 + (0 if c.below == INPUT else depths[c.below]))
+        return depths
+
+    def scheduled_turns(self, schedule: str) -> tuple[tuple[int, ...], ...]:
+        """``turns``, or those of the schedule: "synchronous", all layers at once, or "asynchronous", first those at an
+        odd depth, which in a chain are the layers 0, 2, ..., then those at an even one."""
+        if self.turns is not None:
+            return self.turns
+        if schedule == "synchronous":
+            return (tuple(range(self.layers)),)
+        depths = self.depths()
+        return tuple(tuple(layer for layer, depth in enumerate(depths) if depth % 2 == odd) for odd in (1, 0))
+
+
+def chain(layers: int, convolutions: Sequence[Convolution] = ()) -> Structure:
+    """Layer 0 above the input, every other one above the one before; ``convolutions`` come first."""
+    made = [*convolutions, *[None] * (layers - len(convolutions))]
+    joined = tuple(Connection(above - 1, above, made[above]) for above in range(layers))
+    return Structure(joined, layers - 1, is_chain=True)
 
 
 def forward(u: Tensor, weight: Tensor, bias: Tensor | None, made: Convolution | None) -> Tensor:

@@ -1,0 +1,1 @@
+"""The specification: what every kernel must compute, in plain PyTorch that imports nothing else of the package."""

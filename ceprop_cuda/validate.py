@@ -1,0 +1,79 @@
+"""Whether the tensors of a call fit the network that it is made on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .checks import shown
+from .spec.dynamics import Circuit, state_shapes
+
+
+def check_input(circuit: Circuit, x: Tensor, shape: tuple[int, ...], takes_flat: bool) -> Tensor:
+    """``x`` as ``(B, *shape)``, or ``(B, n_in)`` where no connection is a convolution; ValueError or TypeError if its
+    shape, dtype or device do not fit. ``takes_flat``: flat samples in place of shaped ones, and the other way round."""
+    weight = circuit.weights[0]
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise TypeError(f"x must be a dense tensor, got one of layout {x.layout}: give x.to_dense()")
+    is_flat_on_one_side = takes_flat and (x.ndim == 2 or len(shape) == 1)
+    fits = tuple(x.shape[1:]) == shape or (
+        is_flat_on_one_side and x.ndim >= 2 and math.prod(x.shape[1:]) == weight.shape[1]
+    )
+    if not fits or x.shape[0] < 1:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"x must be (B, {wanted}) with B >= 1, got {tuple(x.shape)}")
+    if x.dtype != weight.dtype:
+        raise TypeError(f"x must be {weight.dtype} like the network's weights, got {x.dtype}")
+    if x.device != weight.device:
+        raise ValueError(f"x must be on {weight.device} like the network's weights, got {x.device}")
+    odd = next((p for p in circuit.parameters() if p.dtype != x.dtype or p.device != x.device), None)
+    if odd is not None:
+        raise TypeError(f"all parameters must be {x.dtype} on {x.device}, got one of {odd.dtype} on {odd.device}")
+    return x.flatten(1) if all(c.convolution is None for c in circuit.connections) else x
+
+
+def check_target(x: Tensor, target: Tensor, classes: int) -> Tensor:
+    """``target`` as ``(B, classes)`` in x's dtype; ValueError or TypeError if it does not fit."""
+    batch = x.shape[0]
+    wanted = f"class indices ({batch},) int64 or float targets ({batch}, {classes})"
+    if not isinstance(target, Tensor):
+        raise TypeError(f"the target must be {wanted}, got {type(target).__name__}")
+    if target.layout != torch.strided:
+        raise TypeError(f"the target must be a dense tensor, got one of layout {target.layout}: give .to_dense()")
+    got = f"{tuple(target.shape)} {target.dtype}"
+    if target.device != x.device:
+        raise ValueError(f"the target must be on {x.device} like x, got {target.device}")
+    if tuple(target.shape) not in ((batch,), (batch, classes)):
+        raise ValueError(f"the target must be {wanted}, got {got}")
+    if target.ndim == 2:
+        if not target.is_floating_point():
+            raise TypeError(f"the target must be {wanted}, got {got}")
+        return target.to(x.dtype)
+    if target.dtype != torch.int64:
+        raise TypeError(f"the target must be {wanted}, got {got}")
+    if target.is_cuda:  # reading a number would wait for the device
+        torch._assert_async(((target >= 0) & (target < classes)).all(), f"class indices must lie in 0 .. {classes - 1}")
+    else:
+        low, high = (end.item() for end in target.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(f"class indices must lie in 0 .. {classes - 1}, got {low} .. {high}")
+    return x.new_zeros(batch, classes).scatter_(1, target[:, None], 1)
+
+
+def check_states(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> None:
+    """ValueError or TypeError unless ``states`` are one of each layer, for the samples of ``x``, as
+    :func:`check_input` returns it."""
+    wanted = [(len(x), *shape) for shape in state_shapes(circuit, x.shape[2:])]
+    if not isinstance(states, list | tuple) or not all(isinstance(s, Tensor) for s in states):
+        raise TypeError(f"states must be a list of tensors of the shapes {wanted}, got {shown(states)}")
+    got = [tuple(s.shape) for s in states]
+    if got != wanted:
+        raise ValueError(f"states must have the shapes {wanted}, got {got}")
+    for layer, s in enumerate(states):
+        if s.dtype != x.dtype or s.device != x.device:
+            raise TypeError(f"states[{layer}] must be {x.dtype} on {x.device} like x, got {s.dtype} on {s.device}")
