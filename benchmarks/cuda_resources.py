@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
-FILES = tuple(SOURCES / folder / "kernels.cu" for folder in (".", "conv", "library"))
+FILES = tuple(SOURCES / folder / "kernels.cu" for folder in (".", "conv", "aten"))
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FIRST_TENSOR_FLOATS, FIRST_CLUSTERS = 80, 90  # architectures
 REGISTERS_OF_A_MULTIPROCESSOR, MOST_REGISTERS_OF_A_THREAD = 65536, 255
@@ -89,7 +89,7 @@ class Disassembled:
 
 def readable(symbol: str) -> str:
     """A kernel's symbol as "float, Tf32, InGrid", "float, Convolutions" or "float, Pooling"; any other as it is."""
-    if around := re.search(rf"7library\d+({'|'.join(AROUND_A_LIBRARY)})I([fd])E", symbol):
+    if around := re.search(rf"4cuda\d+({'|'.join(AROUND_A_LIBRARY)})I([fd])E", symbol):
         return f"{TYPES[around[2]]}, {AROUND_A_LIBRARY[around[1]]}"
     if of_convolutions := re.search(r"4conv6run_opI([fd])E", symbol):
         return f"{TYPES[of_convolutions[1]]}, Convolutions"
@@ -282,7 +282,8 @@ def compile_all(nvcc: Path, disassembler: Path, architectures: Sequence[int], jo
 def fingerprint(scripts: Sequence[Path] = (), sources: Path | None = None) -> str:
     """Of all files that a result depends on: the kernels, what they include, this script, and others that make it."""
     sources = sources or SOURCES
-    included = [*sources.parent.glob("*.h"), *(path for path in sources.rglob("*") if path.suffix != ".cpp")]
+    shared = [*(sources.parent / "model").glob("*.h"), sources.parent / "aten" / "pointwise.h"]
+    included = [*shared, *(path for path in sources.rglob("*") if path.suffix != ".cpp")]
     digest = hashlib.sha256()
     for path in (*sorted(path for path in included if path.is_file()), Path(__file__), *scripts):
         content = path.read_bytes()

@@ -19,16 +19,13 @@ struct Shown {
   bool state;  // the layer shows its state, not what neighbours see of it
 };
 
-// The contrast of one connection, as a sum of products.
+// The contrast of one connection, as a sum of the terms `first` to `last`.
 struct Sum {
   enum class Of { connection, input_sums, readout } of;
   int c;  // connection
-  Terms terms;
+  int first, last;
   Between between;
   int phase;  // at whose end the readout learns, with the states in between.later
-
-  __device__ int first_term() const { return terms.above_moves ? 0 : 1; }
-  __device__ int last_term() const { return terms.below_moves ? 1 : 0; }
 };
 
 template <class T, class Tile, class States>
@@ -41,7 +38,8 @@ class Contrast {
 
   // What moves a copy of the weights of connection c.
   __device__ Sum sum_of(int c, Copy copy, const Between& between) const {
-    return {Sum::Of::connection, c, terms_of(p_.learns, c == 0, copy), between, 0};
+    const Terms terms = terms_of(p_.learns, c == 0, copy);
+    return {Sum::Of::connection, c, terms.above_moves ? 0 : 1, terms.below_moves ? 1 : 0, between, 0};
   }
 
   __device__ Shown<T> moved(int layer, const Between& between) const {
@@ -61,14 +59,14 @@ class Contrast {
     T sum[4] = {};
     for (int column = 0; column < p_.batch; column += pass) {
       __syncthreads();
-      for (int term = of.first_term(); term <= of.last_term(); ++term)
+      for (int term = of.first; term <= of.last; ++term)
         for (int side = 0; side < 2; ++side) {
           const bool is_own = side == 0;
           stage(shown(of, term, upper_is_own == is_own), is_own, is_own ? first : other_first, is_own ? units : others,
                 column, (is_own ? own : other) + term * (is_own ? tile_units : tile_others) * stride);
         }
       __syncthreads();
-      for (int term = of.first_term(); term <= of.last_term(); ++term)
+      for (int term = of.first; term <= of.last; ++term)
         for (int b = 0; b < pass; b += pack) {
           const Pack<T> y = load_pack(other + (term * tile_others + k) * stride + b);
 #pragma unroll
@@ -146,14 +144,15 @@ class Contrast {
 
   __device__ Shown<T> shown(const Sum& of, int term, bool upper) const {
     const int c = of.c;
-    const Between& between = of.between;
+    const Between between = of.between;
     if (of.of == Sum::Of::readout)
       return {upper ? p_.workspace.end_error[of.phase] : nullptr, p_.layers - 1, between.later, -1, true};
     if (!upper && c == 0) return {p_.workspace.x, 0, 0, -1, false};
     if (of.of == Sum::Of::input_sums) return {p_.workspace.sum, 0, 0, -1, false};
     const int layer = upper ? c : c - 1;
     if (upper == (term == 0)) return moved(layer, between);
-    return {nullptr, layer, upper ? between.shown_above(p_.learns) : between.shown_below(p_.learns), -1, false};
+    const int held = upper ? between.shown_above(p_.learns) : between.shown_below(p_.learns);
+    return {nullptr, layer, held, -1, false};
   }
 
   // Where one of a tile's own units is staged: 8 side by side, which are stored at once, and 4 at a distance of 4,

@@ -58,7 +58,7 @@ class Learning {
       Sum sum = contrast_.sum_of(c, feedback ? Copy::feedback : Copy::weights, between);
       Blend<T> how = ep ? gradient_blend<T>(divisor, p_.batch, fresh) : blend(c, divisor);
       if (readout) {
-        sum = {Sum::Of::readout, c, {true, false}, {0, phase + 1 < p_.stages.nudged ? kept_plus : last, 0}, phase};
+        sum = {Sum::Of::readout, c, 0, 0, {0, phase + 1 < p_.stages.nudged ? kept_plus : last, 0}, phase};
         how = ep ? gradient_blend<T>(p_.stages.nudged, p_.batch, phase == 0) : blend(c, p_.stages.nudged);
         if (phase > 0) how.decay = 0;
       } else if (ep) {

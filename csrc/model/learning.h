@@ -57,7 +57,7 @@ struct Blend {
   bool fresh = false;
 
   template <class Number>
-  CEPROP_INLINE Number operator()(const Number& out, const Number& sum) const {
+  CEPROP_INLINE Number operator()(Number out, Number sum) const {
     return fresh ? scale * sum : out + (scale * sum - decay * out);
   }
 };
