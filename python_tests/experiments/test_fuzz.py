@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import ENVIRONMENT
 from project import ROOT, SUPPORT
 
 SCRIPTS = ROOT / "benchmarks" / "robustness"
@@ -36,7 +37,7 @@ FAULTS = {
 
 def test_a_few_hundred_calls() -> None:
     command = [sys.executable, str(SCRIPTS / "fuzz.py"), "--calls", "300", "--seed", "0"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "300 calls, 0 of them with a fault" in done.stdout
 
@@ -44,7 +45,7 @@ def test_a_few_hundred_calls() -> None:
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_found(name: str) -> None:
     program = WITH_FAULT.format(scripts=str(SCRIPTS), tests=str(SUPPORT), fault=FAULTS[name])
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -56,7 +57,7 @@ def test_a_crash_is_reported_with_what_repeats_it(tmp_path: Path) -> None:
     (tmp_path / "fuzz_judge.py").write_text(crash)
     (tmp_path / "fuzz.py").write_text((SCRIPTS / "fuzz.py").read_text())
     command = [sys.executable, str(tmp_path / "fuzz.py"), "--calls", "6", "--seed", "9"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "the process ended with -6 in call 3" in done.stdout
     assert "fuzz.py --seed 9 --only 3" in done.stdout

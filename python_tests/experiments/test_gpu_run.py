@@ -9,15 +9,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kept_programs import locked
 from project import ROOT
 
 GPU = ROOT / "benchmarks" / "gpu"
 RUN = GPU / "run.sh"
 
 pytestmark = pytest.mark.skipif(shutil.which("timeout") is None, reason="needs timeout of the GNU coreutils")
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """One worker at a time: all compile the microbenchmarks into the same folder."""
+    with locked("microbenchmarks"):
+        yield
 
 
 def outcomes(text: str) -> dict[str, str]:

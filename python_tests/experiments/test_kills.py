@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import ENVIRONMENT
 from project import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "robustness" / "kills.py"
@@ -17,7 +18,7 @@ SCRIPT = ROOT / "benchmarks" / "robustness" / "kills.py"
 
 def test_a_few_kills(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--kills", "4", "--seed", "0", "--out", str(tmp_path / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 kills of " in done.stdout
 

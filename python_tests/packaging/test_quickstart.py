@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from command_line import ENVIRONMENT
 from project import ROOT
 
 SCRIPT = ROOT / "examples" / "quickstart.py"
@@ -14,7 +15,8 @@ SCRIPT = ROOT / "examples" / "quickstart.py"
 
 def output_of(argument: Path | str, folder: Path) -> str:
     """What the script prints with an argument, started in a folder."""
-    done = subprocess.run([sys.executable, SCRIPT, argument], capture_output=True, text=True, cwd=folder)
+    command = [sys.executable, SCRIPT, argument]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

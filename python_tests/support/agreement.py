@@ -56,7 +56,7 @@ def unpooled_at_the_first(v: Tensor, z: Tensor, made: Convolution, unpooled: Any
     return unpooled(v, z.round(decimals=11), made)
 
 
-_found: OrderedDict[str, Results] = OrderedDict()  # by the reference, the last asked for at the end
+_found: OrderedDict[str, tuple[int, Results]] = OrderedDict()  # with their bytes, the last asked for at the end
 MOST_KEPT = 256 << 20  # bytes
 
 
@@ -71,15 +71,13 @@ def by_reference(run: Run, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results
         key.update(b"" if tensor is None else repr(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
     name = key.hexdigest()
     if name not in _found:
-        _found[name] = run(reference, circuit, x, nudge)
-        while sum(map(bytes_of, _found.values())) > MOST_KEPT:
+        results = run(reference, circuit, x, nudge)
+        size = sum(tensor.numel() * tensor.itemsize for tensors in results.values() for tensor in tensors)
+        while _found and size + sum(kept for kept, _ in _found.values()) > MOST_KEPT:
             _found.popitem(last=False)
+        _found[name] = (size, results)
     _found.move_to_end(name)
-    return _found[name]
-
-
-def bytes_of(results: Results) -> int:
-    return sum(tensor.numel() * tensor.itemsize for tensors in results.values() for tensor in tensors)
+    return _found[name][1]
 
 
 def errors(run: Run, problem: Problem, nudge: Nudge, module: Any = ops) -> dict[str, tuple[float, float, float]]:

@@ -44,8 +44,9 @@ def compiler() -> str:
 @contextmanager
 def locked(name: str) -> Iterator[None]:
     """One process at a time for each name. The system gives the lock back, however a process ends."""
+    KEPT.mkdir(parents=True, exist_ok=True)
     with (KEPT / "locks").open("a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX, 1, int(name[:15], 16))
+        fcntl.lockf(file, fcntl.LOCK_EX, 1, int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))
         yield
 
 
@@ -53,7 +54,6 @@ def kept(name: str, made_of: Sequence[str], make: Callable[[Path], object]) -> P
     """The file that ``make`` writes, or has written before of the same."""
     key = hashlib.sha256("\0".join([compiler(), *made_of]).encode()).hexdigest()[:32]
     file = KEPT / f"{name}-{key}"
-    KEPT.mkdir(parents=True, exist_ok=True)
     with locked(key):
         if not file.exists():
             drop_unused()
