@@ -41,14 +41,17 @@ def build_info() -> dict[str, str]:
     return _C.build_info()
 
 
-def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact") -> str | None:
-    """Why the fused kernels cannot take this input in this precision, or None if they can."""
+def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact", gate: str | None = None) -> str | None:
+    """Why the fused kernels cannot take this input in this precision, or learn from it with this gate, or None if they
+    can."""
     if not circuit.structure.is_chain:
         return "the fused kernels take chains of layers, this network is a graph"
     if not torch.compiler.is_compiling() and _is_transformed():
         return "transforms of torch.func and forward-mode derivatives do not reach into the fused kernels"
     if x.dtype not in (torch.float32, torch.float64):
         return f"the fused kernels take float32 and float64, got {x.dtype}"
+    if gate is not None:
+        return f"the fused kernels have no gate, got gate={gate!r}"
     if x.device.type == "cuda" and hasattr(_C, "cuda_device"):
         return _launch_obstacle(**_launch_settings(circuit, x, precision))
     if x.device.type == "cuda":
@@ -155,9 +158,11 @@ def ep_step(
     symmetric: bool = False,
     accumulate: bool = False,
     shared_update: bool = False,
+    gate: str | None = None,
     precision: str = "exact",
 ) -> EPResult:
     """See :func:`ceprop_cuda.spec.reference.ep_step`; ``precision`` as for :class:`ceprop_cuda.EP`."""
+    _refuse_gate(gate)
     of_weights, of_biases, of_feedback, free, nudged, steps_used = _call(
         torch.ops.ceprop_cuda.ep_step,
         *_tensors(circuit, x),
@@ -189,6 +194,7 @@ def cep_step(
     symmetric: bool = False,
     shared_update: bool = False,
     weight_decay: float = 0.0,
+    gate: str | None = None,
     update: str = "auto",
     precision: str = "exact",
 ) -> CEPResult:
@@ -196,6 +202,7 @@ def cep_step(
 
     ``update`` and ``precision`` as for :class:`ceprop_cuda.CEP`.
     """
+    _refuse_gate(gate)
     before = _with_own_readout(circuit)
     shapes = state_shapes(circuit, x.shape[2:])
     free, nudged = _new_states(x, shapes), _new_states(x, shapes, 1 + symmetric)
@@ -217,6 +224,11 @@ def cep_step(
         precision=precision,
     )
     return CEPResult(circuit, logits(before, free), free, _phases(circuit, nudged), steps_used)
+
+
+def _refuse_gate(gate: str | None) -> None:
+    if gate is not None:
+        raise ValueError(f"the fused kernels have no gate, got gate={gate!r}")
 
 
 def check_writable(circuit: Circuit) -> None:
