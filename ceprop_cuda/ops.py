@@ -50,8 +50,8 @@ def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact", gate: str | 
         return "transforms of torch.func and forward-mode derivatives do not reach into the fused kernels"
     if x.dtype not in (torch.float32, torch.float64):
         return f"the fused kernels take float32 and float64, got {x.dtype}"
-    if gate is not None:
-        return f"the fused kernels have no gate, got gate={gate!r}"
+    if gate is not None and (circuit.convolutions or x.device.type != "cpu"):
+        return f"of the fused kernels only those for dense layers on the CPU have a gate, got gate={gate!r}"
     if x.device.type == "cuda" and hasattr(_C, "cuda_device"):
         return _launch_obstacle(**_launch_settings(circuit, x, precision))
     if x.device.type == "cuda":
@@ -162,7 +162,6 @@ def ep_step(
     precision: str = "exact",
 ) -> EPResult:
     """See :func:`ceprop_cuda.spec.reference.ep_step`; ``precision`` as for :class:`ceprop_cuda.EP`."""
-    _refuse_gate(gate)
     of_weights, of_biases, of_feedback, free, nudged, steps_used = _call(
         torch.ops.ceprop_cuda.ep_step,
         *_tensors(circuit, x),
@@ -173,6 +172,7 @@ def ep_step(
         symmetric=symmetric,
         accumulate=accumulate,
         shared_update=shared_update,
+        gate=gate or "none",
         **_nudge(nudge),
         **_dynamics(circuit),
         precision=precision,
@@ -202,7 +202,6 @@ def cep_step(
 
     ``update`` and ``precision`` as for :class:`ceprop_cuda.CEP`.
     """
-    _refuse_gate(gate)
     before = _with_own_readout(circuit)
     shapes = state_shapes(circuit, x.shape[2:])
     free, nudged = _new_states(x, shapes), _new_states(x, shapes, 1 + symmetric)
@@ -219,16 +218,12 @@ def cep_step(
         shared_update=shared_update,
         weight_decay=weight_decay,
         update=update,
+        gate=gate or "none",
         **_nudge(nudge),
         **_dynamics(circuit),
         precision=precision,
     )
     return CEPResult(circuit, logits(before, free), free, _phases(circuit, nudged), steps_used)
-
-
-def _refuse_gate(gate: str | None) -> None:
-    if gate is not None:
-        raise ValueError(f"the fused kernels have no gate, got gate={gate!r}")
 
 
 def check_writable(circuit: Circuit) -> None:

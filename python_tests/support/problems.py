@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
 
-# Those of chains of dense layers; golden_steps.py, test_graphs.py and test_gates.py have the others.
-GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if not re.search("cnn|graph|gate", path.stem))
+# Those of chains of dense layers; golden_steps.py and test_graphs.py have the others.
+GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if not re.search("cnn|graph", path.stem))
 GOLDEN_ACTIVATIONS = {
     "sigm": "sigmoid",
     "sigmoid": "sigmoid",
