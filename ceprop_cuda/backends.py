@@ -41,15 +41,17 @@ def report(level: int, message: str) -> None:
         say_once(level, message)
 
 
-def backend_module(backend: str, circuit: Circuit, x: Tensor, **of_kernels: str) -> tuple[ModuleType, dict[str, str]]:
+def backend_module(
+    backend: str, circuit: Circuit, x: Tensor, *, gate: str | None = None, **of_kernels: str
+) -> tuple[ModuleType, dict[str, str]]:
     """The module whose ``relax``, ``ep_step`` and ``cep_step`` do the work, ``ops`` or ``reference``; and the settings
-    of the kernels that its functions take: all, or none.
+    of the kernels that its functions take: all, or none. ``gate``: what the call learns with.
 
     Raises FusedUnavailable if ``backend`` is "fused" and the kernels cannot take this network or input.
     """
     if backend == "reference":
         return reference, {}
-    obstacle = ops.obstacle(circuit, x, of_kernels["precision"])
+    obstacle = ops.obstacle(circuit, x, of_kernels["precision"], gate)
     if obstacle is None:
         report(logging.INFO, f"running the fused kernels on {x.device.type}")
         return ops, of_kernels

@@ -31,6 +31,7 @@ from .rules import NUDGINGS
 from .run_directory import read_checkpoint
 from .run_settings import new_settings, preset_of, settings_of, settings_to_resume
 from .spec.dynamics import SCHEDULES
+from .spec.gates import GATES
 from .trainer import Diverged, Trainer
 
 TEST_BATCH = 500  # samples; only changes how long a test takes
@@ -121,6 +122,11 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="X",
         help="end a phase once no unit moves more than this (default: the preset's, of most none)",
+    )
+    train.add_argument(
+        "--gate",
+        choices=["none" if gate is None else gate for gate in GATES],
+        help="factor on what units of free feedback have moved by (default: the preset's)",
     )
     train.add_argument("--seed", type=int, metavar="S", help="of weights, signs of beta and orders (default: 0)")
     train.add_argument("--backend", choices=BACKENDS, help="what runs the network (default: auto)")

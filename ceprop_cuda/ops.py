@@ -41,14 +41,17 @@ def build_info() -> dict[str, str]:
     return _C.build_info()
 
 
-def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact") -> str | None:
-    """Why the fused kernels cannot take this input in this precision, or None if they can."""
+def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact", gate: str | None = None) -> str | None:
+    """Why the fused kernels cannot take this input in this precision, or learn from it with this gate, or None if they
+    can."""
     if not circuit.structure.is_chain:
         return "the fused kernels take chains of layers, this network is a graph"
     if not torch.compiler.is_compiling() and _is_transformed():
         return "transforms of torch.func and forward-mode derivatives do not reach into the fused kernels"
     if x.dtype not in (torch.float32, torch.float64):
         return f"the fused kernels take float32 and float64, got {x.dtype}"
+    if gate is not None and (circuit.convolutions or x.device.type != "cpu"):
+        return f"of the fused kernels only those for dense layers on the CPU have a gate, got gate={gate!r}"
     if x.device.type == "cuda" and hasattr(_C, "cuda_device"):
         return _launch_obstacle(**_launch_settings(circuit, x, precision))
     if x.device.type == "cuda":
@@ -155,6 +158,7 @@ def ep_step(
     symmetric: bool = False,
     accumulate: bool = False,
     shared_update: bool = False,
+    gate: str | None = None,
     precision: str = "exact",
 ) -> EPResult:
     """See :func:`ceprop_cuda.spec.reference.ep_step`; ``precision`` as for :class:`ceprop_cuda.EP`."""
@@ -168,6 +172,7 @@ def ep_step(
         symmetric=symmetric,
         accumulate=accumulate,
         shared_update=shared_update,
+        gate=gate or "none",
         **_nudge(nudge),
         **_dynamics(circuit),
         precision=precision,
@@ -189,6 +194,7 @@ def cep_step(
     symmetric: bool = False,
     shared_update: bool = False,
     weight_decay: float = 0.0,
+    gate: str | None = None,
     update: str = "auto",
     precision: str = "exact",
 ) -> CEPResult:
@@ -212,6 +218,7 @@ def cep_step(
         shared_update=shared_update,
         weight_decay=weight_decay,
         update=update,
+        gate=gate or "none",
         **_nudge(nudge),
         **_dynamics(circuit),
         precision=precision,

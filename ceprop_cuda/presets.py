@@ -62,6 +62,7 @@ class Preset:
     feedback: str = "tied"
     feedback_angle: float | None = 0.0  # degrees between free feedback and forward weights at first; None: drawn apart
     shared_update: bool = False
+    gate: str | None = None
     readout: str | None = None
     schedule: str = "synchronous"
     tolerance: float | None = None
@@ -102,9 +103,14 @@ class Preset:
         Raises ValueError if BPTT is asked for together with what it has not.
         """
         if self.bptt:
-            if self.shared_update or self.tolerance is not None:
-                lacking = "shared update of forward and feedback weights" if self.shared_update else "tolerance"
-                raise ValueError(f"BPTT has no {lacking}: it takes the exact gradient through a number of steps")
+            lacking = {
+                "shared update of forward and feedback weights": self.shared_update,
+                "tolerance": self.tolerance is not None,
+                "gate": self.gate is not None,
+            }
+            for setting, is_asked in lacking.items():
+                if is_asked:
+                    raise ValueError(f"BPTT has no {setting}: it takes the exact gradient through a number of steps")
             return BPTT(net, self.free_steps, self.nudged_steps, backend=backend)
         phases = (net, self.free_steps, self.nudged_steps, self.beta)
         settings: dict[str, Any] = {
@@ -113,6 +119,7 @@ class Preset:
             "shared_update": self.shared_update,
             "backend": backend,
             "tolerance": self.tolerance,
+            "gate": self.gate,
         }
         if self.continual:
             return CEP(*phases, self.lr, weight_decay=self.weight_decay, **settings)

@@ -16,6 +16,7 @@ from .checks import one_of, real_number, shown, tolerance_or_none, whole_number
 from .network import Network
 from .spec import reference
 from .spec.dynamics import Circuit, Nudge
+from .spec.gates import GATES
 
 NUDGINGS = ("positive", "random_sign", "symmetric")
 UPDATES = ("auto", "literal", "low_rank")
@@ -171,6 +172,7 @@ class NudgedRule(Rule):
         backend: str,
         tolerance: float | None,
         precision: str,
+        gate: str | None,
     ) -> None:
         super().__init__(net, free_steps, loss, nudge_at, backend)
         self.nudged_steps = nudged_steps
@@ -179,6 +181,8 @@ class NudgedRule(Rule):
         self.shared_update = shared_update
         self.tolerance = tolerance
         self.precision = precision
+        self.gate = gate
+        self.refuse_wrong_settings()
 
     def _checked_nudged_steps(self, nudged_steps: object) -> int:
         return whole_number("nudged_steps", nudged_steps, 1)
@@ -194,6 +198,17 @@ class NudgedRule(Rule):
         if shared_update and self.net.free_feedback is None:
             raise ValueError("shared_update=True needs a network with feedback='free', got tied feedback")
         return shared_update
+
+    def _checked_gate(self, gate: str | None) -> str | None:
+        gate = one_of("gate", gate, GATES)
+        if gate is not None and self.net.free_feedback is None:
+            raise ValueError(f"gate={gate!r} needs a network with feedback='free', got tied feedback")
+        return gate
+
+    def refuse_wrong_settings(self) -> None:
+        super().refuse_wrong_settings()
+        if self.gate is not None and self.shared_update:
+            raise ValueError(f"gate={self.gate!r} is not for shared_update=True, the update of tied weights")
 
     def _nudge(self, target: Tensor) -> Nudge:
         sign = -1 if self.nudging == "random_sign" and torch.rand((), device="cpu").item() < 0.5 else 1
@@ -239,6 +254,11 @@ class EP(NudgedRule):
         precision: "exact", or on a GPU "tf32" or "bf16": tensor cores compute the steps' products, whose factors are
             rounded to 11 or 8 bits; sums, states, parameters and contrasts stay float32. The reference is always exact,
             and what ``backend="auto"`` runs where the kernels have no such products, as on the CPU.
+        gate: of free feedback, a factor rho'(a) on what every unit has moved by, s'[l] - s[l], before it enters the
+            update of W[l], b[l] and V[l+1]. "unit": a is the unit's whole drive, as Theorem 1 of arXiv 2005.04169 asks.
+            "connection": a is only what comes through the connection that learns, W[l] s[l-1] + b[l] for W[l] and
+            b[l], V[l+1]^T s[l+1] for V[l+1], as an earlier version of the authors' code had it. None: no factor. The
+            drives are those at the free state, or with ``accumulate`` those of each nudged step.
 
     Raises:
         ValueError, TypeError: a setting is none of the choices, or the network cannot have it.
@@ -259,9 +279,10 @@ class EP(NudgedRule):
         *,
         tolerance: float | None = None,
         precision: str = "exact",
+        gate: str | None = None,
     ) -> None:
         phases = (free_steps, nudged_steps, beta, nudging, nudge_at, loss)
-        super().__init__(net, *phases, shared_update, backend, tolerance, precision)
+        super().__init__(net, *phases, shared_update, backend, tolerance, precision, gate)
         self.accumulate = accumulate
         self._lead_network()
 
@@ -285,7 +306,7 @@ class EP(NudgedRule):
         circuit = self._circuit_to_train()
         x = self.net.check_input(circuit, x)
         nudge = self._nudge(self.net.check_target(circuit, x, y))
-        module, of_kernels = backend_module(self.backend, circuit, x, precision=self.precision)
+        module, of_kernels = backend_module(self.backend, circuit, x, gate=self.gate, precision=self.precision)
         with exact(x):
             ran = module.ep_step(
                 circuit,
@@ -297,6 +318,7 @@ class EP(NudgedRule):
                 symmetric=self.nudging == "symmetric",
                 accumulate=self.accumulate,
                 shared_update=self.shared_update,
+                gate=self.gate,
                 **of_kernels,
             )
         learned = ran.gradients.parameters() if module is reference else []
@@ -313,6 +335,10 @@ class CEP(NudgedRule):
 
         W[l] <- W[l] + lr[l] ((r'[l]^T r'[l-1] - r[l]^T r[l-1]) / (beta B) - weight_decay W[l])
 
+    and with free feedback, where d[l] is s'[l] - s[l], times rho' of its drive if ``gate`` says so,
+
+        W[l] <- W[l] + lr[l] (d[l]^T r[l-1] / (beta B) - weight_decay W[l]),    V[l] likewise by r[l]^T d[l-1]
+
     and the next step is made with these weights. A readout moves once, at the end. The rule is its own optimizer: plain
     gradient steps on every connection whose parameters require grad; ``lr`` 0 keeps one as it is, too.
 
@@ -322,7 +348,8 @@ class CEP(NudgedRule):
         weight_decay: every update also subtracts ``lr * weight_decay * p``, as torch.optim.SGD does.
         the others: as for :class:`EP`. "symmetric" goes back towards the free state by ``nudged_steps`` un-nudged steps
             between its two nudged phases.
-            A phase that ``tolerance`` ends early leaves out the weight decay of its remaining steps, too.
+            A phase that ``tolerance`` ends early leaves out the weight decay of its remaining steps, too. The drives of
+            ``gate`` are those of each step; with "unit", C-VF follows Theorem 1 of arXiv 2005.04169.
         update: which form of the exact continual update the kernels run: "literal" moves the weights at every step,
             "low_rank" keeps them constant and adds the change as products with B x B matrices wherever that is exact,
             "auto" takes the one with fewer operations, see :func:`ceprop_cuda.plan`. All give the same numbers up to
@@ -349,9 +376,10 @@ class CEP(NudgedRule):
         tolerance: float | None = None,
         precision: str = "exact",
         update: str = "auto",
+        gate: str | None = None,
     ) -> None:
         phases = (free_steps, nudged_steps, beta, nudging, nudge_at, loss)
-        super().__init__(net, *phases, shared_update, backend, tolerance, precision)
+        super().__init__(net, *phases, shared_update, backend, tolerance, precision, gate)
         self.lr = self._checked_lr(lr)
         self.weight_decay = weight_decay
         self.update = update
@@ -408,7 +436,8 @@ class CEP(NudgedRule):
         rates = self._rates_to_train(circuit)
         x = self.net.check_input(circuit, x)
         nudge = self._nudge(self.net.check_target(circuit, x, y))
-        module, of_kernels = backend_module(self.backend, circuit, x, precision=self.precision, update=self.update)
+        forms = {"precision": self.precision, "update": self.update}
+        module, of_kernels = backend_module(self.backend, circuit, x, gate=self.gate, **forms)
         if module is reference:
             ops.check_writable(circuit)  # as the kernels do
         with exact(x):
@@ -423,6 +452,7 @@ class CEP(NudgedRule):
                 symmetric=self.nudging == "symmetric",
                 shared_update=self.shared_update,
                 weight_decay=self.weight_decay,
+                gate=self.gate,
                 **of_kernels,
             )
         learned = ran.circuit.parameters() if module is reference else []

@@ -43,6 +43,7 @@ SETTINGS: dict[str, Callable[[Any], bool]] = {
     "nudging": _is_text,
     "schedule": _is_text,
     "tolerance": _is_number_or_none,
+    "gate": _is_text,
     "device": _is_text,
 }
 ALL_SETTINGS = {**SETTINGS, "bptt": lambda value: isinstance(value, bool), "data_dir": _is_text}
@@ -57,7 +58,7 @@ def new_settings(args: argparse.Namespace) -> dict[str, Any]:
         if preset.feedback == "tied":
             raise ValueError(f"--angle needs a preset with free feedback, {name} has tied feedback")
     is_bptt = args.rule == "bptt"
-    for option in ("beta", "nudging", "tolerance"):
+    for option in ("beta", "nudging", "tolerance", "gate"):
         given = getattr(args, option)
         if is_bptt and given is not None:
             raise ValueError(f"--{option} {given} is not for --rule bptt, the exact gradient through --steps T K")
@@ -77,6 +78,7 @@ def new_settings(args: argparse.Namespace) -> dict[str, Any]:
         "nudging": args.nudging or preset.nudging,
         "schedule": args.schedule or preset.schedule,
         "tolerance": None if is_bptt else preset.tolerance if args.tolerance is None else args.tolerance,
+        "gate": "none" if is_bptt else args.gate or preset.gate or "none",
         "device": args.device or "cpu",
     }
 
@@ -127,5 +129,6 @@ def preset_of(config: Mapping[str, Any]) -> Preset:
         nudging=config["nudging"],
         schedule=config["schedule"],
         tolerance=config["tolerance"],
+        gate=None if config["gate"] == "none" else config["gate"],
         bptt=config["bptt"],
     )

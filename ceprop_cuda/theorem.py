@@ -28,6 +28,7 @@ from .checks import whole_number
 from .rules import CEP, EP
 from .spec import reference
 from .spec.dynamics import Circuit, Nudge
+from .spec.gates import Slopes, slopes_at, step_with_slopes
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,15 @@ def _compared(rule: EP | CEP, circuit: Circuit, x: Tensor, nudge: Nudge, samples
     parameters = [_Tally(name, p, samples, draw) for name, p in _in_the_dynamics(circuit).items()]
     nudges = [nudge, replace(nudge, beta=-nudge.beta)] if rule.nudging == "symmetric" else [nudge]
     ends, moving, pull = [free] * len(nudges), circuit, _loss_gradient(circuit, free, nudge)
+    is_fixed = isinstance(rule, EP) and not rule.accumulate
+    of_free = slopes_at(circuit, x, free, rule.gate)
     for _ in range(rule.nudged_steps):
-        befores, ends = ends, [reference.step(moving, x, s, n) for s, n in zip(ends, nudges, strict=True)]
+        befores = ends
+        steps = [step_with_slopes(moving, x, s, n, rule.gate) for s, n in zip(befores, nudges, strict=True)]
+        ends = [after for after, _ in steps]
         made = list(zip(befores, ends, nudges, strict=True))
-        change = _mean_contrast(rule, moving, x, free, made)
+        slopes = [of_free if is_fixed else of_step for _, of_step in steps]
+        change = _mean_contrast(rule, moving, x, free if is_fixed else None, made, slopes)
         if isinstance(rule, CEP):
             moving = reference.moved(moving, change, rule.lr, rule.weight_decay)
         for layer, (tally, gradient) in enumerate(zip(neurons, pull, strict=True)):
@@ -172,14 +178,15 @@ def _mean_contrast(
     rule: EP | CEP,
     circuit: Circuit,
     x: Tensor,
-    free: Sequence[Tensor],
+    fixed: Sequence[Tensor] | None,
     made: Sequence[tuple[Sequence[Tensor], Sequence[Tensor], Nudge]],
+    slopes: Sequence[Slopes | None],
 ) -> reference.PerParameter:
-    """Of the steps ``made``, one in each nudged phase: states before and after, and the nudge."""
-    is_fixed = isinstance(rule, EP) and not rule.accumulate
+    """Of the steps ``made``, one in each nudged phase: states before and after, and the nudge; with the ``slopes`` of
+    the rule's gate in each. ``fixed``: as in ``reference.contrast``; None: the states before the step."""
     contrasts = [
-        reference.contrast(circuit, x, before, after, free if is_fixed else before, n.beta, rule.shared_update)
-        for before, after, n in made
+        reference.contrast(circuit, x, before, after, fixed or before, n.beta, rule.shared_update, of_step)
+        for (before, after, n), of_step in zip(made, slopes, strict=True)
     ]
     return contrasts[0] if len(made) == 1 else reference.combine(contrasts, 1 / len(made))
 

@@ -43,11 +43,13 @@ TORCH_LIBRARY(ceprop_cuda, m) {
   //   EP's estimate of the loss gradients of weights, biases and feedback, like them: minus the contrasts;
   //   the states after the free phase; those after the nudged phase, followed when symmetric by those after -beta's;
   //   the steps of these phases, [2 or 3].
-  // accumulate: sum the contrasts of consecutive steps. shared_update: mean of the two updates of W[l] and V[l].
+  // accumulate: sum the contrasts of consecutive steps. shared_update: mean of the two updates of W[l] and V[l]. gate:
+  // "none" | "unit" | "connection", see model/gates.h; the drives are those of each step that is learned from, or
+  // those at the free states.
   m.def(
       "ep_step(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] feedback_weights, Tensor target, *, "
       "int free_steps, int nudged_steps, float? tolerance, float beta, str nudge_at, str loss, bool symmetric, "
-      "bool accumulate, bool shared_update, " CEPROP_DYNAMICS
+      "bool accumulate, bool shared_update, str gate='none', " CEPROP_DYNAMICS
       ") -> (Tensor[] gradients, Tensor[] bias_gradients, Tensor[] feedback_gradients, Tensor[] free_states, Tensor[] "
       "nudged_states, Tensor steps_used)");
 
@@ -61,5 +63,5 @@ TORCH_LIBRARY(ceprop_cuda, m) {
       "cep_step(Tensor x, Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor(c!)[] feedback_weights, Tensor target, "
       "Tensor(d!)[] free_states, Tensor(e!)[] nudged_states, *, int free_steps, int nudged_steps, float? tolerance, "
       "float beta, str nudge_at, str loss, float[] lr, bool symmetric, bool shared_update, float weight_decay, "
-      "str update, " CEPROP_DYNAMICS ") -> Tensor steps_used");
+      "str update, str gate='none', " CEPROP_DYNAMICS ") -> Tensor steps_used");
 }

@@ -4,6 +4,7 @@
 //   device.new_steps(phases)               where phases note how many steps they took, int64 [phases]
 //   one_hot(target, x, classes)     class indices [B] as floats [B, classes]
 //   run(call)                       RelaxCall, EpCall or CepCall
+//   has_gates                       whether its kernels for dense layers take a gate; no others do
 //   clear_unless_finite(steps, gradients)  gradients are zero if the steps say that they are not finite
 #pragma once
 
@@ -66,10 +67,10 @@ template <class Device>
 std::tuple<Lists, Lists, Lists, Lists, Lists, Tensor> ep_step_op(
     const Tensor& x, TensorList weights, TensorList biases, TensorList feedback_weights, const Tensor& target,
     int64_t free_steps, int64_t nudged_steps, std::optional<double> tolerance, double beta, std::string_view nudge_at,
-    std::string_view loss, bool symmetric, bool accumulate, bool shared_update, std::string_view activation,
-    std::string_view output_activation, std::string_view dynamics, double dt, bool clip, std::string_view schedule,
-    std::string_view feedback, bool readout, std::string_view precision, at::IntArrayRef strides,
-    at::IntArrayRef paddings, std::string_view pools, at::IntArrayRef windows) {
+    std::string_view loss, bool symmetric, bool accumulate, bool shared_update, std::string_view gate,
+    std::string_view activation, std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
+    std::string_view schedule, std::string_view feedback, bool readout, std::string_view precision,
+    at::IntArrayRef strides, at::IntArrayRef paddings, std::string_view pools, at::IntArrayRef windows) {
   Device device(x, parse_precision(precision));
   const Settings settings{activation,
                           output_activation,
@@ -80,9 +81,10 @@ std::tuple<Lists, Lists, Lists, Lists, Lists, Tensor> ep_step_op(
                           feedback,
                           readout,
                           {strides, paddings, pools, windows}};
-  const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,    beta,
-                                 nudge_at, loss,       symmetric,    shared_update};
-  const Geometry geometry = check_learning(x, weights, biases, feedback_weights, arguments, settings);
+  const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,     beta,
+                                 nudge_at, loss,       symmetric,    shared_update, gate};
+  const Geometry geometry =
+      check_learning(x, weights, biases, feedback_weights, arguments, settings, Device::has_gates);
   const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
   const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, weights.back().size(0), device);
   Tensor steps_used = device.new_steps(symmetric ? 3 : 2);
@@ -111,7 +113,7 @@ Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, Tenso
                    const Tensor& target, TensorList free_states, TensorList nudged_states, int64_t free_steps,
                    int64_t nudged_steps, std::optional<double> tolerance, double beta, std::string_view nudge_at,
                    std::string_view loss, at::ArrayRef<double> lr, bool symmetric, bool shared_update,
-                   double weight_decay, std::string_view update, std::string_view activation,
+                   double weight_decay, std::string_view update, std::string_view gate, std::string_view activation,
                    std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
                    std::string_view schedule, std::string_view feedback, bool readout, std::string_view precision,
                    at::IntArrayRef strides, at::IntArrayRef paddings, std::string_view pools, at::IntArrayRef windows) {
@@ -125,9 +127,10 @@ Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, Tenso
                           feedback,
                           readout,
                           {strides, paddings, pools, windows}};
-  const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,    beta,
-                                 nudge_at, loss,       symmetric,    shared_update};
-  const Geometry geometry = check_learning(x, weights, biases, feedback_weights, arguments, settings);
+  const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,     beta,
+                                 nudge_at, loss,       symmetric,    shared_update, gate};
+  const Geometry geometry =
+      check_learning(x, weights, biases, feedback_weights, arguments, settings, Device::has_gates);
   const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
   check_count("lr", lr.size(), weights.size(), "rates, one per connection");
   for (size_t l = 0; l < lr.size(); ++l) check_number(element("lr", l), lr[l], lr[l] >= 0, "a finite number >= 0");

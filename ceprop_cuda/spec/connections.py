@@ -105,11 +105,19 @@ def transpose(v: Tensor, weight: Tensor, bias: Tensor | None, made: Convolution 
     return conv2d_input(u.shape, weight, unpooled, made.stride, made.padding)
 
 
-def contrast(v: Tensor, u: Tensor, weight: Tensor, bias: Tensor | None, made: Convolution | None) -> Tensor:
-    """The derivative of Phi by the weight, summed over the batch and shaped like it."""
+def contrast(
+    v: Tensor,
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    made: Convolution | None,
+    picking: Tensor | None = None,
+) -> Tensor:
+    """The derivative of Phi by the weight, summed over the batch and shaped like it. The maxima of a pooling are those
+    of ``picking`` in place of u, if it is given."""
     if made is None:
         return v.flatten(1).T @ u.flatten(1)
-    unpooled = _unpooled(v, _convolved(u, weight, bias, made), made)
+    unpooled = _unpooled(v, _convolved(u if picking is None else picking, weight, bias, made), made)
     return conv2d_weight(u, weight.shape, unpooled, made.stride, made.padding)
 
 

@@ -1,7 +1,7 @@
 """The units of a network and one step of them, in plain PyTorch: the first half of the specification.
 
-The second half, phases and learning, is ``reference.py``. This file is written to be read beside the papers, runs on
-any device and in any floating dtype, is differentiable, and knows nothing of the kernels.
+The second half, phases and learning, is ``reference.py`` and ``gates.py``. This file is written to be read beside the
+papers, runs on any device and in any floating dtype, is differentiable, and knows nothing of the kernels.
 
 ``s[l]`` is the state of layer l, ``(B, n_l)`` or ``(B, C, H, W)``. Connection e joins what is below it, the input ``x``
 or a layer, to the layer above it through ``W[e]`` and ``b[e]``. Together they make the primitive function
@@ -219,11 +219,19 @@ def drive(circuit: Circuit, seen: Sequence[Tensor], layer: int, known: Mapping[i
     """a_l = dPhi/ds[l], the sum of F_e(s[below(e)]) over the connections that end at ``layer`` and of
     F_e^T(s[above(e)]; s[l]) over those that start there: shaped like its state, if it and its neighbours send ``seen``,
     as :func:`emitted` returns it. ``known`` is what :func:`from_input` returns, if the caller has it."""
+    below, above = drive_parts(circuit, seen, layer, known)
+    return reduce(operator.add, [*below.values(), *above.values()])
+
+
+def drive_parts(
+    circuit: Circuit, seen: Sequence[Tensor], layer: int, known: Mapping[int, Tensor] | None = None
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """The terms of :func:`drive`, by connection: of those that end at ``layer``, and of those that start there."""
     known = known or {}
     edges = list(enumerate(circuit.connections))
-    below = [known[e] if e in known else from_below(circuit, seen, e) for e, c in edges if c.above == layer]
-    above = [from_above(circuit, seen, e) for e, c in edges if c.below == layer]
-    return reduce(operator.add, below + above)
+    below = {e: known[e] if e in known else from_below(circuit, seen, e) for e, c in edges if c.above == layer}
+    above = {e: from_above(circuit, seen, e) for e, c in edges if c.below == layer}
+    return below, above
 
 
 def phi(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> Tensor:
@@ -241,24 +249,33 @@ def energy(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> Tensor:
     return reduce(operator.add, [(s**2).flatten(1).sum(1) / 2 for s in states]) - phi(circuit, x, states)
 
 
-def next_state(
+class Push(NamedTuple):
+    """What moves a layer in a step; every tensor is shaped like its state."""
+
+    below: dict[int, Tensor]  # the terms of its drive by connection: of those that end at it
+    above: dict[int, Tensor]  # and of those that start there
+    drive: Tensor  # their sum
+    inside: Tensor  # what a nudge adds before rho
+    outside: Tensor  # and after it
+
+
+def push(
     circuit: Circuit,
     seen: Sequence[Tensor],
     states: Sequence[Tensor],
     layer: int,
     nudge: Nudge | None,
     known: Mapping[int, Tensor] | None = None,
-) -> Tensor:
-    """Where ``layer`` moves from its own state in ``states``, by what its neighbours send, ``seen``.
+) -> Push:
+    """What moves ``layer`` from its own state in ``states``, where its neighbours send ``seen``.
 
-    Prototypical  s <- rho(a);   energy  s <- clip(s + dt (-s + rho'(s) a)), without rho' at the output and in vector
-    fields. The nudge adds beta e, e = y - s or y - softmax(s): after rho (``at="state"``) or before it (``"drive"``);
-    a readout adds beta R^T e before it.
+    The nudge adds beta e, e = y - s or y - softmax(s): after rho (``at="state"``) or before it (``"drive"``); a readout
+    adds beta R^T e before it.
     """
-    a, s = drive(circuit, seen, layer, known), states[layer]
-    is_output = layer == circuit.output
+    below, above = drive_parts(circuit, seen, layer, known)
+    a = reduce(operator.add, [*below.values(), *above.values()])
     inside = outside = torch.zeros_like(a)
-    if is_output and nudge is not None:
+    if layer == circuit.output and nudge is not None:
         pull = nudge.beta * output_error(circuit, states, nudge)
         if circuit.readout:
             inside = (pull @ circuit.weights[-1]).view_as(a)
@@ -266,11 +283,20 @@ def next_state(
             inside = pull
         else:
             outside = pull
+    return Push(below, above, a, inside, outside)
+
+
+def next_state(circuit: Circuit, s: Tensor, layer: int, by: Push) -> Tensor:
+    """Where ``layer`` moves from its state ``s``.
+
+    Prototypical  s <- rho(a);   energy  s <- clip(s + dt (-s + rho'(s) a)), without rho' at the output and in vector
+    fields.
+    """
     name = activation_of(circuit, layer)
     if circuit.dynamics.kind == "prototypical":
-        return rho(name, a + inside) + outside
-    gain = 1.0 if is_output or circuit.free_feedback is not None else rho_prime(name, s)
-    moved = s + circuit.dynamics.dt * (-s + gain * a + inside + outside)
+        return rho(name, by.drive + by.inside) + by.outside
+    gain = 1.0 if layer == circuit.output or circuit.free_feedback is not None else rho_prime(name, s)
+    moved = s + circuit.dynamics.dt * (-s + gain * by.drive + by.inside + by.outside)
     return moved.clamp(0, 1) if circuit.dynamics.clip else moved
 
 
@@ -280,8 +306,10 @@ def step(
     states: Sequence[Tensor],
     nudge: Nudge | None = None,
     known: Mapping[int, Tensor] | None = None,
+    pushes: dict[int, Push] | None = None,
 ) -> list[Tensor]:
-    """One step, in which every layer moves once; ``known`` as for :func:`drive`.
+    """One step, in which every layer moves once; ``known`` as for :func:`drive`. What moved each layer is noted in
+    ``pushes``, if there is one.
 
     The layers of a turn move at once, from the states before the turn, those of the next one from the newest states of
     their neighbours. Synchronous: one turn. Asynchronous (2312.15103): two, of a chain the layers 0, 2, ... and then
@@ -290,7 +318,12 @@ def step(
     states = list(states)
     for turn in circuit.structure.scheduled_turns(circuit.dynamics.schedule):
         seen = emitted(circuit, x, states)
-        moved = [next_state(circuit, seen, states, layer, nudge, known) for layer in turn]
+        moved = []
+        for layer in turn:
+            by = push(circuit, seen, states, layer, nudge, known)
+            moved.append(next_state(circuit, states[layer], layer, by))
+            if pushes is not None:
+                pushes[layer] = by
         for layer, s in zip(turn, moved, strict=True):
             states[layer] = s
     return states

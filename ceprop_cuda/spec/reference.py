@@ -1,7 +1,8 @@
 """What every kernel must compute: equilibrium propagation in plain PyTorch.
 
-This file and ``dynamics.py``, the units and their steps, are the specification. They are written to be read beside the
-papers, run on any device and in any floating dtype, are differentiable, and know nothing of the kernels.
+This file, ``dynamics.py``, the units and their steps, and ``gates.py`` are the specification. They are written to be
+read beside the papers, run on any device and in any floating dtype, are differentiable, and know nothing of the
+kernels.
 
 References: arXiv 1905.13633 (EP in discrete time), 2005.04168 and 2005.04169 (continual EP, C-VF),
 2006.03824 (symmetric nudging, cross-entropy, softmax readout).
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from . import connections
 from .dynamics import Circuit, Nudge, emitted, from_input, logits, output_error, resting_states, step
+from .gates import Slopes, check_gate, slopes_at, step_with_slopes
 
 # A phase with a tolerance asks only after every so many steps whether it may stop: each time costs a pass over all
 # states and, in the kernels, a barrier.
@@ -101,13 +103,15 @@ def contrast(
     fixed: Sequence[Tensor],
     beta: float,
     shared_update: bool = False,
+    slopes: Slopes | None = None,
 ) -> PerParameter:
     """The local contrast between two states, over ``beta`` and the batch size.
 
     Connection e joins u, the layer below or the input, to v, the layer above; r are the emitted states.
     Tied:  dW[e] = (r'[v]^T r'[u] - r[v]^T r[u]) / (beta B).
     Vector field:  dW[e] = (s'[v] - s[v])^T r*[u] / (beta B),  dV[e] = r*[v]^T (s'[u] - s[u]) / (beta B), where
-    r* are the emitted states of ``fixed``: the free state's for EP, the earlier one's for continual EP.
+    r* are the emitted states of ``fixed``: the free state's for EP, the earlier one's for continual EP. ``slopes``, of
+    a gate, multiply every s' - s.
     Shared (Kolen-Pollack, as 2006.03824 trains vector fields): W[e] and V[e] both get the mean of the tied contrasts by
     either, which are the same where there is no max pooling.
     A convolution has the derivative of r[v] . F_e(r[u]) by its weight in place of an outer product.
@@ -118,13 +122,14 @@ def contrast(
     def of_weight(v: Tensor, u: Tensor, e: int) -> Tensor:
         return connections.contrast(v, u, circuit.weights[e], circuit.biases[e], edges[e].convolution)
 
-    def of_feedback(v: Tensor, u: Tensor, e: int) -> Tensor:
-        return connections.contrast(v, u, circuit.feedback(e), None, edges[e].convolution)
+    def of_feedback(v: Tensor, u: Tensor, e: int, picking: Tensor | None = None) -> Tensor:
+        return connections.contrast(v, u, circuit.feedback(e), None, edges[e].convolution, picking)
 
     d_feedback = []
     if circuit.free_feedback is None or shared_update:
         r, r_later = emitted(circuit, x, earlier), emitted(circuit, x, later)
         moved = [b - a for a, b in zip(r[1:], r_later[1:], strict=True)]
+        above_moved = [moved[c.above] for c in edges]
 
         def tied(product: Callable[[Tensor, Tensor, int], Tensor], e: int) -> Tensor:
             after, before = (product(sent[edges[e].above + 1], sent[edges[e].below + 1], e) for sent in (r_later, r))
@@ -138,17 +143,26 @@ def contrast(
     else:
         r = emitted(circuit, x, fixed)
         moved = [b - a for a, b in zip(earlier, later, strict=True)]
-        d_weights = [scale * of_weight(moved[c.above], r[c.below + 1], e) for e, c in enumerate(edges)]
+
+        def gated_below(s: Tensor, e: int) -> Tensor:
+            return s if slopes is None else slopes.below[e] * s
+
+        above_moved = [
+            moved[c.above] if slopes is None else slopes.above[e] * moved[c.above] for e, c in enumerate(edges)
+        ]
+        d_weights = [scale * of_weight(above_moved[e], r[c.below + 1], e) for e, c in enumerate(edges)]
         for e in inner:
             below, above, made = edges[e]
             if made is not None and made.pool == "max":  # each state decides its own maxima
-                after, before = (of_feedback(r[above + 1], states[below], e) for states in (later, earlier))
+                after, before = (
+                    of_feedback(r[above + 1], gated_below(s[below], e), e, picking=s[below]) for s in (later, earlier)
+                )
                 d_feedback.append(scale * (after - before))
             else:
-                d_feedback.append(scale * of_feedback(r[above + 1], moved[below], e))
+                d_feedback.append(scale * of_feedback(r[above + 1], gated_below(moved[below], e), e))
     d_biases = [
-        None if b is None else scale * connections.bias_contrast(moved[c.above])
-        for b, c in zip(circuit.biases, edges, strict=False)
+        None if b is None else scale * connections.bias_contrast(d)
+        for b, d in zip(circuit.biases, above_moved, strict=False)
     ]
     return PerParameter(d_weights, d_biases, d_feedback)
 
@@ -202,32 +216,38 @@ def ep_step(
     symmetric: bool = False,
     accumulate: bool = False,
     shared_update: bool = False,
+    gate: str | None = None,
 ) -> EPResult:
     """EP's estimate of the loss gradient: a free phase, one nudged phase or two, minus the contrast.
 
     One-sided (2005.04168): from the free state to the end of the nudged phase, over beta. Symmetric (2006.03824, third
     phase): from the end of the phase with -beta to that with +beta, over 2 beta. ``accumulate`` sums the contrasts of
     consecutive steps of the nudged phases instead, which makes a difference for vector fields only. Every phase ends
-    after its steps, or before if it has :func:`settled`.
+    after its steps, or before if it has :func:`settled`. ``gate`` (see ``gates.py``): where contrasts are summed the
+    drives are those of each step, else those at the free state.
     """
+    check_gate(circuit, gate, shared_update)
     free, steps_made = relax(circuit, x, free_steps, tolerance=tolerance)
     ends, path, made = [], [], [steps_made]
     for signed in (nudge, replace(nudge, beta=-nudge.beta)) if symmetric else (nudge,):
         states = free
         for done in range(1, nudged_steps + 1):
-            before, states = states, step(circuit, x, states, signed)
+            before, (states, slopes) = (
+                states,
+                step_with_slopes(circuit, x, states, signed, gate if accumulate else None),
+            )
             if accumulate:
-                path.append(contrast(circuit, x, before, states, before, signed.beta, shared_update))
+                path.append(contrast(circuit, x, before, states, before, signed.beta, shared_update, slopes))
             if settled(done, before, states, tolerance):
                 break
         ends.append(states)
         made.append(count(x, done))
     if accumulate:
         change = combine(path, 1 / len(ends))
-    elif symmetric:
-        change = contrast(circuit, x, ends[1], ends[0], free, 2 * nudge.beta, shared_update)
     else:
-        change = contrast(circuit, x, free, ends[0], free, nudge.beta, shared_update)
+        earlier, over = (ends[1], 2 * nudge.beta) if symmetric else (free, nudge.beta)
+        slopes = slopes_at(circuit, x, free, gate)
+        change = contrast(circuit, x, earlier, ends[0], free, over, shared_update, slopes)
     change = with_readout(circuit, change, ends, nudge)
     for dp in change.parameters():
         dp.neg_()
@@ -273,6 +293,7 @@ def cep_step(
     symmetric: bool = False,
     shared_update: bool = False,
     weight_decay: float = 0.0,
+    gate: str | None = None,
 ) -> CEPResult:
     """Continual EP (2005.04168): at every nudged step t the states step with the weights of step t, then
     W <- W + lr_e (dW(s^t -> s^{t+1}) - weight_decay W), ``lr`` per connection.
@@ -280,8 +301,9 @@ def cep_step(
     Symmetric: a phase with +beta, ``nudged_steps`` un-nudged steps back towards the free state, a phase with -beta;
     every contrast is taken over 2 (+-beta), so that their sum is EP's symmetric contrast as lr -> 0.
     A readout is outside the dynamics: it moves once, at the end, by EP's contrast for it. Every phase ends after its
-    steps, or before if it has :func:`settled`.
+    steps, or before if it has :func:`settled`. ``gate``: see ``gates.py``.
     """
+    check_gate(circuit, gate, shared_update)
     free, steps_made = relax(circuit, x, free_steps, tolerance=tolerance)
     output, states, made = logits(circuit, free), free, [steps_made]
     ends: list[list[Tensor]] = []
@@ -290,9 +312,9 @@ def cep_step(
             states, steps_made = relax(circuit, x, nudged_steps, states, tolerance=tolerance)
             made.append(steps_made)
         for done in range(1, nudged_steps + 1):
-            before, states = states, step(circuit, x, states, signed)
+            before, (states, slopes) = states, step_with_slopes(circuit, x, states, signed, gate)
             over = (2 if symmetric else 1) * signed.beta
-            change = contrast(circuit, x, before, states, before, over, shared_update)
+            change = contrast(circuit, x, before, states, before, over, shared_update, slopes)
             circuit = moved(circuit, change, lr, weight_decay)
             if settled(done, before, states, tolerance):
                 break

@@ -159,15 +159,23 @@ struct LearnArguments {
   double beta;
   std::string_view nudge_at, loss;
   bool symmetric, shared_update;
+  std::string_view gate;
 };
 
+// `device_has_gates`: its kernels for dense layers do.
 inline Geometry check_learning(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
-                               const LearnArguments& arguments, const Settings& settings) {
+                               const LearnArguments& arguments, const Settings& settings, bool device_has_gates) {
   Geometry geometry = check_network(x, weights, biases, feedback, settings);
   check_steps("free_steps", arguments.free_steps, 0);
   check_steps("nudged_steps", arguments.nudged_steps, 1);
   TORCH_CHECK_VALUE(!arguments.shared_update || parse_free_feedback(settings.feedback),
                     "shared_update must be False with tied feedback, got True");
+  if (parse_gate(arguments.gate) != Gate::none) {
+    TORCH_CHECK_VALUE(parse_free_feedback(settings.feedback) && !arguments.shared_update, "gate must be 'none' with ",
+                      arguments.shared_update ? "a shared update" : "tied feedback", ", got '", arguments.gate, "'");
+    TORCH_CHECK_VALUE(device_has_gates && geometry.convolutions.empty(),
+                      "gate must be 'none' but for dense layers on the CPU, got '", arguments.gate, "'");
+  }
   return geometry;
 }
 
@@ -182,6 +190,7 @@ inline void describe_learning(LearnCall<T>& call, const Tensor& x, const Tensor&
   call.stop = stop;
   call.symmetric = arguments.symmetric;
   call.shared_update = arguments.shared_update;
+  call.gate = parse_gate(arguments.gate);
   call.free_states = parameters.take_all(free_states);
   call.nudged_states = parameters.take_all(nudged_states);
 }

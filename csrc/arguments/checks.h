@@ -92,6 +92,8 @@ inline std::optional<Form> parse_update(std::string_view given) {
   return parse("update", given, choices);
 }
 
+inline Gate parse_gate(std::string_view given) { return parse<Gate>("gate", given, gate_names); }
+
 // The pooling that a letter names: "m" maximum, "a" average, "i" none.
 inline Pool parse_pool(char letter) {
   constexpr std::pair<const char*, Pool> choices[] = {{"m", Pool::max}, {"a", Pool::avg}, {"i", Pool::none}};

@@ -12,6 +12,7 @@ namespace ceprop::CEPROP_SET {
 
 template <class Tile>
 struct Dense {
+  static constexpr bool has_gates = true;
   using Scalar = typename Tile::Scalar;
   using Relaxation = dense::Relaxation<Tile>;
   using Contrast = dense::Contrast<Tile>;
@@ -20,6 +21,7 @@ struct Dense {
 
 template <class Tile>
 struct Convolutional {
+  static constexpr bool has_gates = false;
   using Scalar = typename Tile::Scalar;
   using Relaxation = conv::Relaxation<Tile>;
   using Contrast = conv::Contrast<Tile>;

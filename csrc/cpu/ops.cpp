@@ -62,6 +62,8 @@ int threads_for(const Call& call) {
 
 class Cpu {
  public:
+  static constexpr bool has_gates = true;
+
   Cpu(const Tensor&, Precision precision) : set_(kernels()) {
     TORCH_CHECK_VALUE(precision == Precision::exact, "precision must be 'exact' on the CPU: the others are CUDA's");
   }

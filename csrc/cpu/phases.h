@@ -117,9 +117,10 @@ class LearningPhases {
   static int buffer_of(Kept kept, int last) {
     return kept == Kept::last ? last : kept == Kept::free ? Relaxation::kept_free : Relaxation::kept_plus;
   }
-  // What is compared in the end.
+  // What is compared in the end; slopes may go where no states are needed any more.
   Between ends(int last) const {
-    return {buffer_of(stages_.earlier, last), buffer_of(stages_.later, last), Relaxation::kept_free};
+    return {buffer_of(stages_.earlier, last), buffer_of(stages_.later, last), Relaxation::kept_free,
+            (last + 1) % Relaxation::ring};
   }
 
   Sanity<T>& sanity() { return sanity_; }
@@ -183,7 +184,7 @@ template <class Engine>
 bool ep_step(const EpCall<typename Engine::Scalar>& call, int threads) {
   using T = typename Engine::Scalar;
   const Stages stages = stages_of(call);
-  typename Engine::Relaxation relaxation(call.network, call.batch, threads);
+  typename Engine::Relaxation relaxation(call.network, call.batch, threads, std::nullopt, call.gate);
   typename Engine::Contrast contrast(relaxation, call.shared_update, threads);
   LearningPhases<Engine> phases(call, stages, relaxation, threads);
   const auto batch = static_cast<double>(call.batch.size);
@@ -192,7 +193,7 @@ bool ep_step(const EpCall<typename Engine::Scalar>& call, int threads) {
     const Walked walked = phases.run(
         worker, [&] { relaxation.note_parameters(worker, phases.sanity()); },
         [&](Part& part, const Stage& stage, const Nudge& nudge, int from, int to, int number) {
-          const Between between{from, to, from};
+          const Between between{from, to, from, to};
           relaxation.step(worker, part, from, to, &nudge);
           contrast.differ(worker, between);
           contrast.add_to_gradients(worker, between, gradient_blend<T>(stage.divisor, batch, number == 0), call);
@@ -202,6 +203,8 @@ bool ep_step(const EpCall<typename Engine::Scalar>& call, int threads) {
     if (!phases.holds(worker, std::max(of_dynamics, phases.largest_of_readout())) || worker.has_ended()) return;
     if (!stages.steps_learn) {
       const Between between = phases.ends(walked.last);
+      if constexpr (Engine::has_gates)
+        if (call.gate != Gate::none) relaxation.take_slopes_at(worker, between.fixed, between.slopes);
       contrast.differ(worker, between);
       contrast.add_to_gradients(worker, between, gradient_blend<T>(stages.divisor, batch, true), call);
     }
@@ -215,7 +218,7 @@ template <class Engine>
 bool cep_step(const CepCall<typename Engine::Scalar>& call, int threads) {
   using T = typename Engine::Scalar;
   const Stages stages = stages_of(call);
-  typename Engine::Relaxation relaxation(call.network, call.batch, threads, call.forms);
+  typename Engine::Relaxation relaxation(call.network, call.batch, threads, call.forms, call.gate);
   typename Engine::Contrast contrast(relaxation, call.shared_update, threads);
   typename Engine::Learning learning(call, relaxation, contrast, threads);
   LearningPhases<Engine> phases(call, stages, relaxation, threads);

@@ -43,6 +43,21 @@ inline void move_units(const UnitRule& rule, int64_t count, const T* drive, cons
   });
 }
 
+// rho' of the drives of `count` units; `inside` is what a nudge adds to them and may be null.
+template <class T>
+inline void take_slopes(Activation activation, int64_t count, const T* drive, const T* inside, T* slopes) {
+  with_activation(activation, [&]<Activation A>() {
+    const auto all = [&](const auto& argument) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < count; ++i) slopes[i] = rho_prime<A>(argument(i));
+    };
+    if (inside)
+      all([&](int64_t i) { return drive[i] + inside[i]; });
+    else
+      all([&](int64_t i) { return drive[i]; });
+  });
+}
+
 // By how much `count` output units are pulled: `given` holds their targets, or beta times their errors where these are
 // of samples.
 template <class T>

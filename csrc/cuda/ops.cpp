@@ -17,6 +17,8 @@ namespace {
 
 class Cuda {
  public:
+  static constexpr bool has_gates = false;
+
   Cuda(const Tensor& x, Precision precision)
       : options_(x.options()), guard_(on_gpu(x).device()), precision_(precision) {}
 

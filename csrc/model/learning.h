@@ -37,6 +37,7 @@ CEPROP_INLINE Terms terms_of(Learns learns, bool of_input, Copy copy) {
 // stands for the layer that does not move in a vector field.
 struct Between {
   int earlier, later, fixed;
+  int slopes = -1;  // of a gate: the buffer whose slopes multiply the differences
 
   // What the layer that does not move in a term shows.
   CEPROP_INLINE int shown_below(Learns learns) const { return learns == Learns::apart ? fixed : later; }

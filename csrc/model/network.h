@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "gates.h"
 #include "unit_math.h"
 
 namespace ceprop {
@@ -96,6 +97,7 @@ struct LearnCall {
   Stop stop;  // symmetric C-EP: the return between its nudged phases is a phase as well
   bool symmetric;
   bool shared_update;
+  Gate gate = Gate::none;         // others only of a vector field's own contrast
   std::vector<T*> free_states;    // out, [B, n_l] per layer
   std::vector<T*> nudged_states;  // out, [B, n_l] per layer and phase
 };

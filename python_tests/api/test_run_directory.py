@@ -57,6 +57,7 @@ def test_a_run_directory_holds_what_it_should(tmp_path: Path) -> None:
         "accumulate": False,
         "shared_update": False,
         "tolerance": None,
+        "gate": None,
         "network": mlp(12, 8, 3).extra_repr(),
         "dtype": "float32",
     }

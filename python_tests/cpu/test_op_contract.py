@@ -32,6 +32,7 @@ def test_opcheck(op: str, dtype: torch.dtype) -> None:
         *((op, settings) for op in OPS for settings in ({"tolerance": 1e-3}, {"schedule": "asynchronous"})),
         *((op, {"symmetric": False}) for op in OPS[1:]),
         *(("cep_step", {"update": update}) for update in ("literal", "low_rank")),
+        *((op, {"gate": "unit", "shared_update": False}) for op in OPS[1:]),
     ],
 )
 def test_opcheck_of_other_settings(op: str, settings: dict[str, Any]) -> None:
@@ -47,6 +48,7 @@ def test_schema(op: str) -> None:
         *keywords(op),
         "precision",
         *of_convolutions,
+        *([] if op == "relax" else ["gate"]),
     }
     assert {argument.name: str(argument.type) for argument in schema.arguments}["tolerance"] == "Optional[float]"
     assert (schema.returns[-1].name, str(schema.returns[-1].type)) == ("steps_used", "Tensor")

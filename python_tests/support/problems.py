@@ -17,7 +17,13 @@ from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
 
 # Those of chains of dense layers; golden_steps.py and test_graphs.py have the others.
 GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if not re.search("cnn|graph", path.stem))
-GOLDEN_ACTIVATIONS = {"sigm": "sigmoid", "hardsigm": "hard_sigmoid", "tanh": "tanh", "my_sigmoid": "sigmoid"}
+GOLDEN_ACTIVATIONS = {
+    "sigm": "sigmoid",
+    "sigmoid": "sigmoid",
+    "hardsigm": "hard_sigmoid",
+    "tanh": "tanh",
+    "my_sigmoid": "sigmoid",
+}
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
@@ -109,7 +115,8 @@ def load_golden(name: str) -> Golden:
     is_lab = name.startswith("lab_")
     parameters = [f"weight{layer}" for layer in range(layers)] + [f"bias{layer}" for layer in range(layers)]
     rates = config.get("lr", []) * 2
-    is_free = config.get("rule") == "vf"
+    is_free = config.get("rule") in ("vf", "c-vf")
+    is_continual = config.get("cep") or config.get("rule") == "c-vf"
     if is_free:
         parameters += [f"feedback{layer}" for layer in range(1, layers)]
         rates += config["lr"][1:]
@@ -121,14 +128,15 @@ def load_golden(name: str) -> Golden:
     else:
         before = [arrays[f"{p}_before"] for p in parameters]
         changes = [arrays[f"{p}_after"] - arrays[f"{p}_before"] for p in parameters]
-        if not config["cep"]:
+        if not is_continual:
             changes = [change / rate for change, rate in zip(changes, rates, strict=True)]
-        kind = "prototypical" if config["disc"] else "energy"
+        kind = "prototypical" if config.get("disc", True) else "energy"
         clip = not config.get("no_clamp", False)
         dynamics = Dynamics(*[GOLDEN_ACTIVATIONS[config["act"]]] * 2, kind, config.get("dt", 0.5), clip)
 
     settings = {"free_steps": config["T"], "nudged_steps": config.get("K") or config["Kmax"]}
-    settings |= {"lr": config["lr"]} if config.get("cep") else {}
+    settings |= {"lr": config["lr"]} if is_continual else {}
+    settings |= {"gate": config["gate"]} if "gate" in config else {}
     settings |= {"symmetric": True} if config.get("symmetric") else {}
     target = F.one_hot(labels, config["sizes"][-1]).double()
     phases = ["nudged", "nudged_minus"] if config.get("symmetric") else ["nudged"]

@@ -30,7 +30,8 @@ class Relaxation {
   using PlacesOf = std::vector<Buffer<uint16_t>>;  // per connection [batch][places above][stride above]
   static constexpr int ring = 3, kept_free = 3, kept_plus = 4, buffers = 5;  // as with dense layers
 
-  Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, const std::optional<Forms>& = {})
+  Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, const std::optional<Forms>& = {},
+             Gate = Gate::none)
       : network_(network), batch_(batch), settling_(workers), halves_(network.asynchronous ? 2 : 1) {
     const int connections = network.layers + network.readout;
     for (int l = -1; l < connections; ++l) maps_.push_back(map_above(l));

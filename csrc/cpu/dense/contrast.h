@@ -5,6 +5,7 @@
 //   shared        both get what tied weights would
 //   input         dW[0] = d[0]^T x in every case;   db[c] = sum d[c]
 //
+// A gate multiplies the d of a vector field by its slopes; by connection those of d[c] and of d[c-1] are not the same.
 // r is what neighbours see of a state s. The tied form on the right is the one computed: it never subtracts two large
 // sums, so that in float32 the contrast keeps the digits that the states have.
 #pragma once
@@ -35,10 +36,13 @@ class Contrast {
       : relaxation_(relaxation),
         network_(relaxation.network()),
         learns_(learns_by(network_.free_feedback, shared_update)),
-        moved_(workers) {
+        moved_(workers),
+        moved_below_(workers) {
     for (int l = 0; l < network_.layers; ++l) {
       const int64_t panels = relaxation.layers()[l].panels;
       for (std::vector<Buffer<T>>& moved : moved_) moved.emplace_back(panels * stride());
+      if (relaxation.gate() == Gate::connection)
+        for (std::vector<Buffer<T>>& moved : moved_below_) moved.emplace_back(panels * stride());
       for (int64_t panel = 0; panel < panels; ++panel) {
         row_panels_.push_back({l, panel});
         row_cost_.push_back(row_cost_.back() + static_cast<double>(network_.widths[l]));
@@ -55,10 +59,22 @@ class Contrast {
       T* d = moved_[worker.index][l].get();
       const int64_t count = relaxation_.layers()[l].panels * stride();
       for (int64_t i = 0; i < count; ++i) d[i] = after[i] - before[i];
+      if (relaxation_.gate() == Gate::none) continue;
+      const StateBuffer<T>& slopes = relaxation_.buffer(between.slopes, l);
+      if (slopes.down != slopes.up && l + 1 < network_.layers) {
+        T* d_below = moved_below_[worker.index][l].get();
+        for (int64_t i = 0; i < count; ++i) d_below[i] = d[i] * slopes.down[i];
+      }
+      for (int64_t i = 0; i < count; ++i) d[i] *= slopes.up[i];
     }
   }
 
+  // For W[layer] and b[layer].
   const T* moved(const Worker& worker, int layer) const { return moved_[worker.index][layer].get(); }
+  // For V[layer + 1].
+  const T* moved_below(const Worker& worker, int layer) const {
+    return (relaxation_.gate() == Gate::connection ? moved_below_ : moved_)[worker.index][layer].get();
+  }
 
   // What moves a copy of the weights of connection c.
   Sum sum_of(const Worker& worker, int c, Copy copy, const Between& between) const {
@@ -68,7 +84,7 @@ class Contrast {
       sum.term[sum.count++] = {moved(worker, c), c == 0 ? relaxation_.input()
                                                         : relaxation_.buffer(between.shown_below(learns_), c - 1).seen};
     if (terms.below_moves)
-      sum.term[sum.count++] = {relaxation_.buffer(between.shown_above(learns_), c).seen, moved(worker, c - 1)};
+      sum.term[sum.count++] = {relaxation_.buffer(between.shown_above(learns_), c).seen, moved_below(worker, c - 1)};
     return sum;
   }
 
@@ -160,7 +176,8 @@ class Contrast {
   const Relaxation<Tile>& relaxation_;
   const Network<T>& network_;
   const Learns learns_;
-  std::vector<std::vector<Buffer<T>>> moved_;  // d per worker and layer, [panel][batch][width]
+  std::vector<std::vector<Buffer<T>>> moved_;        // d per worker and layer, [panel][batch][width]
+  std::vector<std::vector<Buffer<T>>> moved_below_;  // of a gate by connection, as what V learns from moves below it
   std::vector<Item> row_panels_;
   std::vector<double> row_cost_{0.0};
 };

@@ -23,7 +23,7 @@ class Learning {
 
   // A step of this part, then an update by the contrast over `divisor`.
   void step(const Worker& worker, Part& part, int from, int to, const Nudge& nudge, double divisor) {
-    const Between between{from, to, from};
+    const Between between{from, to, from, to};
     if (low_rank_) low_rank_->prepare(worker, from);
     relaxation_.step(
         worker, part, from, to, &nudge,

@@ -20,6 +20,10 @@ template <class T>
 struct StateBuffer {
   T* state;  // [panel][batch][width]
   T* seen;   // [panel][batch][width]
+  // Slopes of a gate at what moved the units here, for W[l] and for V[l + 1], in the same memory if they are the same;
+  // without a gate null. [panel][batch][width]
+  T* up;
+  T* down;
 };
 
 // Weights into a layer from one neighbour, in panels of the layer's units; null where the neighbour is not read.
@@ -50,9 +54,12 @@ class Relaxation {
 
   // With `forms` the weights move; where they do so literally, layer 0 reads the input anew at every step, else its
   // drive is computed once.
-  Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, std::optional<Forms> forms = {})
+  // With a gate nudged steps keep its slopes.
+  Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, std::optional<Forms> forms = {},
+             Gate gate = Gate::none)
       : network_(network),
         batch_(batch),
+        gate_(gate),
         sharing_(network.asynchronous ? 2 : 1, batch.size, sizeof(T) * numbers_read(network)),
         settling_(workers) {
     const int64_t n = batch.size;
@@ -77,11 +84,12 @@ class Relaxation {
         layer.above.depth = network.widths[l + 2];
         layer.above.weights = keep(layer.panels * layer.above.depth * width);
       }
+      const int64_t numbers = layer.panels * n * width;
       for (int buffer = 0; buffer < buffers; ++buffer) {
-        T* state =
-            buffer == 0 ? keep_zeros(layer.panels * n * width) : keep(layer.panels * n * width);  // where phases start
-        buffers_[buffer].push_back(
-            {state, layer.rule.dynamics == Dynamics::energy ? keep(layer.panels * n * width) : state});
+        T* state = buffer == 0 ? keep_zeros(numbers) : keep(numbers);  // where phases start
+        T* up = gate == Gate::none || buffer >= ring ? nullptr : keep(numbers);
+        T* down = up && gate == Gate::connection ? keep(numbers) : up;
+        buffers_[buffer].push_back({state, layer.rule.dynamics == Dynamics::energy ? keep(numbers) : state, up, down});
       }
       layers_.push_back(layer);
     }
@@ -155,7 +163,8 @@ class Relaxation {
     for (int half = 0; half < sharing_.halves(); ++half) {
       for_some_rows(part.rows, rows_together(), [&](const Range& rows) {
         sharing_.for_each_item_of(half, part, [&](const Item& item) {
-          move_panel(worker, item, rows, {from, half == 0 ? from : to, to}, nudge, correct);
+          move_panel(worker, item, rows, {from, half == 0 ? from : to, to, nudge && gate_ != Gate::none}, nudge,
+                     correct);
         });
       });
       sharing_.for_each_item_of(half, part, after);
@@ -166,6 +175,15 @@ class Relaxation {
 
   void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge) {
     step(worker, part, from, to, nudge, [](const Item&, const Range&, T*) {}, [](const Item&) {});
+  }
+
+  // The slopes of a gate at the states of buffer `from`, without a nudge, go to buffer `to`, whose states are lost.
+  // Ends with a barrier.
+  void take_slopes_at(const Worker& worker, int from, int to) {
+    for_each_item(by_units(worker), [&](const Item& item) {
+      move_panel(worker, item, {0, batch_.size}, {from, from, to, true}, nullptr, [](const Item&, const Range&, T*) {});
+    });
+    worker.wait();
   }
 
   // Whether a phase ends after `count` steps, the last from buffer `from` to buffer `to`; all workers agree. With a
@@ -250,6 +268,7 @@ class Relaxation {
   const T* input() const { return x_; }  // [panel][batch][width], rho(x) in energy dynamics
   int64_t batch() const { return batch_.size; }
   const Network<T>& network() const { return network_; }
+  Gate gate() const { return gate_; }
 
   // Whether the owner of a unit of layer l moves its weights from the layer below, or above. Of tied weights only one
   // owner does, on the wider side, where the work is shared by more panels.
@@ -277,9 +296,11 @@ class Relaxation {
       note_panel(worker, kind, panels, panel, units, rows, sanity);
   }
 
-  // The buffers of a step: of the units' own states and of their neighbours' before it, and of the states after it.
+  // The buffers of a step: of the units' own states and of their neighbours' before it, and of the states after it,
+  // where the slopes of a gate are kept as well, if they are asked for.
   struct Move {
     int from, seen, to;
+    bool slopes;
   };
 
   static void wait(const Worker& worker, const Part& part) {
@@ -384,13 +405,27 @@ class Relaxation {
     const int64_t row = rows.begin * width, at = panel * stride + row;
     T* drive = drives_ + worker.index * stride;
     Start<T> start = layer.drive ? Start<T>{layer.drive + at, width} : Start<T>{layer.bias + panel * width, 0};
-    const auto add = [&](const Incoming<T>& incoming, const T* seen) {
-      add_products<Tile>(drive, start, seen + row, stride, incoming.weights + panel * incoming.depth * width,
+    const auto multiply = [&](T* sums, const Start<T>& from, const Incoming<T>& incoming, const T* seen) {
+      add_products<Tile>(sums, from, seen + row, stride, incoming.weights + panel * incoming.depth * width,
                          incoming.depth, n, lanes_used<Tile>(layer.units, panel * width));
+    };
+    const auto add = [&](const Incoming<T>& incoming, const T* seen) {
+      multiply(drive, start, incoming, seen);
       start = {drive, width};
     };
+    const StateBuffer<T>& next = buffers_[move.to][l];
+    const Activation activation = layer.rule.activation;
+    const bool of_parts = move.slopes && gate_ == Gate::connection;
     if (layer.below.weights) add(layer.below, l ? buffers_[move.seen][l - 1].seen : x_);
-    if (!is_top)
+    if (of_parts) take_slopes<T>(activation, count, start.rows, nullptr, next.up + at);
+    if (of_parts && !is_top) {
+      alignas(64) constexpr T zeros[width] = {};
+      T* from_above = next.down + at;
+      multiply(from_above, {zeros, 0}, layer.above, buffers_[move.seen][l + 1].seen);
+      for (int64_t i = 0; i < count; ++i) drive[i] = start.rows[i] + from_above[i];
+      start = {drive, width};
+      take_slopes<T>(activation, count, from_above, nullptr, from_above);
+    } else if (!is_top)
       add(layer.above, buffers_[move.seen][l + 1].seen);
     else if (network_.readout && nudge)
       add(layer.above, error_);
@@ -402,10 +437,11 @@ class Relaxation {
     const bool nudged = nudge && is_top && !network_.readout;
     T* pull = pulls_ + worker.index * stride;
     if (nudged) pull_units(*nudge, count, (is_of_units(nudge->loss) ? target_ : error_) + at, state, pull);
-    const StateBuffer<T>& next = buffers_[move.to][l];
+    if (move.slopes && gate_ == Gate::unit)
+      take_slopes(activation, count, drive, nudged && nudge->at == NudgeAt::drive ? pull : nullptr, next.up + at);
     move_units(layer.rule, count, drive, state, nudged ? pull : nullptr, nudge ? nudge->at : NudgeAt::state,
                next.state + at);
-    if (next.seen != next.state) apply_activation(layer.rule.activation, next.state + at, next.seen + at, count);
+    if (next.seen != next.state) apply_activation(activation, next.state + at, next.seen + at, count);
   }
 
   // Row `row` of `to` holds logits and becomes `scale` times their error.
@@ -419,6 +455,7 @@ class Relaxation {
 
   const Network<T>& network_;
   const Batch<T>& batch_;
+  const Gate gate_;
   std::vector<Buffer<T>> memory_;
   std::vector<Layer<T>> layers_;
   std::vector<StateBuffer<T>> buffers_[buffers];

@@ -67,6 +67,7 @@ struct Settings {
   std::optional<double> tolerance;
   double weight_decay;
   Forms forms;
+  Gate gate;
   unsigned seed;
 };
 
@@ -155,6 +156,7 @@ std::vector<T> run(const Settings& settings, int threads) {
     call.stop = stop;
     call.symmetric = settings.symmetric;
     call.shared_update = settings.shared_update;
+    call.gate = settings.gate;
     call.free_states = states(network, settings.batch, 1, memory);
     call.nudged_states = states(network, settings.batch, settings.symmetric ? 2 : 1, memory);
   };
@@ -226,6 +228,8 @@ Settings random_settings(int op, const std::vector<int64_t>& widths, const Chain
   if (one_of(2)) settings.tolerance = one_of(2) ? 0.1 : 0.01;
   settings.weight_decay = one_of(3) ? 0.1 : 0;
   if (chain.convolutions.empty()) settings.forms = random_forms(settings, draw);
+  const bool may_have_gate = chain.convolutions.empty() && settings.free_feedback && !settings.shared_update;
+  settings.gate = may_have_gate ? static_cast<Gate>(draw() % 3) : Gate::none;
   settings.seed = static_cast<unsigned>(draw());
   return settings;
 }

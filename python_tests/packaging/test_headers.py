@@ -1,0 +1,71 @@
+"""Every header of csrc includes what it needs: it compiles as the only one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from project import ROOT, SUPPORT
+from torch.utils.cpp_extension import include_paths
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+CSRC = ROOT / "csrc"
+HEADERS = sorted(path for path in CSRC.rglob("*.*h") if path.suffix in (".h", ".cuh"))
+# A toolkit's headers, and those of its libraries that torch's wheels bring.
+TOOLKITS = [folder for folder in Path("/usr/local").glob("cuda*/include") if (folder / "crt").exists()]
+CUDA = [*TOOLKITS[:1], *(path for folder in sys.path for path in Path(folder).glob("nvidia/cu*/include"))]
+COMPILE = ["g++", "-std=c++20", "-fopenmp"]
+
+
+def name_of(header: Path) -> str:
+    return str(header.relative_to(CSRC))
+
+
+def text_of(header: Path) -> str:
+    """Of the header and of ours that it includes."""
+    text = header.read_text()
+    own = [line.split('"')[1] for line in text.splitlines() if line.startswith('#include "')]
+    return text + "".join(text_of(header.parent / name) for name in own)
+
+
+WITH_TORCH = [header for header in HEADERS if re.search("<(ATen|torch|c10)/", text_of(header))]
+
+
+@pytest.fixture(scope="module")
+def torch_flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """ATen compiled once: it takes longer than all that includes it."""
+    ahead = tmp_path_factory.mktemp("headers") / "ahead.h"
+    ahead.write_text("#include <ATen/ATen.h>\n")
+    folders = [f"-I{folder}" for folder in (*include_paths(), *CUDA)]
+    subprocess.run([*COMPILE, *folders, "-x", "c++-header", str(ahead), "-o", f"{ahead}.gch"], check=True)
+    return [*folders, "-include", str(ahead)]
+
+
+def compiles(header: Path, folder: Path, *flags: str) -> None:
+    source = folder / "alone.cpp"
+    source.write_text(f'#include "{header}"\n')
+    done = subprocess.run([*COMPILE, *flags, "-fsyntax-only", str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:3000]
+
+
+@pytest.mark.parametrize("header", WITH_TORCH, ids=name_of)
+def test_a_header_with_torch_compiles_alone(header: Path, torch_flags: list[str], tmp_path: Path) -> None:
+    if re.search("<c10/cuda|<ATen/cuda|cuda_runtime", text_of(header)) and not TOOLKITS:
+        pytest.skip("needs a CUDA toolkit's headers")
+    compiles(header, tmp_path, *torch_flags)
+
+
+@pytest.mark.parametrize("header", sorted(set(HEADERS) - set(WITH_TORCH)), ids=name_of)
+def test_a_header_compiles_alone(header: Path, tmp_path: Path) -> None:
+    """Those that include CUDA's headers under the emulation, which stands for them."""
+    runtime = tmp_path / "cuda_runtime_api.h"
+    runtime.write_text("using cudaError_t = int;\nusing cudaStream_t = void*;\n")
+    emulation = ["-include", str(SUPPORT / "cuda_emulation" / "cuda_emulation.h")]
+    if header.name == "cooperative_launch.cuh":
+        pytest.skip("launches by CUDA's own functions")
+    compiles(header, tmp_path, f"-I{tmp_path}", *(emulation if "cuda" in header.relative_to(CSRC).parts else []))
