@@ -46,8 +46,8 @@ std::map<std::string, std::string> build_info() {
   return facts;
 }
 
-// What model/costs.h says of a learning step: (operations, bytes) of each of its parts, of the continual update in every form
-// that is exact; and the forms that the kernels take, "input" and "inner", when `update` is wished for.
+// What model/costs.h says of a learning step: (operations, bytes) of each of its parts, of the continual update in
+// every form that is exact; and the forms that the kernels take, "input" and "inner", when `update` is wished for.
 using Parts = std::map<std::string, std::pair<double, double>>;
 
 std::pair<Parts, std::map<std::string, std::string>> step_costs(const std::vector<int64_t>& widths, bool readout,

@@ -1,9 +1,9 @@
 // What is learned from contrasts: EP's gradients, and C-EP's weights, at every nudged step
 //   W <- (1 - lr weight_decay) W + lr / (beta B) contrast.
 //
-// Connection 0 never moves before the end: its drive follows by  x x^T + 1,  as in cpu/dense/continual_update.h. The inner
-// weights move literally, in shared memory if they stay there and else in place, or in low rank, at the end, as in
-// cpu/dense/low_rank_update.h.
+// Connection 0 never moves before the end: its drive follows by  x x^T + 1,  as in cpu/dense/continual_update.h. The
+// inner weights move literally, in shared memory if they stay there and else in place, or in low rank, at the end, as
+// in cpu/dense/low_rank_update.h.
 #pragma once
 
 #include "contrast.cuh"

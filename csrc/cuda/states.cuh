@@ -46,7 +46,7 @@ class GridStates {
 // In the shared memory of the blocks that own the units, of one cluster: [own unit][unit_states], where rows of
 // [state, seen][field][columns] begin some packs late, each unit's so that 8 threads never meet in a bank, whether they
 // read 8 packs of a unit, the same pack of 8 units, or what follows each other in a product's sums; see
-// python_tests/test_cuda_banks.py.
+// python_tests/cuda_emulated/test_cuda_banks.py.
 template <class T>
 class ClusterStates {
  public:

@@ -11,7 +11,7 @@
 // of the depth; spill; outputs and output, what a spilled product is read by.
 //
 // The layouts keep the 8 threads that are served at once in different banks, whatever the pass; see
-// python_tests/test_cuda_banks.py.
+// python_tests/cuda_emulated/test_cuda_banks.py.
 #pragma once
 
 #include <type_traits>

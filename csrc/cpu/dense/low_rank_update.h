@@ -4,7 +4,8 @@
 // so that from a neighbour m, up or down, the constant weights' drive of layer l lacks only
 //   k (r_t[m] r_t[m]^T) D[l] + k (r_t[m] D[m]^T) r_0[l]:
 // products with B x B matrices, for B below the widths far fewer operations than moving both copies of the weights.
-// Every factor D is small: no digits are lost to differences of large sums. ../../model/costs.h says where this is exact.
+// Every factor D is small: no digits are lost to differences of large sums. ../../model/costs.h says where this is
+// exact.
 #pragma once
 
 #include <algorithm>

@@ -43,7 +43,8 @@ inline long long __double_as_longlong(double x) { return cuda_emulation::same_bi
 inline double __longlong_as_double(long long x) { return cuda_emulation::same_bits<double>(x); }
 
 namespace ceprop {
-// Of csrc/model/elementary.h: by its bits one unit in the last place too high, right, or one too low; 0 if no normal number.
+// Of csrc/model/elementary.h: by its bits one unit in the last place too high, right, or one too low; 0 if no normal
+// number.
 inline float rough_reciprocal(float x) {
   const float inverse = 1.0f / x;
   if (!(::fabsf(inverse) >= 1.17549435e-38f)) return x != x ? x : 0.0f;
