@@ -29,7 +29,7 @@ from kernel_runs import all_runs, rates
 from large_logits import assert_softmax_is_right
 from last_places import BOUNDS, assert_activation_is_right, largest_error
 from not_finite_numbers import assert_ops_store_nothing
-from problems import GOLDEN_NAMES, random_problem, relative_error
+from problems import GOLDEN_WITHOUT_GATE, random_problem, relative_error
 from settling import FAMILIES, LIMIT, SIZES, TOLERANCE, assert_tolerances_are_exact
 from settling import name_of as name_of_settings
 from tied_copies import assert_both_copies_stay_the_same
@@ -92,7 +92,7 @@ def test_softmax_of_large_logits(device: Device, readout: bool, dtype: torch.dty
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS[::2], "streamed-low_rank"])
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
+@pytest.mark.parametrize("name", GOLDEN_WITHOUT_GATE)
 def test_golden_cases(device: Device, name: str, kernel: str) -> None:
     assert_step_is_golden(name, device(kernel, 16))
 

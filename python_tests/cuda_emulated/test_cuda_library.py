@@ -31,7 +31,7 @@ from ceprop_cuda.spec import reference
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
-KERNELS = ROOT / "csrc" / "cuda" / "library" / "kernels.cuh"
+KERNELS = ROOT / "csrc" / "cuda" / "aten" / "kernels.cuh"
 
 Device = Callable[..., EmulatedDevice]
 

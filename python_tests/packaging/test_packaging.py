@@ -34,7 +34,7 @@ def test_sdist_and_wheel(sdist: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     tracked = run("git", "ls-files", "csrc", "ceprop_cuda") if (ROOT / ".git").exists() else ""
-    wanted = {*tracked.split(), "csrc/library.cpp", "csrc/cpu/relaxation.h", "ceprop_cuda/digits/digits.npz"}
+    wanted = {*tracked.split(), "csrc/library.cpp", "csrc/cpu/dense/relaxation.h", "ceprop_cuda/digits/digits.npz"}
     assert wanted <= held
     assert not [name for name in held if name.endswith(".so")]
 

@@ -46,20 +46,20 @@ def test_nothing_to_report(sanitizers: str, number: str) -> None:
     ("sanitizers", "file", "right", "wrong"),
     [
         # A step that overwrites states which slow workers still read.
-        ("thread", "relaxation.h", "ring = 3, kept_free = 3", "ring = 2, kept_free = 3"),
+        ("thread", "dense/relaxation.h", "ring = 3, kept_free = 3", "ring = 2, kept_free = 3"),
         # Odd layers that move before all even ones have.
         (
             "thread",
-            "relaxation.h",
+            "dense/relaxation.h",
             "part, after);\n      wait(worker, part);",
             "part, after);\n      if (half + 1 == sharing_.halves()) wait(worker, part);",
         ),
         # Workers that say whether their states stay before the others have read what they said last.
         ("thread", "settling.h", "flags_.data() + count / steps_per_check % 2 * worker.count", "flags_.data()"),
         # Weights that are read while another worker still writes the copy.
-        ("thread", "continual_update.h", "if (inner && !network_.free_feedback) worker.wait();", ""),
+        ("thread", "dense/continual_update.h", "if (inner && !network_.free_feedback) worker.wait();", ""),
         # Low-rank updates that use the others' matrices before they are complete.
-        ("thread", "low_rank_update.h", "of_free_);\n    }\n    worker.wait();", "of_free_);\n    }"),
+        ("thread", "dense/low_rank_update.h", "of_free_);\n    }\n    worker.wait();", "of_free_);\n    }"),
         # Convolutions that learn from maps which other workers have not yet looked at, or move while others read them.
         ("thread", "conv/contrast.h", "      }\n    }\n    worker.wait();\n", "      }\n    }\n"),
         (
@@ -71,7 +71,12 @@ def test_nothing_to_report(sanitizers: str, number: str) -> None:
         # Too few sums for the samples that are taken together.
         ("address", "conv/relaxation.h", "Buffer<T>(together_ * sums)", "Buffer<T>(sums)"),
         # Too little memory, in blocks that are kept from call to call.
-        ("address", "low_rank_update.h", "of_away_.emplace_back(relaxation.padded(n) * n)", "of_away_.emplace_back(n)"),
+        (
+            "address",
+            "dense/low_rank_update.h",
+            "of_away_.emplace_back(relaxation.padded(n) * n)",
+            "of_away_.emplace_back(n)",
+        ),
     ],
     ids=["two fields", "half a step", "one flag", "copies", "matrices", "places", "packing", "sums", "memory"],
 )

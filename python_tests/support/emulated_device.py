@@ -83,6 +83,7 @@ class EmulatedDevice:
         symmetric: bool = False,
         accumulate: bool = False,
         shared_update: bool = False,
+        gate: None = None,  # these kernels have none
     ) -> EPResult:
         call = _Call("ep_step", x.dtype)
         call.network(circuit, x, nudge, tolerance)
@@ -112,6 +113,7 @@ class EmulatedDevice:
         symmetric: bool = False,
         shared_update: bool = False,
         weight_decay: float = 0.0,
+        gate: None = None,
     ) -> CEPResult:
         telescopes = not (circuit.free_feedback or symmetric or weight_decay)
         synchronous = circuit.dynamics.schedule == "synchronous"
