@@ -35,8 +35,9 @@ struct Stages {
   CEPROP_INLINE bool is_nudged(int index) const { return stage[index].beta != 0; }
 };
 
+// Forced inline, and without lambdas: kernels of one instruction set share no copy with others.
 template <class T>
-Stages stages_of(const RelaxCall<T>& call) {
+CEPROP_INLINE Stages stages_of(const RelaxCall<T>& call) {
   return {Op::relax,
           1,
           {{call.steps, call.batch.target ? call.nudge.beta : 0, 0, false, Kept::last, Kept::last, 0}},
@@ -49,16 +50,16 @@ Stages stages_of(const RelaxCall<T>& call) {
 
 // Free phase; phase with +beta; if symmetric one with -beta.
 template <class T>
-Stages stages_of(const LearnCall<T>& call, Op op, bool steps_learn) {
+CEPROP_INLINE Stages stages_of(const LearnCall<T>& call, Op op, bool steps_learn) {
   const double beta = call.nudge.beta, divisor = call.symmetric ? 2 * beta : beta;
   const int steps = call.nudged_steps;
   const bool goes_back = op == Op::cep_step && call.symmetric;  // by steps without a nudge, with the weights of then
   Stages all{op, 0, {}, call.symmetric ? 2 : 1, steps_learn, divisor, Kept::free, Kept::last};
-  const auto add = [&](const Stage& stage) { all.stage[all.count++] = stage; };
-  add({call.free_steps, 0, 0, false, Kept::last, Kept::free, 0});
-  add({steps, beta, divisor, steps_learn, Kept::last, call.symmetric ? Kept::plus : Kept::last, 1});
-  if (goes_back) add({steps, 0, 0, false, Kept::last, Kept::last, -1});
-  if (call.symmetric) add({steps, -beta, -divisor, steps_learn, goes_back ? Kept::last : Kept::free, Kept::last, 2});
+  all.stage[all.count++] = {call.free_steps, 0, 0, false, Kept::last, Kept::free, 0};
+  all.stage[all.count++] = {steps, beta, divisor, steps_learn, Kept::last, call.symmetric ? Kept::plus : Kept::last, 1};
+  if (goes_back) all.stage[all.count++] = {steps, 0, 0, false, Kept::last, Kept::last, -1};
+  const Kept from = goes_back ? Kept::last : Kept::free;
+  if (call.symmetric) all.stage[all.count++] = {steps, -beta, -divisor, steps_learn, from, Kept::last, 2};
   if (call.symmetric && op == Op::ep_step) {
     all.earlier = Kept::last;
     all.later = Kept::plus;
@@ -67,13 +68,13 @@ Stages stages_of(const LearnCall<T>& call, Op op, bool steps_learn) {
 }
 
 template <class T>
-Stages stages_of(const EpCall<T>& call) {
+CEPROP_INLINE Stages stages_of(const EpCall<T>& call) {
   // Tied and shared, the contrasts of consecutive steps telescope to the one between the ends.
   const Learns learns = learns_by(call.network.free_feedback, call.shared_update);
   return stages_of(call, Op::ep_step, call.accumulate && adds_up_steps(learns));
 }
 template <class T>
-Stages stages_of(const CepCall<T>& call) {
+CEPROP_INLINE Stages stages_of(const CepCall<T>& call) {
   return stages_of(call, Op::cep_step, true);
 }
 

@@ -69,3 +69,27 @@ def test_a_header_compiles_alone(header: Path, tmp_path: Path) -> None:
     if header.name == "cooperative_launch.cuh":
         pytest.skip("launches by CUDA's own functions")
     compiles(header, tmp_path, f"-I{tmp_path}", *(emulation if "cuda" in header.relative_to(CSRC).parts else []))
+
+
+def included(header: Path) -> set[Path]:
+    """The headers of ours that come with it, itself among them."""
+    names = re.findall(r'^#include "(.+)"', header.read_text(), re.MULTILINE)
+    return {header}.union(*(included((header.parent / name).resolve()) for name in names))
+
+
+def test_kernels_of_one_instruction_set_share_no_code_with_others() -> None:
+    """What is shared is compiled before a set is turned on, or forced inline: else the linker could give a machine code
+    of a set that it has not."""
+    before, after = (included(CSRC / "cpu" / f"kernels_{name}.h") for name in ("prelude", "impl"))
+    shared = sorted(header for header in after - before if header.parent == CSRC / "model")
+    assert shared
+    for header in shared:
+        functions = re.findall(
+            r"^(?: {2})?(?:\w[\w:<>&*, ]* )?\w+\([^;{}]*\)(?: const)? \{", header.read_text(), re.MULTILINE
+        )
+        assert functions
+        for function in functions:
+            assert function.strip().startswith(("CEPROP_INLINE", "CEPROP_CALLS", "if ", "for ")), (
+                header.name,
+                function,
+            )
