@@ -115,7 +115,7 @@ class LearningPhases {
 
   // Where states are: in the ring, or kept.
   static int buffer_of(Kept kept, int last) {
-    return kept == Kept::last ? last : kept == Kept::free ? Relaxation::kept_free : Relaxation::kept_plus;
+    return ceprop::buffer_of(kept, last, Relaxation::kept_free, Relaxation::kept_plus);
   }
   // What is compared in the end; slopes may go where no states are needed any more.
   Between ends(int last) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "elementary.h"
+#include "lists.h"
 
 // At a kink rho' is the slope of the side that is not clipped: energy dynamics start at 0 and must be able to leave it.
 #define CEPROP_ACTIVATIONS(ENTRY)                                                                   \
@@ -17,13 +18,9 @@
 
 namespace ceprop {
 
-#define CEPROP_NAME(name, rho, slope) name,
 enum class Activation { CEPROP_ACTIVATIONS(CEPROP_NAME) };
-#undef CEPROP_NAME
 
-#define CEPROP_WORD(name, rho, slope) #name,
 inline constexpr const char* activation_names[] = {CEPROP_ACTIVATIONS(CEPROP_WORD)};
-#undef CEPROP_WORD
 
 template <Activation A, class T>
 CEPROP_INLINE T rho(T x) {

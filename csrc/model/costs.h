@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "learning.h"
 #include "network.h"
 
 namespace ceprop {
@@ -46,9 +47,8 @@ class StepCosts {
 
   // EP's contrast of both copies of the weights, tied and shared ones by two terms; once, or summed over the steps.
   Cost contrast() const {
-    const double terms = shape_.free_feedback && !shape_.shared_update ? 1 : 2, copies = shape_.free_feedback ? 2 : 1;
-    const int times = shape_.accumulate && shape_.free_feedback && !shape_.shared_update ? later_steps(false) : 1;
-    return times * (matrix(2, 1, input()) + copies * matrix(2 * terms, 1, inner_));
+    const int times = shape_.accumulate && adds_up_steps(learns()) ? later_steps(false) : 1;
+    return times * (matrix(2, 1, input()) + copies() * matrix(2 * terms(), 1, inner_));
   }
 
   // C-EP's updates of the input's connection. Literal: an update every nudged step, and at all steps but the first,
@@ -65,9 +65,7 @@ class StepCosts {
   // And of those between layers. Literal: all weights move, tied ones once for both copies, tied and shared ones by two
   // terms. Low rank: two B x B matrices of every layer, two products with them, and the weights move once.
   Cost inner_update(Form form) const {
-    if (form == Form::literal)
-      return moves() *
-             matrix(shape_.free_feedback && shape_.shared_update ? 8 : 4, shape_.free_feedback ? 4 : 3, inner_);
+    if (form == Form::literal) return moves() * matrix(2 * terms() * copies(), shape_.free_feedback ? 4 : 3, inner_);
     const double batch = static_cast<double>(shape_.batch);
     return moves() * Cost{layers_ > 1 ? 8 * batch * batch * units_ : 0, 0} + matrix(4, 2, inner_);
   }
@@ -95,6 +93,13 @@ class StepCosts {
   double input() const { return width(-1) * width(0); }
   int later_steps(bool continual) const { return shape_.nudged_steps * (shape_.symmetric ? (continual ? 3 : 2) : 1); }
   int moves() const { return shape_.nudged_steps * (shape_.symmetric ? 2 : 1); }
+  Learns learns() const { return learns_by(shape_.free_feedback, shape_.shared_update); }
+  double copies() const { return shape_.free_feedback ? 2 : 1; }  // that learn, of an inner connection
+  // Of a copy's contrast.
+  double terms() const {
+    const Terms terms = terms_of(learns(), false, Copy::weights);
+    return terms.above_moves + terms.below_moves;
+  }
   Cost step() const { return matrix(4, 2, inner_); }
 
   // `operations` of every sample and `passes` over the memory for each of `weights`.

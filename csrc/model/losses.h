@@ -3,6 +3,7 @@
 #pragma once
 
 #include "elementary.h"
+#include "lists.h"
 
 namespace ceprop {
 
@@ -12,13 +13,9 @@ namespace ceprop {
 // Losses of all outputs of a sample together, each a branch of sample_error(). Their errors are computed before a step.
 #define CEPROP_SAMPLE_LOSSES(ENTRY) ENTRY(cross_entropy)
 
-#define CEPROP_NAME(name, ...) name,
 enum class Loss { CEPROP_UNIT_LOSSES(CEPROP_NAME) CEPROP_SAMPLE_LOSSES(CEPROP_NAME) };
-#undef CEPROP_NAME
 
-#define CEPROP_WORD(name, ...) #name,
 inline constexpr const char* loss_names[] = {CEPROP_UNIT_LOSSES(CEPROP_WORD) CEPROP_SAMPLE_LOSSES(CEPROP_WORD)};
-#undef CEPROP_WORD
 
 CEPROP_INLINE bool is_of_units(Loss loss) {
 #define CEPROP_IS(name, ...) || loss == Loss::name

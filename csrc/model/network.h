@@ -110,7 +110,6 @@ struct EpCall : LearnCall<T> {
   std::vector<T*> feedback_gradients;  // out, like the feedback
 };
 
-// Moves the network's weights, biases and feedback in place.
 // How C-EP's moving weights are held: moved at every step, or kept constant and what has moved added by products with B
 // x B matrices, until the phase ends.
 enum class Form { literal, low_rank };
@@ -120,6 +119,7 @@ struct Forms {
   Form input, inner;
 };
 
+// Moves the network's weights, biases and feedback in place.
 template <class T>
 struct CepCall : LearnCall<T> {
   std::vector<double> lr;  // per connection

@@ -11,6 +11,11 @@ enum class Op { relax, ep_step, cep_step };
 // States that are kept while others move on: of the last step, of the free phase, of the phase with +beta.
 enum class Kept { last, free, plus };
 
+// Where they are, by the numbers of state buffers.
+CEPROP_INLINE int buffer_of(Kept kept, int last, int free, int plus) {
+  return kept == Kept::last ? last : kept == Kept::free ? free : plus;
+}
+
 struct Stage {
   int steps;
   double beta;     // of the nudge; 0: none
