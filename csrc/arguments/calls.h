@@ -87,6 +87,7 @@ Network<T> describe_network(TensorList weights, TensorList biases, TensorList fe
   network.readout = settings.readout;
   network.free_feedback = parse_free_feedback(settings.feedback);
   network.asynchronous = parse_asynchronous(settings.schedule);
+  network.shape = chain_of(geometry, settings.readout, network.free_feedback, network.asynchronous);
   const Dynamics dynamics = parse_dynamics(settings.dynamics);
   const Activation hidden = parse_activation("activation", settings.activation);
   const Activation output = parse_activation("output_activation", settings.output_activation);

@@ -30,23 +30,69 @@ struct MapShape {
   int64_t units() const { return channels * height * width; }
 };
 
-// A chain of layers. Connection l joins width n[l] (n[0]: the input) to width n[l + 1]; the first ones may be
-// convolutions, between maps; a dense connection takes a map's units channel by channel. Tensors are dense and
-// row-major. With a readout the last weight and bias are R and c, which read layer `layers - 1` outside the dynamics.
+// What joins two layers. A readout is outside the dynamics: what is above it has no states, only classes.
+enum class Kind { dense, convolution, readout };
+inline constexpr int from_input = -1;  // below a connection from the input
+
+struct Connection {
+  int below, above;  // layers; above a readout the number after the last one
+  Kind kind;
+  Convolution convolution;  // of that kind only
+  int feedback = -1;        // where its V is among the feedback weights; -1: it has none, or feedback is tied
+};
+
+// Which layers there are and how they are joined. No layer joins itself, and no connections form a ring. A dense
+// connection takes a map's units channel by channel.
+struct NetworkShape {
+  MapShape input;
+  std::vector<MapShape> layers;         // with states; of a dense layer (n, 1, 1)
+  std::vector<Connection> connections;  // a readout is the last one
+  std::vector<std::vector<int>> turns;  // of a step, in order: layers that move together, by the newest states
+  int output;                           // the layer that is nudged, or that the readout reads
+  int64_t classes;                      // units of the output layer, or of the readout
+
+  CEPROP_INLINE int layer_count() const { return static_cast<int>(layers.size()); }
+  CEPROP_INLINE int connection_count() const { return static_cast<int>(connections.size()); }
+  CEPROP_INLINE bool has_readout() const { return connections.back().kind == Kind::readout; }
+  CEPROP_INLINE const MapShape& below(int connection) const {
+    const int layer = connections[connection].below;
+    return layer == from_input ? input : layers[layer];
+  }
+  CEPROP_INLINE MapShape above(int connection) const {
+    if (connections[connection].kind == Kind::readout) return {classes, 1, 1};
+    return layers[connections[connection].above];
+  }
+  CEPROP_INLINE bool is_convolution(int connection) const { return connections[connection].kind == Kind::convolution; }
+  CEPROP_INLINE bool has_convolutions() const {
+    for (const Connection& connection : connections)
+      if (connection.kind == Kind::convolution) return true;
+    return false;
+  }
+  CEPROP_INLINE int64_t weight_count(int connection) const {
+    if (!is_convolution(connection)) return above(connection).units() * below(connection).units();
+    const auto& kernel = connections[connection].convolution.kernel;
+    return above(connection).channels * below(connection).channels * kernel[0] * kernel[1];
+  }
+};
+
+// Tensors are dense and row-major.
 template <class T>
 struct Network {
-  int layers;  // with states
-  bool readout;
+  NetworkShape shape;
+  std::vector<UnitRule> rules;  // one per layer
+  Activation input_activation;  // energy: what is joined to the input sees rho(x)
   bool free_feedback;
-  bool asynchronous;            // a step moves even layers, then odd ones from the newest states; else all at once
-  std::vector<int64_t> widths;  // n_in, n_0, ..., n_{L-1}, and the classes of a readout: units
-  std::vector<Convolution> convolutions;  // how connections 0, 1, ... are made; the others are dense
-  std::vector<MapShape> maps;             // like the widths; a dense layer's is (n, 1, 1)
-  std::vector<UnitRule> rules;            // one per layer
-  Activation input_activation;            // energy: layer 0 sees rho(x)
-  std::vector<T*> weights;                // [n[l + 1], n[l]], of a convolution [channels, channels below, kernel]
-  std::vector<T*> biases;                 // [n[l + 1] or channels], or null for none
-  std::vector<T*> feedback;               // V[1], V[2], ... like the weights; empty when tied
+  std::vector<T*> weights;   // by connection, [above, below], of a convolution [channels, channels below, kernel]
+  std::vector<T*> biases;    // by connection, [above or its channels], or null for none
+  std::vector<T*> feedback;  // V, like the weights; empty when tied
+
+  // ---- of a chain, in which connection l joins layer l - 1 to layer l; to be read from `shape` instead ----
+  int layers;
+  bool readout;
+  bool asynchronous;
+  std::vector<int64_t> widths;
+  std::vector<Convolution> convolutions;
+  std::vector<MapShape> maps;
 
   int64_t classes() const { return widths.back(); }
 };
