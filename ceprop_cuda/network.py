@@ -15,7 +15,7 @@ from .chain import chain_of
 from .checks import one_of, real_number, shown, tolerance_or_none, whole_number
 from .graphs import Graph, graph_of
 from .layout import refuse_changes
-from .spec import reference
+from .spec import losses, reference
 from .spec.connections import chain
 from .spec.dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge, energy, phi
 from .validate import check_input, check_states, check_target
@@ -302,14 +302,15 @@ class Network(nn.Module):
         """``nudge_at`` and ``loss`` with their defaults filled in; ValueError if the network cannot be nudged so."""
         if self.readout is not None:
             nudge_at = one_of("nudge_at of a network with a readout", nudge_at, (None, "drive"))
-            loss = one_of("loss of a network with a readout", loss, (None, "cross_entropy"))
+            of_logits = [name for name, known in losses.BY_NAME.items() if known.of_logits]
+            loss = one_of("loss of a network with a readout", loss, (None, *of_logits))
             return nudge_at or "drive", loss or "cross_entropy"
         nudge_at = one_of("nudge_at", nudge_at, (None, "state", "drive")) or "state"
-        loss = one_of("loss", loss, (None, "mse", "cross_entropy")) or "mse"
+        loss = one_of("loss", loss, (None, *losses.LOSSES)) or "mse"
         linear = self.dynamics.output_activation == "linear"
-        if loss == "cross_entropy" and not linear:
+        if losses.BY_NAME[loss].of_logits and not linear:
             raise ValueError(
-                "loss='cross_entropy' needs output_activation='linear' or readout='softmax', got "
+                f"loss={loss!r} needs output_activation='linear' or readout='softmax', got "
                 f"output_activation={self.dynamics.output_activation!r}"
             )
         return nudge_at, loss

@@ -1,7 +1,8 @@
 """The units of a network and one step of them, in plain PyTorch: the first half of the specification.
 
-The second half, phases and learning, is ``reference.py`` and ``gates.py``. This file is written to be read beside the
-papers, runs on any device and in any floating dtype, is differentiable, and knows nothing of the kernels.
+The second half, phases and learning, is ``reference.py`` and ``gates.py``; losses are in ``losses.py``. This file is
+written to be read beside the papers, runs on any device and in any floating dtype, is differentiable, and knows nothing
+of the kernels.
 
 ``s[l]`` is the state of layer l, ``(B, n_l)`` or ``(B, C, H, W)``. Connection e joins what is below it, the input ``x``
 or a layer, to the layer above it through ``W[e]`` and ``b[e]``. Together they make the primitive function
@@ -27,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import connections
+from . import connections, losses
 from .connections import INPUT, Connection, Convolution, Structure
 
 SCHEDULES = ("synchronous", "asynchronous")
@@ -162,7 +163,7 @@ class Nudge:
     target: Tensor
     beta: float
     at: str = "state"  # | "drive"
-    loss: str = "mse"  # | "cross_entropy"
+    loss: str = "mse"  # one of losses.LOSSES
 
 
 def activation_of(circuit: Circuit, layer: int) -> str:
@@ -189,8 +190,7 @@ def logits(circuit: Circuit, states: Sequence[Tensor]) -> Tensor:
 
 def output_error(circuit: Circuit, states: Sequence[Tensor], nudge: Nudge) -> Tensor:
     """Minus the gradient of the loss of one sample with respect to its logits, ``(B, classes)``."""
-    answer = logits(circuit, states)
-    return nudge.target - (answer if nudge.loss == "mse" else answer.softmax(dim=1))
+    return losses.BY_NAME[nudge.loss].error(logits(circuit, states), nudge.target)
 
 
 def from_below(circuit: Circuit, seen: Sequence[Tensor], connection: int) -> Tensor:

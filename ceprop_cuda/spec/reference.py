@@ -15,10 +15,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import connections
+from . import connections, losses
 from .dynamics import Circuit, Nudge, emitted, from_input, logits, output_error, resting_states, step
 from .gates import Slopes, check_gate, slopes_at, step_with_slopes
 
@@ -70,10 +69,8 @@ def count(x: Tensor, steps: int) -> Tensor:
 
 
 def loss(answer: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Mean over the batch of ||y - s||^2 / 2, or of the cross-entropy; both ``(B, classes)``, result 0-d."""
-    if kind == "mse":
-        return F.mse_loss(answer, target, reduction="sum") / (2 * len(answer))
-    return F.cross_entropy(answer, target)
+    """Mean over the batch of the loss ``kind``, see ``losses.py``; both ``(B, classes)``, result 0-d."""
+    return losses.BY_NAME[kind].mean(answer, target)
 
 
 # ---------------------------------------------------------------------------------------------------------------

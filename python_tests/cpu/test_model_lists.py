@@ -11,10 +11,15 @@ from torch import Tensor
 from ceprop_cuda import ops
 from ceprop_cuda.ops import _C
 from ceprop_cuda.spec.dynamics import ACTIVATIONS
+from ceprop_cuda.spec.losses import LOSSES
 
 
 def test_activations_have_the_same_names_in_the_same_order() -> None:
     assert ops.build_info()["activations"].split(", ") == list(ACTIVATIONS)
+
+
+def test_losses_have_the_same_names_in_the_same_order() -> None:
+    assert ops.build_info()["losses"].split(", ") == list(LOSSES)
 
 
 def phi_gradient(above: Tensor, below: Tensor) -> Tensor:
