@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ceprop_cuda import CEP, data
 from ceprop_cuda.presets import PRESETS, Preset
-from ceprop_cuda.rules import StepResult
+from ceprop_cuda.records import StepResult
 from ceprop_cuda.spec.dynamics import rho, rho_prime
-from ceprop_cuda.trainer import Trainer
+from ceprop_cuda.training import Trainer
 
 
 class EarlierCVF(CEP):

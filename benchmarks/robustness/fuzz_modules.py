@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops
-from ceprop_cuda.rules import UPDATES
 from ceprop_cuda.spec.dynamics import Circuit, Nudge, logits, state_shapes
 from ceprop_cuda.spec.reference import CEPResult, EPResult, PerParameter, Relaxed
+from ceprop_cuda.training import UPDATES
 
 LAYOUTS = ("plain", "strided", "offset", "transposed", "channels last", "negated")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..bench.report import commit, cpu_model
+from ..environment import commit, cpu_model
 from ..files import write_atomically
 from ..presets import PRESETS
 from ..run_directory import CHECKPOINT, CONFIG, METRICS, Metrics, read_json_object, read_metrics

@@ -10,15 +10,15 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from .backends import BACKENDS, PRECISIONS, backend_module, exact
+from ..backends import BACKENDS, PRECISIONS, backend_module, exact
+from ..checks import one_of, real_number, shown, tolerance_or_none, whole_number
+from ..spec import reference
+from ..spec.connections import chain
+from ..spec.dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge, energy, phi
+from ..validate import check_input, check_states, check_target
 from .chain import chain_of
-from .checks import one_of, real_number, shown, tolerance_or_none, whole_number
 from .graphs import Graph, graph_of
 from .layout import refuse_changes
-from .spec import reference
-from .spec.connections import chain
-from .spec.dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge, energy, phi
-from .validate import check_input, check_states, check_target
 
 
 class Network(nn.Module):
