@@ -60,12 +60,14 @@ def squared_contrasts(x: Tensor, free: Sequence[Tensor], nudged: Sequence[Tensor
 
 def ends(name: str, net: Network, preset: Preset, epochs: int, x: Tensor, y: Tensor) -> Ends:
     free = net.relax(x, preset.free_steps)
-    nudged = net.relax(x, preset.nudged_steps, free, y, preset.beta)
+    nudged = net.relax(x, preset.nudged_steps, states=free, target=y, beta=preset.beta)
 
     def percent(of: Tensor) -> float:
         return round(100 * of.double().mean().item(), 2)
 
-    first, second = (largest_change(nudged, net.relax(x, steps, nudged, y, preset.beta)) for steps in (1, 2))
+    first, second = (
+        largest_change(nudged, net.relax(x, steps, states=nudged, target=y, beta=preset.beta)) for steps in (1, 2)
+    )
     moves = first > MOVES
     wrong = free[-1].argmax(1) != y
     part = None
@@ -77,7 +79,7 @@ def ends(name: str, net: Network, preset: Preset, epochs: int, x: Tensor, y: Ten
         preset.schedule,
         epochs,
         percent(wrong),
-        percent(largest_change(free, net.relax(x, 1, free)) > MOVES),
+        percent(largest_change(free, net.relax(x, 1, states=free)) > MOVES),
         percent(moves),
         percent(moves & (second < MOVES)),
         percent(wrong & moves),

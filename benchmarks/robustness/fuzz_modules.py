@@ -194,12 +194,11 @@ class PublicAPI:
             target = _as_labels(self._draw, nudge.target)
             nudging = {"target": target, "beta": nudge.beta, "nudge_at": nudge.at, "loss": nudge.loss}
         held = Held(self._draw)
-        found, made = net.relax(
-            held.read("x", x), steps, states, **nudging, backend="fused", tolerance=tolerance, return_steps=True
-        )
+        settings = {"states": states, "backend": "fused", "tolerance": tolerance}
+        ran = net.settle(held.read("x", x), steps, **settings, **nudging)
         held.refuse_changes()
         _refuse_moved(circuit, net)
-        return Relaxed(found, made.reshape(1))
+        return ran
 
     def ep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> EPResult:
         net = network_of(circuit, x)
