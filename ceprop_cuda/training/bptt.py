@@ -28,7 +28,7 @@ class BPTT(Rule):
     """
 
     def __init__(
-        self, net: Network, free_steps: int, unrolled_steps: int, loss: str | None = None, backend: str = "auto"
+        self, net: Network, free_steps: int, unrolled_steps: int, *, loss: str | None = None, backend: str = "auto"
     ) -> None:
         super().__init__(net, free_steps, loss, None, backend)
         self.unrolled_steps = unrolled_steps

@@ -70,6 +70,21 @@ def test_a_readout_goes_with_cross_entropy_at_the_drive() -> None:
     assert (rule.nudge_at, rule.loss) == ("drive", "cross_entropy")
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net: cep.EP(net, 3, 2, 0.1, "positive"),
+        lambda net: cep.CEP(net, 3, 2, 0.1, 0.1, "positive"),
+        lambda net: cep.BPTT(net, 3, 2, "mse"),
+        lambda net: net.relax(X, 3, None),
+        lambda net: net.settle(X, 3, None),
+    ],
+)
+def test_settings_are_said_by_name(call: Callable[[cep.Network], object]) -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        call(network())
+
+
 def test_a_rule_sets_the_steps_of_the_networks_forward() -> None:
     net = network()
     ep_rule(net, free_steps=7)
