@@ -17,7 +17,8 @@ from ceprop_cuda import ops
 from ceprop_cuda.bench.cases import Case, chosen_cases
 from ceprop_cuda.bench.contenders import ENGINES, by_engine, forced
 from ceprop_cuda.bench.measure import CLOCKS, spread
-from ceprop_cuda.bench.report import environment, write_csv
+from ceprop_cuda.environment import environment
+from ceprop_cuda.tables import write_csv
 
 CASES = ["*-1h-b20", "*-2h-b20", "c-ep-1h-b*", "ep-2h-b*", "*-2h-n*", "p-3h-b20", "p-conv-b20"]
 FREE, NUDGED = 50, 10

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ceprop_cuda import CEP, data
 from ceprop_cuda.presets import PRESETS, Preset
-from ceprop_cuda.rules import StepResult
+from ceprop_cuda.records import StepResult
 from ceprop_cuda.spec.dynamics import rho, rho_prime
-from ceprop_cuda.trainer import Trainer
+from ceprop_cuda.training import Trainer
 
 
 class EarlierCVF(CEP):
@@ -34,7 +34,7 @@ class EarlierCVF(CEP):
         w, b, v = circuit.weights, circuit.biases, circuit.free_feedback
         beta = torch.tensor(nudge.beta, dtype=x.dtype)
         rates = torch.tensor(self.lr, dtype=x.dtype) / (beta * len(x))  # (L,)
-        free, steps = self.net.relax(x, self.free_steps, tolerance=self.tolerance, return_steps=True)
+        free, steps = self.net.settle(x, self.free_steps, tolerance=self.tolerance)
 
         # The input does not change: one product with it before the steps and one after them.
         from_input = torch.addmm(b[0], x, w[0].T)  # (B, n_0)

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from ceprop_cuda import Network, data
-from ceprop_cuda.bench.report import environment, write_csv
+from ceprop_cuda.environment import environment
 from ceprop_cuda.presets import PRESETS
 from ceprop_cuda.spec.dynamics import SCHEDULES
-from ceprop_cuda.trainer import Trainer
+from ceprop_cuda.tables import write_csv
+from ceprop_cuda.training import Trainer
 
 SAMPLES = 5000  # of the test set, which are watched
 MOVES = 0.1  # a unit that changes by more than this in a step moves

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from ceprop_cuda import CEP, data, mlp
-from ceprop_cuda.bench.report import environment, write_csv
-from ceprop_cuda.trainer import Trainer
+from ceprop_cuda.environment import environment
+from ceprop_cuda.tables import write_csv
+from ceprop_cuda.training import Trainer
 
 # fmt: off
 # Percent, after epochs 1, 2, ...

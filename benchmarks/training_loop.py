@@ -11,8 +11,7 @@ import torch
 
 from ceprop_cuda import data
 from ceprop_cuda.presets import PRESETS
-from ceprop_cuda.rules import CEP
-from ceprop_cuda.trainer import Trainer
+from ceprop_cuda.training import CEP, Trainer
 
 BATCHES = 400
 

@@ -19,10 +19,11 @@ from oscillations import MOVES, largest_change
 from torch import Tensor
 
 from ceprop_cuda import Network, data
-from ceprop_cuda.bench.report import environment, write_csv
-from ceprop_cuda.cli import preset_of
+from ceprop_cuda.cli.run_settings import preset_of
+from ceprop_cuda.environment import environment
 from ceprop_cuda.presets import Preset
 from ceprop_cuda.run_directory import read_checkpoint
+from ceprop_cuda.tables import write_csv
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,14 @@ def squared_contrasts(x: Tensor, free: Sequence[Tensor], nudged: Sequence[Tensor
 
 def ends(name: str, net: Network, preset: Preset, epochs: int, x: Tensor, y: Tensor) -> Ends:
     free = net.relax(x, preset.free_steps)
-    nudged = net.relax(x, preset.nudged_steps, free, y, preset.beta)
+    nudged = net.relax(x, preset.nudged_steps, states=free, target=y, beta=preset.beta)
 
     def percent(of: Tensor) -> float:
         return round(100 * of.double().mean().item(), 2)
 
-    first, second = (largest_change(nudged, net.relax(x, steps, nudged, y, preset.beta)) for steps in (1, 2))
+    first, second = (
+        largest_change(nudged, net.relax(x, steps, states=nudged, target=y, beta=preset.beta)) for steps in (1, 2)
+    )
     moves = first > MOVES
     wrong = free[-1].argmax(1) != y
     part = None
@@ -76,7 +79,7 @@ def ends(name: str, net: Network, preset: Preset, epochs: int, x: Tensor, y: Ten
         preset.schedule,
         epochs,
         percent(wrong),
-        percent(largest_change(free, net.relax(x, 1, free)) > MOVES),
+        percent(largest_change(free, net.relax(x, 1, states=free)) > MOVES),
         percent(moves),
         percent(moves & (second < MOVES)),
         percent(wrong & moves),

@@ -1,10 +1,8 @@
 """Equilibrium propagation with fused kernels: relaxation and local learning in one native call."""
 
-from .models import convnet, graph, mlp
-from .network import Network
-from .planning import Plan, plan
-from .rules import BPTT, CEP, EP, StepResult
-from .trainer import Diverged, Trainer
+from .networks import Network, convnet, graph, mlp
+from .records import Diverged, StepResult
+from .training import BPTT, CEP, EP, Plan, Trainer, plan
 from .version import __version__
 
 __all__ = [

@@ -59,3 +59,10 @@ def tolerance_or_none(tolerance: object) -> float | None:
     if tolerance is None:
         return None
     return real_number("tolerance", tolerance, lambda value: value >= 0, "None or a finite number >= 0")
+
+
+def seed_number(name: str, seed: object) -> int:
+    """``seed`` as an int that torch's generators take; refused, by this ``name``, if it is none."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= int(seed) < 2**64:
+        raise ValueError(f"{name} must be an int in [-2**63, 2**64), got {shown(seed)}")
+    return int(seed)

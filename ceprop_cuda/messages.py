@@ -10,7 +10,7 @@ from functools import cache
 
 from tqdm.auto import tqdm
 
-from .backends import log
+log = logging.getLogger("ceprop_cuda")
 
 
 def has_stderr() -> bool:

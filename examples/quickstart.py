@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import ceprop_cuda as cep
-from ceprop_cuda import plots, theorem, theorem_figures
+from ceprop_cuda import run_directory, theorem
 from ceprop_cuda.data import load
 
 
@@ -31,13 +31,13 @@ def main(folder: Path) -> None:
     x, y = data.train_x[:20].double(), data.train_y[:20]
     comparison = theorem.compare(cep.EP(exact, free_steps=150, nudged_steps=10, beta=0.01), x, y)
     print(f"untrained: {comparison.angle:.2f} degrees between EP's summed updates and the gradient of BPTT")
-    (folder / "ep_follows_bptt.png").write_bytes(theorem_figures.courses(comparison, "64-256-10, tanh"))
+    (folder / "ep_follows_bptt.png").write_bytes(theorem.courses(comparison, "64-256-10, tanh"))
 
     # Train: a free phase, then weights that move at every step of the nudged phase.
     net = cep.Network(model, input_shape=(64,), activation="hard_sigmoid", output_activation="linear")
     rule = cep.CEP(net, free_steps=20, nudged_steps=10, beta=0.5, lr=(0.04, 0.02), nudging="symmetric")
     history = cep.Trainer(rule).fit(data.train_batches(10), epochs=20, test=data.test_batches(500))
-    (folder / "training.png").write_bytes(plots.curves(history))
+    (folder / "training.png").write_bytes(run_directory.curves(history))
     print(f"trained: {history[-1]['test_error']:.2f} % test error")
     print(f"figures: {folder / 'ep_follows_bptt.png'}, {folder / 'training.png'}")
 

@@ -74,7 +74,6 @@ OF_RELAX: dict[str, Callable[[Any], bool]] = {
     "loss": lambda v: is_one_of(v, None, "mse"),
     "backend": lambda v: is_one_of(v, "auto", "fused", "reference"),
     "tolerance": lambda v: v is None or is_real(v, lambda number: number >= 0),
-    "return_steps": lambda v: is_one_of(v, True, False),
     "precision": lambda v: is_one_of(v, "exact"),
 }
 OF_RULES: dict[str, Callable[[Any], bool]] = {
@@ -195,7 +194,7 @@ def states_to_start_from(draw: random.Random) -> ApiCall:
         "arrays": [s.numpy() for s in good],
     }
     label = draw.choice(list(wrong))
-    return ApiCall(f"relax states: {label}", lambda: net.relax(x, 3, wrong[label]), net, [x, *good])
+    return ApiCall(f"relax states: {label}", lambda: net.relax(x, 3, states=wrong[label]), net, [x, *good])
 
 
 def samples(net: cep.Network) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops
-from ceprop_cuda.rules import UPDATES
 from ceprop_cuda.spec.dynamics import Circuit, Nudge, logits, state_shapes
 from ceprop_cuda.spec.reference import CEPResult, EPResult, PerParameter, Relaxed
+from ceprop_cuda.training import UPDATES
 
 LAYOUTS = ("plain", "strided", "offset", "transposed", "channels last", "negated")
 
@@ -194,12 +194,11 @@ class PublicAPI:
             target = _as_labels(self._draw, nudge.target)
             nudging = {"target": target, "beta": nudge.beta, "nudge_at": nudge.at, "loss": nudge.loss}
         held = Held(self._draw)
-        found, made = net.relax(
-            held.read("x", x), steps, states, **nudging, backend="fused", tolerance=tolerance, return_steps=True
-        )
+        settings = {"states": states, "backend": "fused", "tolerance": tolerance}
+        ran = net.settle(held.read("x", x), steps, **settings, **nudging)
         held.refuse_changes()
         _refuse_moved(circuit, net)
-        return Relaxed(found, made.reshape(1))
+        return ran
 
     def ep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> EPResult:
         net = network_of(circuit, x)

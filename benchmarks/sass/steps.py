@@ -68,7 +68,7 @@ def row_of(kernel: str, part: Part) -> PartRow:
 
 
 def markdown_of_parts(rows: Sequence[PartRow]) -> str:
-    from ceprop_cuda.bench.report import markdown
+    from ceprop_cuda.tables import markdown
 
     lines = [["kernel", "part", "items", "instructions", "FFMA", "integers, moves", "loads, stores", "conversions"]]
     lines[0] += ["clocks an item, 1 warp", "8 warps"]
@@ -81,7 +81,7 @@ def markdown_of_parts(rows: Sequence[PartRow]) -> str:
 
 
 def markdown_of_steps(rows: Sequence[StepRow], commit: str) -> str:
-    from ceprop_cuda.bench.report import markdown
+    from ceprop_cuda.tables import markdown
 
     lines = [["case", "exchange", "multiply", "staging", "epilogue", "barrier (measured)", "simulated sum"]]
     lines[0].append(f"measured, kernels of {commit}")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..network import Network
-from ..rules import CEP
+from ..networks import Network
 from ..spec.dynamics import Nudge
+from ..training import CEP
 from .cases import Case
 from .measure import Timed, interleaved, prepared, restore
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..network import Network
+from ..networks import Network
 from ..presets import PRESETS, Preset
 
 BATCH_SIZES = (1, 20, 64, 256, 1024)

@@ -9,10 +9,12 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..backends import FusedUnavailable
+from ..environment import environment
+from ..tables import write_csv
 from . import breakdown, suite
 from .cases import chosen_cases
 from .figure import chart
-from .report import breakdown_table, environment, lost, markdown_table, threads_in_words, write_csv
+from .report import breakdown_table, lost, markdown_table, threads_in_words
 
 
 def bench(patterns: Sequence[str], device: str, threads: Sequence[int], rounds: int, out: Path, progress: bool) -> None:

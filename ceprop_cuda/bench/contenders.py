@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..network import Network
-from ..rules import CEP
+from ..networks import Network
 from ..spec.dynamics import Circuit, Nudge, resting_states, step
 from ..spec.reference import PerParameter, contrast, moved
+from ..training import CEP
 from . import autograd_of_phi, same_algebra
 from .cases import Case
 from .measure import restore

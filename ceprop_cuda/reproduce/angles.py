@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from ..data import load
-from ..plots import import_matplotlib
+from ..figures import import_matplotlib
 from ..presets import PRESETS
-from ..rules import BPTT
 from ..theorem import compare
+from ..training import BPTT
 from .runs import Run
 
 BATCHES = 5  # that the angle between update and gradient is the mean over

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from ..bench.report import environment, write_csv
 from ..checks import whole_number
 from ..data import DATASETS
+from ..environment import environment
+from ..figures import save_figure
 from ..files import in_words, lock
 from ..messages import has_bar
 from ..options import folder
-from ..plots import save_figure
+from ..tables import write_csv
 from .angles import angle_figure, sweep
 from .report import curves, epochs_of, results, table
 from .rows import ROWS, chosen_rows

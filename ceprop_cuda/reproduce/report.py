@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..bench.report import markdown
-from ..plots import import_matplotlib
+from ..figures import import_matplotlib
+from ..tables import markdown
 from .rows import Published
 from .runs import Run
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..bench.report import commit, cpu_model
+from ..environment import commit, cpu_model
 from ..files import write_atomically
 from ..presets import PRESETS
 from ..run_directory import CHECKPOINT, CONFIG, METRICS, Metrics, read_json_object, read_metrics
@@ -67,6 +67,8 @@ class Run:
         wanted |= {"angle": self.row.angle} if self.row.angle is not None else {}
         preset = PRESETS[self.row.preset]
         wanted |= {"schedule": self.row.schedule or preset.schedule, "nudging": self.row.nudging or preset.nudging}
+        wanted |= {} if self.row.bptt else {"gate": preset.gate or "none"}
+        config.setdefault("gate", "none")  # runs from before there were gates had none
         for key, value in wanted.items():
             if config.get(key) != value:
                 raise ValueError(

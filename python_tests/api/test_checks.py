@@ -57,7 +57,7 @@ def test_states_that_are_no_list_of_tensors_are_refused(states: object) -> None:
     with pytest.raises(
         TypeError, match=r"^states must be a list of tensors of the shapes \[\(2, 4\), \(2, 3\)\], got "
     ):
-        cep.mlp(5, 4, 3).relax(torch.rand(2, 5), 1, states)  # type: ignore[call-overload]
+        cep.mlp(5, 4, 3).relax(torch.rand(2, 5), 1, states=states)  # type: ignore[arg-type]
 
 
 def test_a_rate_without_axes_is_one_number() -> None:
@@ -69,4 +69,4 @@ def test_a_rate_without_axes_is_one_number() -> None:
 
 def test_beta_without_a_target_is_no_tensor() -> None:
     with pytest.raises(ValueError, match=r"^beta must be 0 without a target, got a Tensor of shape"):
-        cep.mlp(5, 4, 3).relax(torch.rand(2, 5), 1, beta=torch.zeros(3))  # type: ignore[call-overload]
+        cep.mlp(5, 4, 3).relax(torch.rand(2, 5), 1, beta=torch.zeros(3))  # type: ignore[arg-type]

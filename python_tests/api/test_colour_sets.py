@@ -13,8 +13,7 @@ import torch
 from colour_sets import write_cifar, write_svhn
 from torchvision.datasets import CIFAR10
 
-from ceprop_cuda import data
-from ceprop_cuda.data import Dataset, load
+from ceprop_cuda.data import Dataset, load, sets
 
 CIFAR = ("cifar10", "cifar100")
 
@@ -60,7 +59,7 @@ def test_batches_of_cifar_are_normalised_as_published(tmp_path: Path, monkeypatc
 
 def test_all_colour_sets_lie_mostly_within_one() -> None:
     for name in (*CIFAR, "svhn"):
-        normalise = data._TORCHVISION[name].normalise
+        normalise = sets._TORCHVISION[name].normalise
         assert normalise is not None
         low, high = (normalise(torch.full((1, 3, 1, 1), value, dtype=torch.uint8)) for value in (0, 255))
         assert -1 < low.min() < low.max() < -0.5
@@ -68,7 +67,7 @@ def test_all_colour_sets_lie_mostly_within_one() -> None:
 
 
 def test_without_scipy_svhn_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "find_spec", lambda name: None if name == "scipy" else importlib.util.find_spec(name))
+    monkeypatch.setattr(sets, "find_spec", lambda name: None if name == "scipy" else importlib.util.find_spec(name))
     with pytest.raises(ModuleNotFoundError, match=r"svhn by scipy, which is not installed: pip install scipy"):
         load("svhn", tmp_path)
 
@@ -78,7 +77,7 @@ def test_missing_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "cifar-10-batches-py" / "batches.meta").unlink()
     with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-py: there is no batches\.meta.*download=True"):
         load("cifar10", tmp_path)
-    monkeypatch.setattr(data, "find_spec", lambda _: object())
+    monkeypatch.setattr(sets, "find_spec", lambda _: object())
     with pytest.raises(FileNotFoundError, match=r"svhn is not in .*: there is no train_32x32\.mat"):
         load("svhn", tmp_path)
 

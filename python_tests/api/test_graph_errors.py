@@ -189,7 +189,7 @@ def test_wrong_calls_are_refused() -> None:
         (lambda: net(torch.rand(2, 1, 7)), r"x must be \(B, 7\)"),
         (lambda: net.relax(x, 1, target=y + 1, beta=0.1), r"in 0 \.\. 3, got 1 \.\. 4"),
         (
-            lambda: net.relax(x, 1, net.relax(x, 1)[::-1]),
+            lambda: net.relax(x, 1, states=net.relax(x, 1)[::-1]),
             r"states must have the shapes \[\(2, 6\), \(2, 5\), \(2, 4\)\]",
         ),
     ):

@@ -8,8 +8,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
-from ceprop_cuda.data import Batches, Dataset
-from ceprop_cuda.images import Normalisation, random_crop
+from ceprop_cuda.data import Batches, Dataset, Normalisation, random_crop
 
 NORMALISE = Normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.9))
 

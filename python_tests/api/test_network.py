@@ -234,7 +234,11 @@ def test_class_indices_mean_one_hot_targets() -> None:
         (lambda net: net.relax(X, 1, target=X, beta=0.1), ValueError, r"float targets \(3, 3\), got \(3, 6\)"),
         (lambda net: net.relax(X, 1, target=F.one_hot(Y, 3), beta=0.1), TypeError, r"got \(\d+, 3\) torch.int64"),
         (lambda net: net.relax(X, 1, states=[X, X]), ValueError, r"states must have the shapes \[\(3, 5\), .*got"),
-        (lambda net: net.relax(X, 1, [s.float() for s in net.relax(X, 1)]), TypeError, r"states\[0\] must be torch.f"),
+        (
+            lambda net: net.relax(X, 1, states=[s.float() for s in net.relax(X, 1)]),
+            TypeError,
+            r"states\[0\] must be torch.f",
+        ),
         (lambda net: cep.mlp(6), ValueError, "at least an input and an output size"),
         (lambda net: cep.mlp(6, 0, 3), ValueError, r"sizes\[1\] must be an int >= 1, got 0"),
         (lambda net: cep.mlp(6, 3, readout="softmax"), ValueError, "needs a layer below the readout"),

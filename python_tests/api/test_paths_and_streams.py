@@ -160,7 +160,7 @@ def test_training_needs_no_stderr(closed: bool, tmp_path: Path, monkeypatch: pyt
 
 BACKEND = """
 import os, sys
-from ceprop_cuda.plots import curves
+from ceprop_cuda.run_directory import curves
 assert curves([]).startswith(b"\\x89PNG")
 assert os.environ["MPLBACKEND"] == {backend!r}
 import matplotlib

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ceprop_cuda as cep
-from ceprop_cuda.planning import Cost
+from ceprop_cuda.training.planning import Cost
 
 # 4 inputs and 3 + 2 units: 12 weights from the input, 6 between the layers, of 4 bytes each. 2 samples, so that a
 # product with the weights takes 2 * 2 operations a weight.

@@ -70,6 +70,21 @@ def test_a_readout_goes_with_cross_entropy_at_the_drive() -> None:
     assert (rule.nudge_at, rule.loss) == ("drive", "cross_entropy")
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net: cep.EP(net, 3, 2, 0.1, "positive"),
+        lambda net: cep.CEP(net, 3, 2, 0.1, 0.1, "positive"),
+        lambda net: cep.BPTT(net, 3, 2, "mse"),
+        lambda net: net.relax(X, 3, None),
+        lambda net: net.settle(X, 3, None),
+    ],
+)
+def test_settings_are_said_by_name(call: Callable[[cep.Network], object]) -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        call(network())
+
+
 def test_a_rule_sets_the_steps_of_the_networks_forward() -> None:
     net = network()
     ep_rule(net, free_steps=7)
@@ -92,7 +107,7 @@ def test_an_optimizer_on_the_original_model_trains_the_network() -> None:
 def test_ep_reports_what_the_phases_were() -> None:
     net, (x, y) = network(), batch()
     free = net.relax(x, 20, backend="reference")
-    ends = [net.relax(x, 5, free, target=y, beta=beta, backend="reference") for beta in (0.2, -0.2)]
+    ends = [net.relax(x, 5, states=free, target=y, beta=beta, backend="reference") for beta in (0.2, -0.2)]
     for nudging in ("positive", "symmetric"):
         out = ep_rule(net, nudging=nudging).backward(x, y)
         assert all(map(torch.equal, out.free_states, free))
@@ -195,7 +210,7 @@ def test_continual_ep_moves_the_parameters_in_place_at_the_rate_of_their_connect
 def test_bptt_is_autograd_through_relax(settings: dict[str, Any], loss: str) -> None:
     net, (x, y) = network(**settings), batch()
     start = [s.detach() for s in net.relax(x, 15, backend="reference")]
-    output = net.relax(x, 5, start, backend="reference")[-1]
+    output = net.relax(x, 5, states=start, backend="reference")[-1]
     if loss == "mse":
         expected = F.mse_loss(output, F.one_hot(y, 3).double()) * 3 / 2
     else:

@@ -30,8 +30,7 @@ from training_runs import (
 import ceprop_cuda
 from ceprop_cuda import BPTT, CEP, EP, Diverged, Trainer, mlp
 from ceprop_cuda.data import Batches
-from ceprop_cuda.plots import curves
-from ceprop_cuda.run_directory import read_checkpoint
+from ceprop_cuda.run_directory import curves, read_checkpoint
 
 # ---------------------------------------------------------------------------------------------------------------
 # Files and resuming

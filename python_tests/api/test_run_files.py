@@ -29,9 +29,9 @@ from training_runs import (
     without_seconds,
 )
 
-from ceprop_cuda import CEP, Trainer, checkpoint, mlp, plots, run_directory
+from ceprop_cuda import CEP, Trainer, mlp
 from ceprop_cuda.data import Batches
-from ceprop_cuda.run_directory import RunDirectory, read_checkpoint
+from ceprop_cuda.run_directory import RunDirectory, checkpoint, curves, directory, read_checkpoint
 
 # ---------------------------------------------------------------------------------------------------------------
 # What was made or edited elsewhere
@@ -81,7 +81,7 @@ def test_other_versions_are_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     here = checkpoint.versions()
-    for module in (checkpoint, run_directory):
+    for module in (checkpoint, directory):
         monkeypatch.setattr(module, "versions", lambda: here | {"torch": "2.0", "cpu_kernels": "other"})
     fit(started("ep"), tmp_path, epochs=1)
     monkeypatch.undo()
@@ -126,7 +126,7 @@ SCHEDULERS: list[Callable[[Any], Any]] = [
 
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step:UserWarning")
 def test_every_optimizer_and_scheduler_of_torch_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_directory, "curves", lambda _: b"figure")
+    monkeypatch.setattr(directory, "curves", lambda _: b"figure")
     no_schedule = [(kind, None) for kind in sorted(OPTIMIZERS, key=lambda kind: kind.__name__)]
     for number, (kind, schedule) in enumerate([*no_schedule, *((torch.optim.SGD, each) for each in SCHEDULERS)]):
 
@@ -158,7 +158,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(
     name: str, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Full when this file is saved after ``epochs`` epochs."""
-    write, pack, saved = os.write, run_directory.packed, -1
+    write, pack, saved = os.write, directory.packed, -1
 
     def counting(*arguments: Any, **more: Any) -> bytes:
         nonlocal saved
@@ -171,11 +171,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(descriptor, content)
 
-    monkeypatch.setattr(run_directory, "curves", lambda _: b"figure")
-    monkeypatch.setattr(run_directory, "SECONDS_BETWEEN_DRAWINGS", 0)
+    monkeypatch.setattr(directory, "curves", lambda _: b"figure")
+    monkeypatch.setattr(directory, "SECONDS_BETWEEN_DRAWINGS", 0)
     out = tmp_path / "a"
     with monkeypatch.context() as patch:
-        patch.setattr(run_directory, "packed", counting)
+        patch.setattr(directory, "packed", counting)
         patch.setattr(os, "write", full)
         with pytest.raises(OSError, match=rf"^{out / name} cannot be written: its disk is full; make room there"):
             fit(started("ep"), out)
@@ -258,12 +258,12 @@ def test_a_figure_that_cannot_be_drawn_is_told_once(
     def fail(_: object) -> bytes:
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(run_directory, "curves", fail)
-    monkeypatch.setattr(run_directory, "SECONDS_BETWEEN_DRAWINGS", 0)
+    monkeypatch.setattr(directory, "curves", fail)
+    monkeypatch.setattr(directory, "SECONDS_BETWEEN_DRAWINGS", 0)
     with caplog.at_level(logging.WARNING):
         assert len(fit(started("ep"), tmp_path)) == 3
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path / 'curves.png'} is not drawn: RuntimeError: no ink"
     ]
     assert sorted(contents(tmp_path)) == [name for name in FILES if name != "curves.png"]
-    assert plots.curves([]).startswith(b"\x89PNG")
+    assert curves([]).startswith(b"\x89PNG")

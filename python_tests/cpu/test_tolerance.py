@@ -236,17 +236,17 @@ def test_tolerances_between_two_float32_numbers(convolutions: tuple[Convolution,
 # --- The public API
 
 
-def test_relax_returns_the_steps_if_asked() -> None:
+def test_settle_returns_the_steps_too() -> None:
     net, (x, y) = network(), batch()
-    states, steps = net.relax(x, LIMIT, backend="reference", tolerance=TOLERANCE, return_steps=True)
-    assert (steps.shape, steps.dtype) == ((), torch.int64)
+    states, steps = net.settle(x, LIMIT, backend="reference", tolerance=TOLERANCE)
+    assert (steps.shape, steps.dtype) == ((1,), torch.int64)
     assert 0 < steps.item() < LIMIT
     assert all(map(torch.equal, states, net.relax(x, LIMIT, backend="reference", tolerance=TOLERANCE)))
     assert all(map(torch.equal, states, net.relax(x, steps.item(), backend="reference")))
     settings: dict[str, Any] = {"states": states, "target": y, "beta": 0.3, "backend": "reference"}
-    nudged, steps = net.relax(x, LIMIT, tolerance=TOLERANCE, return_steps=True, **settings)
+    nudged, steps = net.settle(x, LIMIT, tolerance=TOLERANCE, **settings)
     assert all(map(torch.equal, nudged, net.relax(x, steps.item(), **settings)))
-    assert net.relax(x, 6, backend="reference", return_steps=True)[1].item() == 6
+    assert net.settle(x, 6, backend="reference").steps.item() == 6
 
 
 def steps_of(net: cep.Network, rule: type, **settings: Any) -> tuple[list[int], list[int]]:
@@ -298,10 +298,8 @@ def test_other_tolerances_are_refused(call: Callable[[cep.Network, Any], object]
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_return_steps_and_update_are_checked() -> None:
+def test_update_is_checked() -> None:
     net = network()
-    with pytest.raises(ValueError, match="return_steps must be one of True, False, got 'yes'"):
-        net.relax(X, 5, return_steps="yes")
     with pytest.raises(ValueError, match="update must be one of 'auto', 'literal', 'low_rank', got 'fast'"):
         cep.CEP(net, 5, 5, 0.1, 0.1, update="fast")
 

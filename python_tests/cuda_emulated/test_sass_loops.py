@@ -18,7 +18,7 @@ import step_loops
 import steps
 from sass_text import LOOPS, line, made_at, read
 
-from ceprop_cuda.bench.report import read_rows
+from ceprop_cuda.tables import read_rows
 
 FLOAT, DOUBLE = "float, Exact, InGrid", "double, Exact, InGrid"
 

@@ -15,8 +15,11 @@ from ceprop_cuda.bench.agreement import Disagreement, assert_agreement, outcome
 from ceprop_cuda.bench.cases import BATCH_SIZES, QUICK, WIDTHS, all_cases, chosen_cases, needed_gflop
 from ceprop_cuda.bench.contenders import CONTENDERS, contenders
 from ceprop_cuda.bench.figure import chart
-from ceprop_cuda.bench.report import breakdown_table, environment, lost, markdown_table, read_rows, write_csv
+from ceprop_cuda.bench.report import breakdown_table, lost, markdown_table
+from ceprop_cuda.bench.suite import Row
 from ceprop_cuda.cli import main
+from ceprop_cuda.environment import environment
+from ceprop_cuda.tables import read_rows, write_csv
 
 
 # Many samples make the same algebra and the kernels take other forms than few.
@@ -110,7 +113,7 @@ def test_rows_tables_and_figure(relaxes_only: bool, tmp_path: Path) -> None:
     text = (tmp_path / "cpu.csv").read_text()
     assert text.startswith("# date: ") and "# cpu: " in text and "# commit: " in text
     assert str(Path.home()) not in text
-    again = read_rows(tmp_path / "cpu.csv")
+    again = read_rows(tmp_path / "cpu.csv", Row)
     assert [row.contender for row in again] == [row.contender for row in rows]
     assert again[1].ms == pytest.approx(rows[1].ms, rel=1e-4)
     assert markdown_table(rows).count("\n") == 2

@@ -17,14 +17,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ceprop_cuda import ops
+from ceprop_cuda import environment, ops
 from ceprop_cuda.backends import FusedUnavailable
-from ceprop_cuda.bench import breakdown, command, measure, report, suite
+from ceprop_cuda.bench import breakdown, command, measure, suite
 from ceprop_cuda.bench import contenders as of_contenders
 from ceprop_cuda.bench.cases import Case
 from ceprop_cuda.bench.contenders import ENGINES, contenders
-from ceprop_cuda.bench.report import markdown_table, read_rows
+from ceprop_cuda.bench.report import markdown_table
 from ceprop_cuda.cli import main
+from ceprop_cuda.tables import read_rows
 
 
 class EventOfCpu:
@@ -159,11 +160,11 @@ def test_steps_of_convolutions_by_both_engines(gpu: None, monkeypatch: pytest.Mo
 def test_sources_without_a_repository_are_those_of_a_given_commit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(report, "SOURCES", tmp_path)
+    monkeypatch.setattr(environment, "SOURCES", tmp_path)
     monkeypatch.delenv("COMMIT", raising=False)
-    assert report.commit() == "unknown"
+    assert environment.commit() == "unknown"
     monkeypatch.setenv("COMMIT", "1234abc")
-    assert report.commit() == "1234abc"
+    assert environment.commit() == "1234abc"
 
 
 def test_the_command_on_a_gpu(
@@ -180,7 +181,7 @@ def test_the_command_on_a_gpu(
     text = (tmp_path / "cuda.csv").read_text()
     for fact in ("gpu: a GPU", "driver: ", f"cuda: {torch.version.cuda}", f"kernels: CUDA {ops.build_info()['cuda']}"):
         assert f"# {fact}" in text
-    rows = read_rows(tmp_path / "cuda.csv")
+    rows = read_rows(tmp_path / "cuda.csv", suite.Row)
     assert [(row.contender, row.status) for row in rows] == [
         (name, "ok") for name in ("fused", "eager", "same_algebra", "graph")
     ]

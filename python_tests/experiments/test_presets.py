@@ -227,7 +227,7 @@ def test_every_parameter_of_a_network_with_feedback_reaches_the_optimizer() -> N
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "cifar10-kp-vf"])
 def test_bptt_learns_with_the_steps_and_rates_of_the_preset(name: str) -> None:
-    preset = replace(PRESETS[name], bptt=True, tolerance=None)  # which it has not
+    preset = replace(PRESETS[name], bptt=True, tolerance=None, gate=None)  # neither of which it has
     net = preset.network({"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "digits": (1, 8, 8)}[preset.data], 10)
     rule = preset.rule(net, "reference")
     assert isinstance(rule, BPTT)
@@ -244,6 +244,7 @@ def test_bptt_refuses_what_it_has_not() -> None:
     for preset, lacking in (
         (PRESETS["cifar10-kp-vf"], "shared update"),
         (replace(PRESETS["ep-1h"], tolerance=0.0), "tolerance"),
+        (PRESETS["c-vf-1h"], "gate"),
     ):
         with pytest.raises(ValueError, match=f"BPTT has no {lacking}"):
             replace(preset, bptt=True).rule(preset.network((3, 32, 32), 10))

@@ -18,6 +18,7 @@ import torch
 from command_line import ENVIRONMENT, assert_refused, kept_of, lines_of, metrics_of
 
 from ceprop_cuda import cli
+from ceprop_cuda.cli.train import trainer_of
 from ceprop_cuda.data import load
 from ceprop_cuda.presets import PRESETS
 from ceprop_cuda.reproduce import runs
@@ -257,7 +258,7 @@ def test_the_angle_to_the_gradient_is_that_of_the_network_that_was_trained() -> 
     run = Run("c-vf-1h-67.5", ROWS["c-vf-1h-67.5"], 3, 1, Path("r/c-vf-1h-67.5/seed-3"), "digits")
     digits = load("digits")
     torch.manual_seed(3)
-    trainer, preset = cli._trainer(run.config(), digits)
+    trainer, preset = trainer_of(run.config(), digits)
     rule, size = trainer.rule, preset.batch_size
     rule.net.double()
     angles = [

@@ -12,11 +12,10 @@ import torch
 from colour_sets import write_cifar
 from mnist_files import write_mnist
 
-from ceprop_cuda import CEP, EP, cli
-from ceprop_cuda.bench import report
+from ceprop_cuda import CEP, EP, cli, environment
 from ceprop_cuda.data import load
 from ceprop_cuda.presets import PRESETS
-from ceprop_cuda.theorem_cases import CASES, enlarged
+from ceprop_cuda.theorem.cases import CASES, enlarged
 
 # Sizes, T, K, beta, samples in a batch, activation, dynamics.
 PUBLISHED = {
@@ -35,7 +34,7 @@ PUBLISHED = {
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "commit", lambda: "abc")  # which calls git
+    monkeypatch.setattr(environment, "commit", lambda: "abc")  # which calls git
 
 
 def rows_of(out: str) -> tuple[dict[str, str], list[dict[str, str]]]:

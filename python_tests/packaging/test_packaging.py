@@ -34,7 +34,7 @@ def test_sdist_and_wheel(sdist: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     tracked = run("git", "ls-files", "csrc", "ceprop_cuda") if (ROOT / ".git").exists() else ""
-    wanted = {*tracked.split(), "csrc/library.cpp", "csrc/cpu/dense/relaxation.h", "ceprop_cuda/digits/digits.npz"}
+    wanted = {*tracked.split(), "csrc/library.cpp", "csrc/cpu/dense/relaxation.h", "ceprop_cuda/data/digits/digits.npz"}
     assert wanted <= held
     assert not [name for name in held if name.endswith(".so")]
 
@@ -49,7 +49,8 @@ def test_sdist_and_wheel(sdist: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert [name for name in names if name.startswith("ceprop_cuda/_C") and name.endswith(".so")]
-    package_files = {"py.typed", "digits/digits.npz", "digits/LICENSE.txt", "bench/command.py", "reproduce/command.py"}
+    package_files = {"py.typed", "bench/command.py", "reproduce/command.py", "cli/main.py", "theorem/command.py"}
+    package_files |= {"data/digits/digits.npz", "data/digits/LICENSE.txt"}
     assert {f"ceprop_cuda/{name}" for name in package_files} <= set(names)
     assert not [name for name in names if name.startswith(("csrc/", "python_tests/"))]
 

@@ -226,7 +226,7 @@ def test_the_layers_of_a_turn_move_together_by_what_the_turns_before_have_become
         for name in turn:
             layer = net.layers.index(name)
             expected[layer] = torch.sigmoid(4 * drives[layer] - 2)
-    for s, wanted in zip(net.relax(x, 1, states), expected, strict=True):
+    for s, wanted in zip(net.relax(x, 1, states=states), expected, strict=True):
         assert relative_error(s, wanted) < 1e-14
 
 
@@ -265,7 +265,7 @@ def test_asynchronous_turns_go_by_the_longest_path() -> None:
 def test_a_phase_ends_where_no_layer_moves_by_more(tolerance: float) -> None:
     net = graph("maps")
     x, _ = batch_for(net)
-    states, steps = net.relax(x, 400, tolerance=tolerance, return_steps=True)
+    states, steps = net.settle(x, 400, tolerance=tolerance)
     assert steps < 200
     for s, before in zip(states, net.relax(x, int(steps) - 1), strict=True):
         assert (s - before).abs().max() <= tolerance

@@ -339,7 +339,7 @@ def test_what_has_not_settled_shows() -> None:
     states = net.relax(x, 12, backend="reference")
     largest = 0.0
     for _ in range(K):
-        before, states = states, net.relax(x, 1, states, backend="reference")
+        before, states = states, net.relax(x, 1, states=states, backend="reference")
         largest = max(largest, *((b - a).abs().max().item() for a, b in zip(before, states, strict=True)))
     found = compare(ep(net, 0.1, free_steps=12 + K), x, y)
     assert found.moved == pytest.approx(largest)

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from training_runs import MAKERS, assert_same_run, fit, started, uninterrupted
 
-from ceprop_cuda import files, run_directory
+from ceprop_cuda import files
+from ceprop_cuda.run_directory import directory
 
 EPOCHS = 2
 NAME = "cvf"
@@ -98,7 +99,7 @@ def killed(first: Path | None, work: Callable[[Path], object], folder: Path) -> 
 
 def main() -> None:
     torch.set_num_threads(1)  # a forked process has no more of them
-    run_directory.curves = lambda _: b"figure"  # drawing would take longer than all the rest
+    directory.curves = lambda _: b"figure"  # drawing would take longer than all the rest
     os.fsync = lambda _: None  # a kill, other than the loss of power, loses nothing that the kernel has
     uninterrupted(NAME, EPOCHS)  # before all children, which then need not do it
     folder = Path(sys.argv[1])

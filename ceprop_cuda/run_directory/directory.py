@@ -14,10 +14,11 @@ from zlib import crc32
 
 import numpy as np
 
+from ..checks import shown
+from ..figures import save_figure
+from ..files import append, folder_path, lock, read, remove_unfinished, write_atomically
 from .checkpoint import Recorded, packed, refuse_what_cannot_be_kept, restore, unpacked, versions
-from .checks import shown
-from .files import append, folder_path, lock, read, remove_unfinished, write_atomically
-from .plots import curves, save_figure
+from .figure import curves
 
 
 class Metrics(TypedDict):

@@ -6,6 +6,7 @@ import math
 
 from torch import nn
 
+from ..spec.connections import Convolution
 from .layout import (
     POOLINGS,
     Layout,
@@ -16,7 +17,6 @@ from .layout import (
     refuse_hooks,
     refuse_shared_parameters,
 )
-from .spec.connections import Convolution
 
 GRAMMAR = (
     "a Network is made of nn.Conv2d, each followed by an nn.MaxPool2d, an nn.AvgPool2d or none, then one nn.Flatten "

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .checks import real_number
-from .presets import PRESETS, Preset
-from .run_directory import read_checkpoint
+from ..checks import real_number
+from ..presets import PRESETS, Preset
+from ..run_directory import read_checkpoint
 
 
 def _is_text(value: Any) -> bool:

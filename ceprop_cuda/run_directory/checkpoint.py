@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import ops
-from .messages import warn
-from .version import __version__
+from .. import ops
+from ..messages import warn
+from ..version import __version__
 
 KINDS_MATTER = ("optimizer", "scheduler")  # batches may come from anything that knows the state
 DEFINE_RESULTS = ("ceprop_cuda", "torch", "cpu_kernels")  # to the last bit

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from .checks import one_of, shown, whole_number
+from ..checks import one_of, shown, whole_number
+from ..spec.connections import POOLS_BY_LETTER, Convolution
 from .graphs import Graph
 from .network import Network
-from .spec.connections import POOLS_BY_LETTER, Convolution
 
 
 def mlp(*sizes: int, bias: bool = True, **settings: Any) -> Network:

@@ -8,7 +8,8 @@ from itertools import chain as joined
 
 from torch import nn
 
-from .checks import shown
+from ..checks import shown
+from ..spec.connections import INPUT, Connection, Convolution, Structure, chain
 from .layout import (
     POOLINGS,
     Layout,
@@ -19,7 +20,6 @@ from .layout import (
     refuse_hooks,
     refuse_shared_parameters,
 )
-from .spec.connections import INPUT, Connection, Convolution, Structure, chain
 
 INPUT_NAME = "input"
 Shape = tuple[int, ...]

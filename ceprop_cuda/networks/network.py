@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
-from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from .backends import BACKENDS, PRECISIONS, backend_module, exact
+from ..backends import BACKENDS, PRECISIONS, backend_module, exact
+from ..checks import one_of, real_number, shown, tolerance_or_none, whole_number
+from ..spec import losses, reference
+from ..spec.connections import chain
+from ..spec.dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge, energy, phi
+from ..validate import check_input, check_states, check_target
 from .chain import chain_of
-from .checks import one_of, real_number, shown, tolerance_or_none, whole_number
 from .graphs import Graph, graph_of
 from .layout import refuse_changes
-from .spec import losses, reference
-from .spec.connections import chain
-from .spec.dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge, energy, phi
-from .validate import check_input, check_states, check_target
 
 
 class Network(nn.Module):
@@ -145,57 +144,23 @@ class Network(nn.Module):
         readout = self.readout is not None
         return Circuit(weights, biases, free, self.dynamics, readout, layout.convolutions, self._structure)
 
-    @overload
     def relax(
         self,
         x: Tensor,
         steps: int,
+        *,
         states: Sequence[Tensor] | None = None,
         target: Tensor | None = None,
         beta: float = 0.0,
         nudge_at: str | None = None,
         loss: str | None = None,
         backend: str = "auto",
-        *,
         tolerance: float | None = None,
-        return_steps: Literal[False] = False,
         precision: str = "exact",
-    ) -> list[Tensor]: ...
-
-    @overload
-    def relax(
-        self,
-        x: Tensor,
-        steps: int,
-        states: Sequence[Tensor] | None = None,
-        target: Tensor | None = None,
-        beta: float = 0.0,
-        nudge_at: str | None = None,
-        loss: str | None = None,
-        backend: str = "auto",
-        *,
-        tolerance: float | None = None,
-        return_steps: Literal[True],
-        precision: str = "exact",
-    ) -> tuple[list[Tensor], Tensor]: ...
-
-    def relax(
-        self,
-        x: Tensor,
-        steps: int,
-        states: Sequence[Tensor] | None = None,
-        target: Tensor | None = None,
-        beta: float = 0.0,
-        nudge_at: str | None = None,
-        loss: str | None = None,
-        backend: str = "auto",
-        *,
-        tolerance: float | None = None,
-        return_steps: bool = False,
-        precision: str = "exact",
-    ) -> list[Tensor] | tuple[list[Tensor], Tensor]:
+    ) -> list[Tensor]:
         """The layers' states after ``steps`` steps, ``(B, n_l)`` each, of convolutions ``(B, C, H, W)`` after the
-        pooling.
+        pooling. Always a list, in the order of :attr:`layers`: nearly every caller wants states alone. :meth:`settle`
+        also says how many steps there were.
 
         Args:
             x: ``(B, *input_shape)``.
@@ -207,15 +172,43 @@ class Network(nn.Module):
             backend: "auto", "fused" or "reference"; only the reference is differentiable.
             tolerance: None, or stop already after 4, 8, 12, ... steps if the last of them moved no unit of any sample
                 by more than this. 0 stops only where further steps would change nothing.
-            return_steps: return ``(states, number of steps made)``, the latter a 0-d int64 tensor.
             precision: as for :class:`ceprop_cuda.EP`.
 
         Raises:
             ValueError, TypeError: a shape, dtype, device or setting does not fit; nothing was computed.
             RuntimeError: ``backend="fused"`` cannot run this.
         """
+        ran = self.settle(
+            x,
+            steps,
+            states=states,
+            target=target,
+            beta=beta,
+            nudge_at=nudge_at,
+            loss=loss,
+            backend=backend,
+            tolerance=tolerance,
+            precision=precision,
+        )
+        return ran.states
+
+    def settle(
+        self,
+        x: Tensor,
+        steps: int,
+        *,
+        states: Sequence[Tensor] | None = None,
+        target: Tensor | None = None,
+        beta: float = 0.0,
+        nudge_at: str | None = None,
+        loss: str | None = None,
+        backend: str = "auto",
+        tolerance: float | None = None,
+        precision: str = "exact",
+    ) -> reference.Relaxed:
+        """As :meth:`relax`, a pair ``(states, steps)``: ``steps`` ``(1,)`` int64 is the number of steps that were made,
+        on the device of the states, so that asking for it waits for no GPU."""
         one_of("backend", backend, BACKENDS)
-        return_steps = one_of("return_steps", return_steps, (True, False))
         one_of("precision", precision, PRECISIONS)
         steps = whole_number("steps", steps, 0)
         tolerance = tolerance_or_none(tolerance)
@@ -233,8 +226,8 @@ class Network(nn.Module):
             raise ValueError(f"beta must be 0 without a target, got {shown(beta)}; pass target= to nudge")
         module, of_kernels = backend_module(backend, circuit, x, precision=precision)
         with exact(x):
-            ran = module.relax(circuit, x, steps, states, nudge, tolerance, **of_kernels)
-        return (ran.states, ran.steps.squeeze(0)) if return_steps else ran.states
+            ran: reference.Relaxed = module.relax(circuit, x, steps, states, nudge, tolerance, **of_kernels)
+        return ran
 
     def forward(self, x: Tensor) -> Tensor:
         """Output units or readout logits ``(B, classes)`` after ``free_steps`` free steps; x ``(B, *input_shape)``."""

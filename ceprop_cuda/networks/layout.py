@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .spec.connections import Convolution, Structure
+from ..spec.connections import Convolution, Structure
 
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
 

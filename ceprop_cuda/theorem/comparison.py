@@ -23,12 +23,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .backends import backend_module, exact
-from .checks import whole_number
-from .rules import CEP, EP
-from .spec import reference
-from .spec.dynamics import Circuit, Nudge
-from .spec.gates import Slopes, slopes_at, step_with_slopes
+from ..backends import backend_module, exact
+from ..checks import whole_number
+from ..spec import reference
+from ..spec.dynamics import Circuit, Nudge
+from ..spec.gates import Slopes, slopes_at, step_with_slopes
+from ..training import CEP, EP
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .plots import import_matplotlib
-from .theorem import Comparison, Match
+from ..figures import import_matplotlib
+from .comparison import Comparison, Match
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,14 +14,16 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from .checkpoint import GeneratorState
-from .checks import whole_number
-from .files import folder_path
-from .messages import has_bar, has_stderr, say
-from .network import Network
-from .rules import BPTT, CEP, EP, Diverged, NotStored, StepResult, bad_parameters, what_is_not_finite
-from .run_directory import Metrics, RunDirectory, json_values
-from .spec import reference
+from ..checks import whole_number
+from ..files import folder_path
+from ..messages import has_bar, has_stderr, say
+from ..networks import Network
+from ..records import Diverged, NotStored, StepResult, bad_parameters
+from ..run_directory import GeneratorState, Metrics, RunDirectory, json_values
+from .bptt import BPTT
+from .cep import CEP
+from .ep import EP
+from .tally import Tally, summary_of
 
 
 class Trainer:
@@ -146,7 +148,7 @@ class Trainer:
         return self._evaluate(batches, "evaluation")
 
     def _evaluate(self, batches: Iterable[Sequence[Tensor]], where: str) -> dict[str, float | None]:
-        tally = _Tally(self.rule.net, where)
+        tally = Tally(self.rule.net, where)
         for number, batch in enumerate(batches, 1):
             x, y = _pair(batch, f"{where}, batch {number}")
             tally.add(x, self.rule.predict(x, y))
@@ -161,7 +163,7 @@ class Trainer:
         epochs: int,
         progress: bool,
     ) -> Metrics:
-        tally = _Tally(self.rule.net, f"epoch {epoch}")
+        tally = Tally(self.rule.net, f"epoch {epoch}")
         shown = began = time.perf_counter()
         total = len(train_batches) if isinstance(train_batches, Sized) else None
         with tqdm(desc=f"epoch {epoch}/{epochs}", total=total, unit="batch", disable=not progress) as bar:
@@ -174,16 +176,16 @@ class Trainer:
                     raise Diverged(f"{where}: {refusal}") from None
                 bar.update()
                 if progress and time.perf_counter() - shown > 0.5:  # reading the tally waits for the device
-                    bar.set_postfix_str(_summary(*tally.means()))
+                    bar.set_postfix_str(summary_of(*tally.means()))
                     shown = time.perf_counter()
             loss, error = tally.means()
             seconds = time.perf_counter() - began
-            if bad := bad_parameters(self.rule.net):
+            if bad := bad_parameters(self.rule.net.circuit()):
                 raise Diverged(f"{tally.last_batch()}: {', '.join(bad)} are not finite (learning rate too high?)")
             if self.scheduler is not None:
                 self.scheduler.step()
             test_error = None if test is None else self._evaluate(test, f"test after epoch {epoch}")["error"]
-            summary = _summary(loss, error, test_error)
+            summary = summary_of(loss, error, test_error)
             bar.set_postfix_str(summary)
         say(f"epoch {epoch}/{epochs}: {summary}, {seconds:.1f} s")
         return {
@@ -285,94 +287,3 @@ def _description(rule: EP | CEP | BPTT) -> dict[str, Any]:
     settings = {name: value for name, value in vars(rule).items() if name not in left_out and name[0] != "_"}
     dtype = str(rule.net.weights[0].dtype).removeprefix("torch.")
     return {"name": type(rule).__name__, **settings, "network": rule.net.extra_repr(), "dtype": dtype}
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Measuring
-
-
-class _Tally:
-    """Sums over an epoch, kept on the network's device, and the watch over its states.
-
-    Batches are counted and looked at some at a time: reading a number waits for the device, and even on the CPU a
-    small network's step takes less time than the eight operations on single numbers that counting it does.
-    """
-
-    BATCHES = 16  # at a time; their states are kept until then
-
-    def __init__(self, net: Network, where: str) -> None:
-        device = net.weights[0].device
-        self._net = net
-        self._where = where
-        self._pending: list[tuple[Tensor, StepResult]] = []
-        self._batches = 0
-        self._samples = 0
-        self._has_classes = torch.ones((), dtype=torch.bool, device=device)
-        self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._wrong = torch.zeros((), dtype=torch.int64, device=device)
-        self._steps = torch.zeros((), dtype=torch.int64, device=device)  # as many as there are phases, once known
-
-    def add(self, x: Tensor, out: StepResult) -> None:
-        """Count the batch ``x``, of which a rule saw ``out``.
-
-        Raises Diverged if states of this or one of the batches before it, which it names, are not finite.
-        """
-        self._pending.append((x, out))
-        if len(self._pending) == self.BATCHES:
-            self._count()
-
-    def means(self) -> tuple[float, float | None]:
-        """Mean loss, and wrongly classified samples in percent, None where the targets are no classes; ValueError if
-        there was no sample; or Diverged."""
-        self._count()
-        if self._samples == 0:
-            raise ValueError("there is no batch to train or test on")
-        error = 100 * self._wrong.item() / self._samples if self._has_classes.item() else None
-        return self._loss.item() / self._samples, error
-
-    def mean_steps(self) -> list[float]:
-        """Steps of each phase, mean over the batches that :meth:`means` has seen."""
-        return [steps / self._batches for steps in self._steps.tolist()]
-
-    def last_batch(self) -> str:
-        """Where the last batch that was counted stands."""
-        return f"{self._where}, batch {self._batches}"
-
-    def _count(self) -> None:
-        pending, self._pending = self._pending, []
-        if not pending:
-            return
-        # A NaN or an infinity survives the sum. So may an overflow of finite numbers, which the search for the batch
-        # then finds to be none.
-        seen = [s.flatten() for _, out in pending for s in (*_all_states(out), out.target)]
-        steps = torch.stack([out.steps for _, out in pending])
-        suspicious = not (torch.cat(seen).sum().isfinite() & (steps.min() >= 0))
-        for x, out in pending:
-            self._batches += 1
-            if suspicious:
-                _refuse_bad_states(self.last_batch(), self._net, x, out)
-        output, target = (torch.cat([getattr(out, name) for _, out in pending]) for name in ("output", "target"))
-        self._samples += len(output)
-        self._loss += reference.loss(output, target, pending[0][1].loss_kind) * len(output)
-        self._wrong += (output.argmax(1) != target.argmax(1)).sum()
-        # One-hot targets, and more than one class: of others, the largest output says nothing.
-        is_one_hot = ((target == 0) | (target == 1)).all() & (target.sum(1) == 1).all()
-        self._has_classes &= is_one_hot & (target.shape[1] > 1)
-        self._steps = self._steps + steps.sum(0)
-
-
-def _summary(loss: float, error: float | None, test_error: float | None = None) -> str:
-    text = f"loss {loss:.4g}" if error is None else f"loss {loss:.4g}, error {error:.2f} %"
-    return text if test_error is None else f"{text}, test error {test_error:.2f} %"
-
-
-def _all_states(out: StepResult) -> list[Tensor]:
-    return [*out.free_states, *out.nudged_states, *out.nudged_minus_states]
-
-
-def _refuse_bad_states(where: str, net: Network, x: Tensor, out: StepResult) -> None:
-    """Raise Diverged if what was given or a state is not finite, or a GPU's kernels have stored nothing of the step."""
-    numbers = [x, out.target, *_all_states(out)]
-    if out.steps.min() < 0 or not all(number.isfinite().all() for number in numbers):
-        phases = [phase for phase in (out.free_states, out.nudged_states, out.nudged_minus_states) if phase]
-        raise Diverged(f"{where}: {what_is_not_finite(net, x, out.target, phases)}")

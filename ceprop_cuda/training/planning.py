@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from . import _C, ops
-from .checks import whole_number
-from .network import Network
-from .rules import CEP, EP
+from .. import _C, ops
+from ..checks import whole_number
+from ..networks import Network
+from .cep import CEP
+from .ep import EP
 
 PARTS = ("free phase", "nudged phases", "contrast", "input update", "inner updates")
 

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data import Dataset
-from .models import convnet, mlp
-from .network import Network
-from .rules import CEP, EP
+from ..data import Dataset
+from ..networks import Network, convnet, mlp
+from ..training import CEP, EP
 
 PIXELS = 28  # height and width of the papers' images, which smaller ones are enlarged to
 TOY_SIZES = (5, 50, 10)

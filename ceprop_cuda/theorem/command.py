@@ -16,16 +16,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .backends import BACKENDS, log
-from .bench.report import environment, markdown, write_csv
-from .checks import whole_number
-from .data import DATASETS, Dataset, load, seed_number
-from .options import folder
-from .presets import PRESETS
-from .rules import BPTT, CEP, EP
-from .theorem import Comparison, compare
-from .theorem_cases import CASES
-from .theorem_figures import courses, errors
+from ..backends import BACKENDS
+from ..checks import seed_number, whole_number
+from ..data import DATASETS, Dataset, load
+from ..environment import environment
+from ..messages import warn
+from ..options import folder
+from ..presets import PRESETS
+from ..tables import markdown, write_csv
+from ..training import BPTT, CEP, EP
+from .cases import CASES
+from .comparison import Comparison, compare
+from .figures import courses, errors
 
 SETTLED = 1e-6  # largest change of a unit within a free step that the comparison does not warn of
 COLUMNS = {"rmse": 1, "rmse_median": 1, "sign_disagreement": 100, "sign_agreement": 100, "angle": 1}
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
     facts["moved"] = f"{moved:.2g}"
     write_csv(out / "theorem.csv", rows, facts | environment())
     if moved > SETTLED:
-        log.warning(
+        warn(
             f"the free phase has not settled: a unit still moves by {moved:.1e} in a step, and the theorem speaks of "
             "settled states (more free steps by --steps, or another --seed)"
         )

@@ -1,0 +1,5 @@
+"""The command line, ``ceprop``."""
+
+from .main import main
+
+__all__ = ["main"]
