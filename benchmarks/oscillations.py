@@ -15,8 +15,9 @@ import torch
 
 from ceprop_cuda import Network, data
 from ceprop_cuda.environment import environment
-from ceprop_cuda.presets import PRESETS
+from ceprop_cuda.presets import PRESETS, Preset
 from ceprop_cuda.spec.dynamics import SCHEDULES
+from ceprop_cuda.spec.gates import GATES
 from ceprop_cuda.tables import write_csv
 from ceprop_cuda.training import Trainer
 
@@ -49,9 +50,8 @@ def moving(net: Network, x: torch.Tensor, free_steps: int) -> tuple[float, float
     return 100 * moves.double().mean().item(), 100 * (moves & (second < MOVES)).double().mean().item()
 
 
-def train(name: str, schedule: str, epochs: int, seed: int, mnist: data.Dataset) -> list[Epoch]:
-    """As ``ceprop train --preset NAME --schedule SCHEDULE --seed SEED`` does."""
-    preset = replace(PRESETS[name], schedule=schedule)
+def train(preset: Preset, epochs: int, seed: int, mnist: data.Dataset) -> list[Epoch]:
+    """As ``ceprop train`` does with these settings."""
     torch.manual_seed(seed)
     net = preset.network(tuple(mnist.train_x.shape[1:]), mnist.classes)
     trainer = Trainer(preset.rule(net), preset.optimizer(net))
@@ -63,7 +63,7 @@ def train(name: str, schedule: str, epochs: int, seed: int, mnist: data.Dataset)
         assert metrics["test_error"] is not None
         made.append(
             Epoch(
-                schedule,
+                preset.schedule,
                 epoch,
                 metrics["train_error"],
                 metrics["test_error"],
@@ -100,6 +100,11 @@ def figure(epochs: Sequence[Epoch], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="c-vf-1h", choices=PRESETS)
+    parser.add_argument(
+        "--gate",
+        choices=["none" if gate is None else gate for gate in GATES],
+        help="as of `ceprop train` (default: the preset's)",
+    )
     parser.add_argument("--epochs", type=int, help="(default: the preset's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data-dir", default="data", help="folder with torchvision's MNIST")
@@ -108,9 +113,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     mnist = data.load("mnist", arguments.data_dir)
-    count = arguments.epochs or PRESETS[arguments.preset].epochs
+    preset = PRESETS[arguments.preset]
+    if arguments.gate is not None:
+        preset = replace(preset, gate=None if arguments.gate == "none" else arguments.gate)
     epochs = [
-        epoch for schedule in SCHEDULES for epoch in train(arguments.preset, schedule, count, arguments.seed, mnist)
+        epoch
+        for schedule in SCHEDULES
+        for epoch in train(replace(preset, schedule=schedule), arguments.epochs or preset.epochs, arguments.seed, mnist)
     ]
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.out / f"oscillations-{arguments.preset}.csv", epochs, environment())

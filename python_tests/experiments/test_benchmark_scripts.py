@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +9,6 @@ from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
-import earlier_rule
 import oscillations
 import public_run
 import pytest
@@ -65,7 +63,8 @@ def test_samples_of_period_two_are_found() -> None:
 
 
 def test_oscillations(run: Run) -> None:
-    run("oscillations", "--preset", "c-vf-1h", "--epochs", "2", "--threads", "1", "--out", "o", "--data-dir", "data")
+    settings = ("--preset", "c-vf-1h", "--gate", "none", "--epochs", "2", "--threads", "1")
+    run("oscillations", *settings, "--out", "o", "--data-dir", "data")
     lines = lines_of("o/oscillations-c-vf-1h.csv")
     assert [(line["schedule"], line["epoch"]) for line in lines] == [
         (schedule, epoch) for schedule in ("synchronous", "asynchronous") for epoch in ("1", "2")
@@ -162,57 +161,3 @@ def test_unsettled_without_contrasts(preset: str, run: Run) -> None:
     (line,) = lines_of("o/unsettled.csv")
     assert (line["preset"], line["contrast_of_nudged"]) == (preset, "")
     assert shown.splitlines()[-1].endswith(" % |  |")
-
-
-def test_the_earlier_rule_is_what_its_code_does_step_by_step() -> None:
-    """Against a loop that forms every product anew, with the weights that each step leaves."""
-    net = cep.mlp(5, 4, 3, 2, feedback="free").double()
-    rule = earlier_rule.EarlierCVF(net, 6, 3, 0.4, lr=(0.3, 0.2, 0.1))
-    x, y = torch.rand(7, 5, dtype=torch.float64), torch.nn.functional.one_hot(torch.arange(7) % 2).double()
-    (w1, w2, w3), (b1, b2, b3), (v2, v3) = (
-        [p.detach().clone() for p in parameters] for parameters in (net.weights, net.biases, net.feedback[1:])
-    )
-
-    def slope(drive: torch.Tensor) -> torch.Tensor:
-        drive = drive.detach().requires_grad_()
-        return torch.autograd.grad(torch.sigmoid(4 * drive - 2).sum(), drive)[0]
-
-    h1, h2, out = net.relax(x, 6)
-    for _ in range(3):
-        up1, up2, up3 = x @ w1.T + b1, h1 @ w2.T + b2, h2 @ w3.T + b3
-        down1, down2 = h2 @ v2, out @ v3
-        new1, new2 = torch.sigmoid(4 * (up1 + down1) - 2), torch.sigmoid(4 * (up2 + down2) - 2)
-        d1, d2, d3 = new1 - h1, new2 - h2, torch.sigmoid(4 * up3 - 2) + 0.4 * (y - out) - out
-        scale = 1 / (0.4 * 7)
-        w1 += 0.3 * scale * (slope(up1) * d1).T @ x
-        w2 += 0.2 * scale * (slope(up2) * d2).T @ h1
-        w3 += 0.1 * scale * (slope(up3) * d3).T @ h2
-        b2 += 0.2 * scale * (slope(up2) * d2).sum(0)
-        b3 += 0.1 * scale * (slope(up3) * d3).sum(0)
-        v2 += 0.2 * scale * h2.T @ (slope(down1) * d1)
-        v3 += 0.1 * scale * out.T @ (slope(down2) * d2)
-        h1, h2, out = new1, new2, out + d3
-    result = rule.step(x, y)
-    for found, wanted in zip(
-        [*net.weights, *net.biases, *net.feedback[1:], *result.nudged_states],
-        [w1, w2, w3, b1, b2, b3, v2, v3, h1, h2, out],
-        strict=True,
-    ):
-        torch.testing.assert_close(found.detach(), wanted, rtol=1e-12, atol=1e-12)
-
-
-def test_earlier_rule(run: Run) -> None:
-    arguments = ("--preset", "c-vf-1h", "--data-dir", "data", "--out", "o")
-    assert "after 1 epochs test error" in run("earlier_rule", *arguments, "--epochs", "1")
-    shown = run("earlier_rule", *arguments, "--epochs", "2", "--resume")
-    metrics = [json.loads(line) for line in Path("o/metrics.jsonl").read_text().splitlines()]
-    assert [epoch["epoch"] for epoch in metrics] == [1, 2]
-    assert f"after 2 epochs test error {metrics[-1]['test_error']:.2f} %" in shown
-    assert is_image("o/curves.png")
-
-
-def test_earlier_rule_with_other_settings(run: Run) -> None:
-    settings = ("--lr", "0.1", "0.2", "--beta", "0.3")
-    run("earlier_rule", "--preset", "c-vf-1h", "--epochs", "1", "--data-dir", "data", "--out", "o", *settings)
-    rule = json.loads(Path("o/config.json").read_text())["rule"]
-    assert (rule["lr"], rule["beta"]) == ([0.1, 0.2], 0.3)
