@@ -3,7 +3,6 @@
 #include <torch/version.h>
 
 #include <map>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -17,6 +16,7 @@
 #include "arguments/refuse_gradients.h"
 #include "cuda/conv/launch_plan.h"
 #include "cuda/launch_plan.h"
+#include "model/chain.h"
 #include "model/costs.h"
 #include "model/learning.h"
 
@@ -46,6 +46,13 @@ std::map<std::string, std::string> build_info() {
   return facts;
 }
 
+// Of dense layers: widths are n_in, n_0, ..., n_{L-1}, and the classes of a readout.
+ceprop::NetworkShape chain_of(const std::vector<int64_t>& widths, bool readout, bool free_feedback, bool asynchronous) {
+  std::vector<ceprop::MapShape> maps;
+  for (const int64_t width : widths) maps.push_back({width, 1, 1});
+  return ceprop::chain_of(maps, {}, readout, free_feedback, asynchronous);
+}
+
 // What model/costs.h says of a learning step: (operations, bytes) of each of its parts, of the continual update in
 // every form that is exact; and the forms that the kernels take, "input" and "inner", when `update` is wished for.
 using Parts = std::map<std::string, std::pair<double, double>>;
@@ -57,10 +64,9 @@ std::pair<Parts, std::map<std::string, std::string>> step_costs(const std::vecto
                                                                 int nudged_steps, int64_t number_bytes, bool continual,
                                                                 const std::string& update) {
   using ceprop::Form;
-  const ceprop::StepShape shape{.widths = widths,
-                                .readout = readout,
+  const ceprop::NetworkShape network = chain_of(widths, readout, free_feedback, asynchronous);
+  const ceprop::StepShape shape{.network = network,
                                 .free_feedback = free_feedback,
-                                .asynchronous = asynchronous,
                                 .symmetric = symmetric,
                                 .accumulate = accumulate,
                                 .shared_update = shared_update,
@@ -119,9 +125,10 @@ pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t 
                            int64_t batch, int64_t number_bytes, const std::string& precision,
                            const std::string& engine) {
   namespace cuda = ceprop::cuda;
-  const int count = static_cast<int>(widths.size()) - 1 - readout;
-  const int64_t biases = std::accumulate(widths.begin() + 1, widths.begin() + 1 + count, int64_t(0));
-  const cuda::Shape shape{widths, readout, energy, asynchronous, batch, number_bytes, 1 + 2 * count, biases};
+  const ceprop::NetworkShape network = chain_of(widths, readout, false, asynchronous);
+  int64_t biases = 0;
+  for (const ceprop::MapShape& layer : network.layers) biases += layer.units();
+  const cuda::Shape shape{network, energy, batch, number_bytes, 1 + 2 * network.layer_count(), biases};
   const cuda::Planned planned =
       cuda::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks}, shape,
                         ceprop::parse_precision(precision), ceprop::parse_engine(engine));
@@ -153,12 +160,15 @@ pybind11::dict convolution_launch_plan(int compute_capability, int multiprocesso
                                        bool readout, bool free_feedback, bool energy, bool asynchronous, int64_t batch,
                                        int64_t number_bytes, const std::string& precision, const std::string& engine) {
   namespace cuda = ceprop::cuda;
-  cuda::conv::Shape shape{{}, {}, readout, free_feedback, energy, asynchronous, batch, number_bytes};
-  for (const auto& [channels, height, width] : maps) shape.maps.push_back({channels, height, width});
+  std::vector<ceprop::MapShape> shapes;
+  for (const auto& [channels, height, width] : maps) shapes.push_back({channels, height, width});
+  std::vector<ceprop::Convolution> convolutions;
   for (size_t l = 0; l < made.size(); ++l) {
     const auto pair = [&](size_t first) { return std::array<int64_t, 2>{made[l][first], made[l][first + 1]}; };
-    shape.convolutions.push_back({pair(0), pair(2), pair(4), pair(6), ceprop::parse_pool(pools.at(l))});
+    convolutions.push_back({pair(0), pair(2), pair(4), pair(6), ceprop::parse_pool(pools.at(l))});
   }
+  const ceprop::NetworkShape network = ceprop::chain_of(shapes, convolutions, readout, free_feedback, asynchronous);
+  const cuda::conv::Shape shape{network, free_feedback, energy, batch, number_bytes};
   const cuda::conv::Planned planned =
       cuda::conv::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks}, shape,
                               ceprop::parse_precision(precision), ceprop::parse_engine(engine));

@@ -160,7 +160,7 @@ Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, Tenso
     call.lr = lr.vec();
     call.weight_decay = weight_decay;
     call.forms = geometry.convolutions.empty()
-                     ? StepCosts(shape_of(x, weights, arguments, weight_decay != 0, settings)).choose(form)
+                     ? StepCosts(shape_of(x, call.network.shape, arguments, weight_decay != 0, settings)).choose(form)
                      : Forms{Form::literal, Form::literal};  // what convolutions learn has no low rank
     device.run(call);
     parameters.write_back();

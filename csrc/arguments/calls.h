@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "../model/chain.h"
 #include "../model/costs.h"
 #include "../model/network.h"
 #include "checks.h"
@@ -83,20 +84,15 @@ template <class T>
 Network<T> describe_network(TensorList weights, TensorList biases, TensorList feedback, const Settings& settings,
                             const Geometry& geometry, Parameters<T>& parameters) {
   Network<T> network;
-  network.layers = static_cast<int>(weights.size()) - settings.readout;
-  network.readout = settings.readout;
   network.free_feedback = parse_free_feedback(settings.feedback);
-  network.asynchronous = parse_asynchronous(settings.schedule);
-  network.shape = chain_of(geometry, settings.readout, network.free_feedback, network.asynchronous);
+  network.shape = chain_of(geometry.maps, geometry.convolutions, settings.readout, network.free_feedback,
+                           parse_asynchronous(settings.schedule));
   const Dynamics dynamics = parse_dynamics(settings.dynamics);
   const Activation hidden = parse_activation("activation", settings.activation);
   const Activation output = parse_activation("output_activation", settings.output_activation);
   network.input_activation = hidden;
-  network.convolutions = geometry.convolutions;
-  network.maps = geometry.maps;
-  for (const MapShape& map : geometry.maps) network.widths.push_back(map.units());
-  for (int l = 0; l < network.layers; ++l) {
-    const bool is_top = l + 1 == network.layers;
+  for (int l = 0; l < network.shape.layer_count(); ++l) {
+    const bool is_top = l == network.shape.output;
     network.rules.push_back({is_top && !settings.readout ? output : hidden, dynamics, !is_top && !network.free_feedback,
                              settings.clip, settings.dt});
   }
@@ -255,23 +251,19 @@ inline void check_writable(const std::vector<Named>& written) {
 }
 
 // What a C-EP step costs is decided by this, whatever the numbers.
-inline StepShape shape_of(const Tensor& x, TensorList weights, const LearnArguments& arguments, bool weight_decay,
-                          const Settings& settings) {
-  StepShape shape{.widths = {x.size(1)},
-                  .readout = settings.readout,
-                  .free_feedback = parse_free_feedback(settings.feedback),
-                  .asynchronous = parse_asynchronous(settings.schedule),
-                  .symmetric = arguments.symmetric,
-                  .accumulate = false,
-                  .shared_update = arguments.shared_update,
-                  .weight_decay = weight_decay,
-                  .literal_input = x.is_cpu(),
-                  .batch = x.size(0),
-                  .free_steps = static_cast<int>(arguments.free_steps),
-                  .nudged_steps = static_cast<int>(arguments.nudged_steps),
-                  .number_bytes = static_cast<int64_t>(x.element_size())};
-  for (const Tensor& w : weights) shape.widths.push_back(w.size(0));
-  return shape;
+inline StepShape shape_of(const Tensor& x, const NetworkShape& network, const LearnArguments& arguments,
+                          bool weight_decay, const Settings& settings) {
+  return {.network = network,
+          .free_feedback = parse_free_feedback(settings.feedback),
+          .symmetric = arguments.symmetric,
+          .accumulate = false,
+          .shared_update = arguments.shared_update,
+          .weight_decay = weight_decay,
+          .literal_input = x.is_cpu(),
+          .batch = x.size(0),
+          .free_steps = static_cast<int>(arguments.free_steps),
+          .nudged_steps = static_cast<int>(arguments.nudged_steps),
+          .number_bytes = static_cast<int64_t>(x.element_size())};
 }
 
 }  // namespace ceprop

@@ -94,24 +94,4 @@ inline int64_t check_weight(Geometry& geometry, const at::Tensor& weight, const 
   return units;
 }
 
-// The chain that has these maps and convolutions.
-inline NetworkShape chain_of(const Geometry& geometry, bool readout, bool free_feedback, bool asynchronous) {
-  NetworkShape shape{};
-  const int connections = static_cast<int>(geometry.connections()), layers = connections - readout;
-  shape.input = geometry.maps[0];
-  shape.layers.assign(geometry.maps.begin() + 1, geometry.maps.begin() + 1 + layers);
-  for (int l = 0; l < connections; ++l) {
-    const bool is_convolution = l < static_cast<int>(geometry.convolutions.size());
-    Connection connection{l - 1, l, l == layers ? Kind::readout : is_convolution ? Kind::convolution : Kind::dense, {}};
-    if (is_convolution) connection.convolution = geometry.convolutions[l];
-    if (free_feedback && l > 0 && l < layers) connection.feedback = l - 1;
-    shape.connections.push_back(connection);
-  }
-  shape.turns.resize(asynchronous && layers > 1 ? 2 : 1);
-  for (int l = 0; l < layers; ++l) shape.turns[l % shape.turns.size()].push_back(l);
-  shape.output = layers - 1;
-  shape.classes = geometry.maps.back().units();
-  return shape;
-}
-
 }  // namespace ceprop

@@ -6,6 +6,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -52,7 +53,7 @@ class Chain {
     x_ = wrap(batch.x, map_sizes(0));
     look(x_);
     if (is_energy()) x_ = emitted(network.input_activation, x_);
-    if (batch.target) look(target_ = wrap(batch.target, {batch_, network.classes()}));
+    if (batch.target) look(target_ = wrap(batch.target, {batch_, network.shape.classes}));
   }
 
   Parameters parameters;  // the network's own
@@ -67,7 +68,7 @@ class Chain {
     for (size_t c = 0; c < weights.size(); ++c) {
       const int connection = static_cast<int>(c);
       all.weights.push_back(wrap(weights[c], weight_sizes(connection)));
-      all.biases.push_back(biases[c] ? wrap(biases[c], {network_.maps[c + 1].channels}) : Tensor());
+      all.biases.push_back(biases[c] ? wrap(biases[c], {network_.shape.above(connection).channels}) : Tensor());
       if (c > 0 && c <= feedback.size()) all.feedback.push_back(wrap(feedback[c - 1], weight_sizes(connection)));
     }
     return all;
@@ -76,10 +77,10 @@ class Chain {
   // What every layer starts from, [B, n_l] each; none: zeros.
   Field start(const std::vector<const T*>& initial) const {
     Field field;
-    for (int l = 0; l < network_.layers; ++l)
+    for (int l = 0; l < network_.shape.layer_count(); ++l)
       field.state.push_back(initial.empty() ? at::zeros(state_sizes(l), options_)
                                             : wrap(initial[l], state_sizes(l)).clone());
-    for (int l = 0; l < network_.layers; ++l)
+    for (int l = 0; l < network_.shape.layer_count(); ++l)
       field.seen.push_back(is_energy() ? emitted(network_.rules[l].activation, field.state[l]) : field.state[l]);
     return field;
   }
@@ -87,7 +88,7 @@ class Chain {
   // y - softmax of the logits, [B, classes]: of the states of the output layer, or of a readout.
   Tensor error(const Field& field) const {
     const Tensor& top = field.state.back();
-    const Tensor logits = network_.readout ? way_up(network_.layers, top, false) : top;
+    const Tensor logits = network_.shape.has_readout() ? way_up(network_.shape.layer_count(), top, false) : top;
     return target_ - at::softmax(logits.flatten(1), 1);
   }
 
@@ -95,22 +96,23 @@ class Chain {
   // moves by more than `limit`.
   Field step(const Field& from, const Nudge& nudge, T limit, const Tensor& moves) {
     Field to = from;
-    const int halves = network_.asynchronous ? 2 : 1;
+    const int halves = network_.shape.turn_count();
     for (int half = 0; half < halves; ++half) {
       const Field now = to;
-      Tensors drives(network_.layers), spreads(network_.layers);  // of a connection: its way up; what goes down
-      for (int c = 0; c < network_.layers; ++c) {
+      Tensors drives(network_.shape.layer_count()),
+          spreads(network_.shape.layer_count());  // of a connection: its way up; what goes down
+      for (int c = 0; c < network_.shape.layer_count(); ++c) {
         const bool drives_above = c % halves == half, goes_down = c > 0 && (c - 1) % halves == half;
         lift(c, now, drives_above ? &drives[c] : nullptr, goes_down ? &spreads[c] : nullptr);
       }
-      for (int l = half; l < network_.layers; l += halves) {
-        const bool is_top = l + 1 == network_.layers;
+      for (int l = half; l < network_.shape.layer_count(); l += halves) {
+        const bool is_top = l + 1 == network_.shape.layer_count();
         Tensor above, pull;
         if (!is_top) {
           above = way_down(l + 1, spreads[l + 1]);
         } else if (nudge.beta != 0) {
           pull = is_of_units(nudge.loss) ? target_ : error(now).mul_(nudge.beta);
-          if (network_.readout) {
+          if (network_.shape.has_readout()) {
             above = way_down(l + 1, pull);
             pull = Tensor();
           }
@@ -164,7 +166,7 @@ class Chain {
 
   // Of a readout, by the error at the states in `field`.
   Tensor readout_contrast(const Tensor& error, const Field& field) const {
-    return correlated(network_.layers, error, field.state.back());
+    return correlated(network_.shape.layer_count(), error, field.state.back());
   }
 
   // Whether W and V choose maxima of their own, so that even shared updates have two contrasts.
@@ -175,21 +177,20 @@ class Chain {
     return moves_states(learns) ? field.state : field.seen;
   }
   std::vector<int64_t> weight_sizes(int c) const {
-    const MapShape &below = network_.maps[c], &above = network_.maps[c + 1];
+    const MapShape below = network_.shape.below(c), above = network_.shape.above(c);
     if (!is_convolution(c)) return {above.units(), below.units()};
     return {above.channels, below.channels, made(c).kernel[0], made(c).kernel[1]};
   }
   std::vector<int64_t> state_sizes(int layer) const { return map_sizes(layer + 1); }
 
   bool is_energy() const { return network_.rules[0].dynamics == Dynamics::energy; }
-  bool is_convolution(int c) const { return c < static_cast<int>(network_.convolutions.size()); }
-  const Convolution& made(int c) const { return network_.convolutions[c]; }
+  bool is_convolution(int c) const { return network_.shape.is_convolution(c); }
+  const Convolution& made(int c) const { return network_.shape.connections[c].convolution; }
   static const T* pointer(const Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr; }
 
   std::vector<int64_t> map_sizes(int m) const {
-    const MapShape& map = network_.maps[m];
-    if (m <= static_cast<int>(network_.convolutions.size()) && !network_.convolutions.empty())
-      return {batch_, map.channels, map.height, map.width};
+    const MapShape& map = m == 0 ? network_.shape.input : network_.shape.layers[m - 1];
+    if (network_.shape.is_convolution(std::max(m - 1, 0))) return {batch_, map.channels, map.height, map.width};
     return {batch_, map.units()};
   }
 
@@ -222,10 +223,10 @@ class Chain {
   // The transpose, of a map that is spread out as it was before its pooling.
   Tensor way_down(int c, const Tensor& above) const {
     const at::NoTF32Guard exact;
-    const bool by_feedback = network_.free_feedback && c < network_.layers;
+    const bool by_feedback = network_.free_feedback && c < network_.shape.layer_count();
     const Tensor& weight = by_feedback ? parameters.feedback[c - 1] : parameters.weights[c];
     if (!is_convolution(c)) return at::mm(above.flatten(1), weight);
-    const MapShape& below = network_.maps[c];
+    const MapShape& below = network_.shape.below(c);
     const int64_t sizes[2] = {below.height, below.width};
     int64_t rest[2];  // of the map below, what no kernel reaches
     for (int i = 0; i < 2; ++i)
@@ -263,7 +264,7 @@ class Chain {
   // `map`: what maxima are picked from. Null: not wanted.
   void pool(int c, const Tensor& map, const Tensor& values, Tensor* pooled, Tensor* unpooled) const {
     const Convolution& of = made(c);
-    const MapShape &below = network_.maps[c], &above = network_.maps[c + 1];
+    const MapShape below = network_.shape.below(c), above = network_.shape.above(c);
     const auto places = [&](int64_t size, int i) {
       return (size + 2 * of.padding[i] - of.kernel[i]) / of.stride[i] + 1;
     };

@@ -80,7 +80,7 @@ class Phases {
                           });
       if (stage.stores == 0) store(chain, walked.last, call.free_states.data());
       if (stage.stores > 0)
-        store(chain, walked.last, call.nudged_states.data() + (stage.stores - 1) * call.network.layers);
+        store(chain, walked.last, call.nudged_states.data() + (stage.stores - 1) * call.network.shape.layer_count());
       if (stage.keeps == Kept::free) walked.free = walked.last;
       if (stage.keeps == Kept::plus) walked.plus = walked.last;
     }
@@ -141,7 +141,7 @@ class Phases {
   static void learn(const OfChain& chain, const LearnCall<T>& call, const Ends& ends, const BlendOf& blend_of,
                     const Parameters& to) {
     const Learns learns = learns_by(call.network.free_feedback, call.shared_update);
-    for (int c = 0; c < call.network.layers; ++c) {
+    for (int c = 0; c < call.network.shape.layer_count(); ++c) {
       const Blend<double> blend = blend_of(c);
       const bool has_feedback = call.network.free_feedback && c > 0, shares = has_feedback && learns == Learns::shared;
       Tensor of_weights = chain.contrast(c, Copy::weights, learns, ends), of_feedback = of_weights;
@@ -158,7 +158,7 @@ class Phases {
   template <class BlendOf>
   static void learn_readout(const OfChain& chain, const LearnCall<T>& call, const Stages& stages, const Walked& walked,
                             const BlendOf& blend_of, const Parameters& to) {
-    if (!call.network.readout) return;
+    if (!call.network.shape.has_readout()) return;
     Tensor of_weights, of_bias;
     for (int phase = 0; phase < stages.nudged; ++phase) {
       const Field& end = phase + 1 < stages.nudged ? walked.plus : walked.last;
@@ -168,7 +168,7 @@ class Phases {
       of_weights = phase == 0 ? product : of_weights + product;
       of_bias = phase == 0 ? sum : of_bias + sum;
     }
-    const Blend<double> blend = blend_of(call.network.layers);
+    const Blend<double> blend = blend_of(call.network.shape.layer_count());
     apply(blend, to.weights.back(), of_weights);
     if (to.biases.back().defined()) apply(blend, to.biases.back(), of_bias);
   }

@@ -34,16 +34,16 @@ struct Calls {
   using Tiles = Tile<T, CEPROP_VECTOR_BYTES>;
 
   static bool run_relax(const RelaxCall<T>& call, int threads) {
-    return call.network.convolutions.empty() ? relax<Dense<Tiles>>(call, threads)
-                                             : relax<Convolutional<Tiles>>(call, threads);
+    return call.network.shape.has_convolutions() ? relax<Convolutional<Tiles>>(call, threads)
+                                                 : relax<Dense<Tiles>>(call, threads);
   }
   static bool run_ep_step(const EpCall<T>& call, int threads) {
-    return call.network.convolutions.empty() ? ep_step<Dense<Tiles>>(call, threads)
-                                             : ep_step<Convolutional<Tiles>>(call, threads);
+    return call.network.shape.has_convolutions() ? ep_step<Convolutional<Tiles>>(call, threads)
+                                                 : ep_step<Dense<Tiles>>(call, threads);
   }
   static bool run_cep_step(const CepCall<T>& call, int threads) {
-    return call.network.convolutions.empty() ? cep_step<Dense<Tiles>>(call, threads)
-                                             : cep_step<Convolutional<Tiles>>(call, threads);
+    return call.network.shape.has_convolutions() ? cep_step<Convolutional<Tiles>>(call, threads)
+                                                 : cep_step<Dense<Tiles>>(call, threads);
   }
 };
 

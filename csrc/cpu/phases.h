@@ -35,7 +35,7 @@ Walked walk(Relaxation& relaxation, const Worker& worker, Part& part, int steps,
             const Step& step) {
   Walked walked{from, 0};
   for (bool ends = worker.has_ended(); walked.count < steps && !ends;) {
-    const int to = (walked.last + 1) % Relaxation::ring;
+    const int to = (walked.last + 1) % ring;
     step(part, walked.last, to);
     ends = ends_after(relaxation, worker, part, stop, ++walked.count, walked.last, to);
     walked.last = to;
@@ -54,7 +54,7 @@ Walked walk_phase(Relaxation& relaxation, const Worker& worker, Part& part, int 
     Part some{{part.items[0], part.items[1]}, rows, true};
     walk(relaxation, worker, some, steps, from, stop, step);
   });
-  return {(from + steps) % Relaxation::ring, steps};  // of a worker without samples, too
+  return {(from + steps) % ring, steps};  // of a worker without samples, too
 }
 
 template <class Engine>
@@ -79,8 +79,9 @@ class LearningPhases {
 
   LearningPhases(const LearnCall<T>& call, const Stages& stages, Relaxation& relaxation, int workers)
       : call_(call), stages_(stages), relaxation_(relaxation), sanity_(workers) {
-    if (call.network.readout)
-      for (Buffer<T>& error : error_) error = Buffer<T>(relaxation.padded(call.network.classes()) * call.batch.size);
+    if (call.network.shape.has_readout())
+      for (Buffer<T>& error : error_)
+        error = Buffer<T>(relaxation.padded(call.network.shape.classes) * call.batch.size);
   }
 
   // All stages. begin() is called after the free phase; learn(part, stage, nudge, from, to, number) makes step `number`
@@ -113,14 +114,9 @@ class LearningPhases {
     return {last, learnt};
   }
 
-  // Where states are: in the ring, or kept.
-  static int buffer_of(Kept kept, int last) {
-    return ceprop::buffer_of(kept, last, Relaxation::kept_free, Relaxation::kept_plus);
-  }
   // What is compared in the end; slopes may go where no states are needed any more.
   Between ends(int last) const {
-    return {buffer_of(stages_.earlier, last), buffer_of(stages_.later, last), Relaxation::kept_free,
-            (last + 1) % Relaxation::ring};
+    return {buffer_of(stages_.earlier, last), buffer_of(stages_.later, last), kept_free, (last + 1) % ring};
   }
 
   Sanity<T>& sanity() { return sanity_; }
@@ -132,7 +128,7 @@ class LearningPhases {
   }
   // And of a readout's.
   double largest_of_readout() const {
-    if (!call_.network.readout) return 0;
+    if (!call_.network.shape.has_readout()) return 0;
     const double states = sanity_.largest(Sanity<T>::states), inputs = sanity_.largest(Sanity<T>::inputs);
     return static_cast<double>(call_.batch.size) * (1 + inputs) * std::max(states, 1.0);
   }
@@ -148,9 +144,9 @@ class LearningPhases {
   template <class Contrast, class BlendOf>
   void learn_readout(const Worker& worker, Contrast& contrast, int last, const BlendOf& blend, T* weights,
                      T* biases) const {
-    if (!call_.network.readout) return;
+    if (!call_.network.shape.has_readout()) return;
     for (int phase = 0; phase < stages_.nudged; ++phase) {
-      const int at = phase + 1 < stages_.nudged ? Relaxation::kept_plus : last;
+      const int at = phase + 1 < stages_.nudged ? kept_plus : last;
       contrast.add_to_readout(worker, error_[phase].get(), at, blend(phase == 0), weights, biases);
       worker.wait();
     }
@@ -165,9 +161,10 @@ class LearningPhases {
     if (stage.stores < 0) return;
     relaxation_.note_states(worker, part, last, sanity_);
     const int phase = stage.stores - 1;
-    relaxation_.store(part, last,
-                      phase < 0 ? call_.free_states.data() : call_.nudged_states.data() + phase * call_.network.layers);
-    if (call_.network.readout && stages_.is_nudged(index))
+    relaxation_.store(
+        part, last,
+        phase < 0 ? call_.free_states.data() : call_.nudged_states.data() + phase * call_.network.shape.layer_count());
+    if (call_.network.shape.has_readout() && stages_.is_nudged(index))
       relaxation_.compute_error(worker, part.independent ? part.rows : worker.share(call_.batch.size), last, T(1),
                                 error_[phase].get());
     worker.wait();
@@ -240,7 +237,7 @@ bool cep_step(const CepCall<typename Engine::Scalar>& call, int threads) {
     const double of_input = learning.largest_input_update(phases.sanity());
     if (!phases.holds(worker, std::max({of_dynamics, of_input, fastest * phases.largest_of_readout()}))) return;
     learning.store(worker, mine, walked.last, walked.count);
-    const int readout = call.network.layers;
+    const int readout = call.network.shape.connection_count() - 1;
     phases.learn_readout(
         worker, contrast, walked.last,
         [&](bool first) {

@@ -18,7 +18,7 @@ struct Item {
 
 // What a worker does of a step.
 struct Part {
-  Range items[2];    // of Sharing: the even layers' and the odd ones'; synchronous: all and none
+  Range items[2];    // of Sharing: those of each turn
   Range rows;        // samples
   bool independent;  // it reads no state that another worker writes
   // Every step goes through the items the other way round than the last: what was read last is still in the cache.
@@ -38,25 +38,25 @@ inline void for_some_rows(const Range& rows, int64_t together, const Body& body)
 // for every number of workers.
 class Sharing {
  public:
-  // `halves`: 2 if even layers move before odd ones, else 1. `weight_bytes`: what a step reads of weights.
-  Sharing(int halves, int64_t batch, double weight_bytes)
-      : halves_(halves), batch_(batch), enough_samples_(weight_bytes > (1 << 20) ? 32 : 4) {}
+  // `turns`: of a step, one or two. `weight_bytes`: what a step reads of weights.
+  Sharing(int turns, int64_t batch, double weight_bytes)
+      : turns_(turns), batch_(batch), enough_samples_(weight_bytes > (1 << 20) ? 32 : 4) {}
 
-  int halves() const { return halves_; }
+  int turns() const { return turns_; }
 
-  // Items of half 0 come first. `cost`: how long one takes, in any unit.
-  void add(int half, const Item& item, double cost) {
+  // Items of turn 0 come first. `cost`: how long one takes, in any unit.
+  void add(int turn, const Item& item, double cost) {
     items_.push_back(item);
-    cost_[half].push_back(cost_[half].back() + cost);
-    for (int later = half + 1; later <= halves_; ++later) first_[later] = static_cast<int64_t>(items_.size());
+    cost_[turn].push_back(cost_[turn].back() + cost);
+    for (int later = turn + 1; later <= turns_; ++later) first_[later] = static_cast<int64_t>(items_.size());
   }
 
   // A worker's part of a step with weights that move.
   Part by_units(const Worker& worker) const {
     Part part{{}, {0, batch_}, worker.count == 1};
-    for (int half = 0; half < halves_; ++half) {
-      const Range share = worker.share(cost_[half]);
-      part.items[half] = {first_[half] + share.begin, first_[half] + share.end};
+    for (int turn = 0; turn < turns_; ++turn) {
+      const Range share = worker.share(cost_[turn]);
+      part.items[turn] = {first_[turn] + share.begin, first_[turn] + share.end};
     }
     return part;
   }
@@ -66,28 +66,28 @@ class Sharing {
   Part by_samples(const Worker& worker) const {
     if (batch_ < enough_samples_ * worker.count) return by_units(worker);
     Part part{{}, worker.share(batch_), true};
-    for (int half = 0; half < halves_; ++half) part.items[half] = {first_[half], first_[half + 1]};
+    for (int turn = 0; turn < turns_; ++turn) part.items[turn] = {first_[turn], first_[turn + 1]};
     return part;
   }
 
-  // body(item) for the items of one half of the part, in the order of this step.
+  // body(item) for the items of one turn of the part, in the order of this step.
   template <class Body>
-  void for_each_item_of(int half, const Part& part, const Body& body) const {
-    const auto [begin, end] = part.items[half];
+  void for_each_item_of(int turn, const Part& part, const Body& body) const {
+    const auto [begin, end] = part.items[turn];
     for (int64_t index = begin; index < end; ++index) body(items_[part.backwards ? begin + end - 1 - index : index]);
   }
 
   template <class Body>
   void for_each_item(const Part& part, const Body& body) const {
-    for (int half = 0; half < halves_; ++half) for_each_item_of(half, part, body);
+    for (int turn = 0; turn < turns_; ++turn) for_each_item_of(turn, part, body);
   }
 
  private:
-  int halves_;
+  int turns_;
   int64_t batch_, enough_samples_;
   std::vector<Item> items_;
-  int64_t first_[3] = {0, 0, 0};               // of items_, where the halves begin and end
-  std::vector<double> cost_[2]{{0.0}, {0.0}};  // running sums over the items of a half
+  int64_t first_[3] = {0, 0, 0};               // of items_, where the turns begin and end
+  std::vector<double> cost_[2]{{0.0}, {0.0}};  // running sums over the items of a turn
 };
 
 }  // namespace ceprop::CEPROP_SET

@@ -23,22 +23,13 @@ bool oversubscribes();
 template <class T>
 double work_between_barriers(const Network<T>& network, int64_t batch, double steps) {
   constexpr double activation = 32, pack_and_store = 3;
+  const NetworkShape& shape = network.shape;
   const double samples = static_cast<double>(batch);
-  const auto weights = [&](size_t c) {
-    if (c < network.convolutions.size()) {
-      const std::array<int64_t, 2>& kernel = network.convolutions[c].kernel;
-      return static_cast<double>(network.maps[c].channels * kernel[0] * kernel[1] * network.maps[c + 1].channels);
-    }
-    return static_cast<double>(network.widths[c]) * static_cast<double>(network.widths[c + 1]);
-  };
-  const auto positions = [&](size_t c) {
-    if (c >= network.convolutions.size()) return 1.0;
-    const MapShape& above = network.maps[c + 1];
-    return static_cast<double>(above.height * above.width * network.convolutions[c].places());
-  };
+  const auto weights = [&](int c) { return static_cast<double>(shape.weight_count(c)); };
+  const auto positions = [&](int c) { return static_cast<double>(shape.position_count(c)); };
   double step = 0, once = weights(0) * (pack_and_store + samples * positions(0));
-  for (size_t c = 0; c < network.weights.size(); ++c) {
-    step += samples * activation * static_cast<double>(network.widths[c + 1]);
+  for (int c = 0; c < shape.connection_count(); ++c) {
+    step += samples * activation * static_cast<double>(shape.units_above(c));
     if (c == 0) continue;
     step += 2 * samples * weights(c) * positions(c);
     once += pack_and_store * weights(c);

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
-#include <tuple>
+#include <vector>
 
 #include "../arguments/checks.h"
 #include "kernels.h"
@@ -26,16 +26,19 @@ Device properties_of(int index) {
 
 namespace {
 
+// What a plan depends on, as numbers.
+using Key = std::vector<int64_t>;
+
 // Plans by what they depend on.
-template <class Key, class Planned>
+template <class Planned>
 class Known {
  public:
-  template <class Make>
-  Planned get(const Key& key, const Make& make) {
+  template <class Plan>
+  Planned get(const Key& key, const Plan& plan) {
     const std::lock_guard lock(mutex_);
     if (const auto found = plans_.find(key); found != plans_.end()) return found->second;
     if (plans_.size() == most_) plans_.clear();
-    return plans_.emplace(key, make()).first->second;
+    return plans_.emplace(key, plan()).first->second;
   }
 
  private:
@@ -43,6 +46,23 @@ class Known {
   std::mutex mutex_;
   std::map<Key, Planned> plans_;
 };
+
+void add(Key& key, const MapShape& map) { key.insert(key.end(), {map.channels, map.height, map.width}); }
+
+// Of what all plans depend on. `network` is a chain: the number of its turns says which they are.
+Key key_of(int index, Precision precision, Engine engine, const NetworkShape& network) {
+  Key key{index, static_cast<int64_t>(precision), static_cast<int64_t>(engine), network.turn_count(),
+          network.has_readout()};
+  add(key, network.input);
+  for (int c = 0; c < network.connection_count(); ++c) {
+    const Convolution of = network.as_convolution(c);
+    for (const auto& pair : {of.kernel, of.stride, of.padding, of.window})
+      key.insert(key.end(), pair.begin(), pair.end());
+    key.push_back(static_cast<int64_t>(of.pool));
+    add(key, network.above(c));
+  }
+  return key;
+}
 
 // Read at every call, so that a measurement may take one engine after the other.
 Engine engine_asked_for() {
@@ -53,36 +73,20 @@ Engine engine_asked_for() {
 }  // namespace
 
 Planned plan_for(int index, const Shape& shape, Precision precision) {
-  using Key =
-      std::tuple<int, Precision, Engine, std::vector<int64_t>, bool, bool, bool, int64_t, int64_t, int, int64_t>;
-  static Known<Key, Planned> known;
+  static Known<Planned> known;
   const Device device = properties_of(index);
   const Engine engine = engine_asked_for();
-  const Key key{index,        precision,          engine,      shape.widths,       shape.readout,
-                shape.energy, shape.asynchronous, shape.batch, shape.number_bytes, shape.matrices,
-                shape.moving};
+  Key key = key_of(index, precision, engine, shape.network);
+  key.insert(key.end(), {shape.energy, shape.batch, shape.number_bytes, shape.matrices, shape.moving});
   return known.get(key, [&] { return plan_launch(device, shape, precision, engine); });
 }
 
 conv::Planned plan_for(int index, const conv::Shape& shape, Precision precision) {
-  static Known<std::vector<int64_t>, conv::Planned> known;
+  static Known<conv::Planned> known;
   const Device device = properties_of(index);
   const Engine engine = engine_asked_for();
-  std::vector<int64_t> key{index,
-                           static_cast<int64_t>(precision),
-                           static_cast<int64_t>(engine),
-                           shape.readout,
-                           shape.free_feedback,
-                           shape.energy,
-                           shape.asynchronous,
-                           shape.batch,
-                           shape.number_bytes};
-  for (const MapShape& map : shape.maps) key.insert(key.end(), {map.channels, map.height, map.width});
-  for (const Convolution& made : shape.convolutions) {
-    for (const auto& pair : {made.kernel, made.stride, made.padding, made.window})
-      key.insert(key.end(), pair.begin(), pair.end());
-    key.push_back(static_cast<int64_t>(made.pool));
-  }
+  Key key = key_of(index, precision, engine, shape.network);
+  key.insert(key.end(), {shape.energy, shape.free_feedback, shape.batch, shape.number_bytes});
   return known.get(key, [&] { return conv::plan_launch(device, shape, precision, engine); });
 }
 

@@ -24,8 +24,8 @@ struct Device {
 
 // What a plan depends on of a call.
 struct Shape {
-  std::vector<int64_t> widths;  // n_in, n_0, ..., n_{L-1}, and the classes of a readout
-  bool readout, energy, asynchronous;
+  const NetworkShape& network;
+  bool energy;
   int64_t batch;
   int64_t number_bytes;  // 4 or 8
   int matrices;          // of [batch][batch] in the workspace
@@ -50,16 +50,14 @@ namespace planning {
 
 inline int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-inline int layers_of(const Shape& shape) { return static_cast<int>(shape.widths.size()) - 1 - shape.readout; }
-
 inline int64_t tiles_of(const Shape& shape, int layer) {
-  return (shape.widths[layer + 1] + tile_units - 1) / tile_units;
+  return (shape.network.layers[layer].units() + tile_units - 1) / tile_units;
 }
 
 // Neighbours below and above whose weights a tile of a layer reads at a step.
-inline int64_t depth_below(const Shape& shape, int layer) { return layer > 0 ? shape.widths[layer] : 0; }
+inline int64_t depth_below(const Shape& shape, int layer) { return layer > 0 ? shape.network.units_below(layer) : 0; }
 inline int64_t depth_above(const Shape& shape, int layer) {
-  return layer + 1 < layers_of(shape) || shape.readout ? shape.widths[layer + 2] : 0;
+  return layer + 1 < shape.network.connection_count() ? shape.network.units_above(layer + 1) : 0;
 }
 
 inline int padding_of(Precision precision) { return precision == Precision::exact ? 0 : tensor_padding; }
@@ -70,18 +68,17 @@ inline int64_t weights_of_tile(const Shape& shape, int layer, Precision precisio
          (tile_units + padding_of(precision));
 }
 
-// Gives every block its share of the tiles of each half, by what they read, or one each if there are blocks enough;
+// Gives every block its share of the tiles of each turn, by what they read, or one each if there are blocks enough;
 // fills in layout.first.
 inline void share_tiles(const Shape& shape, Layout& layout) {
-  const int halves = shape.asynchronous ? 2 : 1;
-  for (int half = 0; half < halves; ++half) {
+  for (int turn = 0; turn < shape.network.turn_count(); ++turn) {
     std::vector<double> cost{0};
-    for (int l = half; l < layers_of(shape); l += halves)
+    for (const int l : shape.network.turns[turn])
       for (int64_t tile = 0; tile < tiles_of(shape, l); ++tile)
         cost.push_back(cost.back() + 64 + static_cast<double>(depth_below(shape, l) + depth_above(shape, l)));
     const auto tiles = static_cast<int64_t>(cost.size()) - 1;
     for (int block = 0; block <= layout.blocks; ++block)
-      layout.first[half][block] = static_cast<uint16_t>(
+      layout.first[turn][block] = static_cast<uint16_t>(
           tiles <= layout.blocks ? std::min<int64_t>(block, tiles) : first_of_share(cost, block, layout.blocks));
   }
 }
@@ -89,12 +86,11 @@ inline void share_tiles(const Shape& shape, Layout& layout) {
 // body(layer) for every tile of a block.
 template <class Body>
 void for_each_tile(const Shape& shape, const Layout& layout, int block, const Body& body) {
-  const int halves = shape.asynchronous ? 2 : 1;
-  for (int half = 0; half < halves; ++half) {
+  for (int turn = 0; turn < shape.network.turn_count(); ++turn) {
     int64_t begin = 0;
-    for (int l = half; l < layers_of(shape); l += halves) {
+    for (const int l : shape.network.turns[turn]) {
       for (int64_t tile = begin; tile < begin + tiles_of(shape, l); ++tile)
-        if (tile >= layout.first[half][block] && tile < layout.first[half][block + 1]) body(l);
+        if (tile >= layout.first[turn][block] && tile < layout.first[turn][block + 1]) body(l);
       begin += tiles_of(shape, l);
     }
   }
@@ -128,29 +124,28 @@ inline int64_t shared_bytes(const Shape& shape, const Layout& layout, Exchange e
 // Numbers of the workspace, a row of `columns` each; problem_of() lays them out.
 inline int64_t workspace_rows(const Shape& shape) {
   int64_t units = 0;
-  for (int l = 0; l < layers_of(shape); ++l) units += shape.widths[l + 1];
+  for (const MapShape& layer : shape.network.layers) units += layer.units();
   const int64_t copies = shape.energy ? 2 : 1;
-  return shape.widths[0] + 4 * shape.widths.back() + fields * copies * units + 2 * shape.widths[1] +
-         shape.matrices * shape.batch;
+  return shape.network.input.units() + 4 * shape.network.classes + state_buffers * copies * units +
+         2 * shape.network.layers[0].units() + shape.matrices * shape.batch;
 }
 
 // Where the states of a tile lie in a cluster.
 inline void place_tiles(const Shape& shape, Layout& layout) {
-  const int halves = shape.asynchronous ? 2 : 1;
-  int before = 0;  // tiles of earlier halves
+  int before = 0;  // tiles of earlier turns
   std::vector<int> slots(layout.blocks);
   int64_t tiles = 0;
-  for (int half = 0; half < halves; ++half) {
-    for (int l = half; l < layers_of(shape); l += halves) {
+  for (int turn = 0; turn < shape.network.turn_count(); ++turn) {
+    for (const int l : shape.network.turns[turn]) {
       layout.first_tile[l] = static_cast<uint16_t>(tiles);
       tiles += tiles_of(shape, l);
     }
     for (int block = 0; block < layout.blocks; ++block)
-      for (int tile = layout.first[half][block]; tile < layout.first[half][block + 1]; ++tile) {
+      for (int tile = layout.first[turn][block]; tile < layout.first[turn][block + 1]; ++tile) {
         layout.owner[before + tile] = static_cast<uint8_t>(block);
         layout.slot[before + tile] = static_cast<uint8_t>(slots[block]++);
       }
-    before += layout.first[half][layout.blocks];
+    before += layout.first[turn][layout.blocks];
   }
 }
 
@@ -174,11 +169,15 @@ inline double step_microseconds(const Shape& shape, const Plan& plan) {
   return most + barrier;
 }
 
-// That may move at once: all, or those of the even or the odd layers.
+// That move at once: of the turn that has most.
 inline int64_t most_tiles(const Shape& shape) {
-  int64_t tiles[2] = {};
-  for (int l = 0; l < layers_of(shape); ++l) tiles[shape.asynchronous ? l % 2 : 0] += tiles_of(shape, l);
-  return std::max(tiles[0], tiles[1]);
+  int64_t most = 0;
+  for (const std::vector<int>& turn : shape.network.turns) {
+    int64_t tiles = 0;
+    for (const int l : turn) tiles += tiles_of(shape, l);
+    most = std::max(most, tiles);
+  }
+  return most;
 }
 
 // The plan with this exchange that has most of its operands in shared memory.
@@ -192,7 +191,7 @@ inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Pr
   plan.layout.columns = static_cast<int>(rounded_up(shape.batch, column_step));
   const int64_t pack = 16 / shape.number_bytes;
   plan.layout.unit_states =
-      static_cast<int>(rounded_up(fields * (shape.energy ? 2 : 1) * plan.layout.columns + 7 * pack, 8 * pack));
+      static_cast<int>(rounded_up(state_buffers * (shape.energy ? 2 : 1) * plan.layout.columns + 7 * pack, 8 * pack));
   plan.layout.pass = static_cast<int>(std::min<int64_t>(plan.layout.columns, longest_pass));
   if (plan.layout.blocks == 0) return {};
   if (exchange == Exchange::cluster && 2 * most_tiles(shape) > most_cluster_tiles) return {};
@@ -215,13 +214,15 @@ inline Planned plan_launch(const Device& device, const Shape& shape, Precision p
   using namespace planning;
   if (engine == Engine::graph)
     return "CEPROP_CUDA_ENGINE is 'graph', but networks without convolutions run in one launch only: unset it";
-  const int layers = layers_of(shape);
+  const int layers = shape.network.layer_count();
   if (layers > most_layers)
     return "the CUDA kernels take networks of at most " + std::to_string(most_layers) + " layers, got " +
            std::to_string(layers);
   // Tiles are numbered in 16 bits, units and samples in 32.
   constexpr int64_t most_tiles_at_once = 65535, most = int64_t(1) << 24;
-  if (shape.batch > most || *std::max_element(shape.widths.begin(), shape.widths.end()) > most ||
+  const auto is_too_wide = [](const MapShape& layer) { return layer.units() > most; };
+  if (shape.batch > most || is_too_wide(shape.network.input) || shape.network.classes > most ||
+      std::any_of(shape.network.layers.begin(), shape.network.layers.end(), is_too_wide) ||
       most_tiles(shape) > most_tiles_at_once)
     return "the CUDA kernels take at most 2^24 samples, inputs and classes, and 2^20 - 16 units in all layers together";
   if (precision != Precision::exact && shape.number_bytes != 4)

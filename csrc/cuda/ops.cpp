@@ -32,10 +32,10 @@ class Cuda {
   template <class Call>
   void run(const Call& call) const {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;
-    if (call.network.convolutions.empty())
-      launch_by(planned(cuda::shape_of(call, sizeof(T))), call);
-    else
+    if (call.network.shape.has_convolutions())
       launch_by(planned(cuda::conv::shape_of(call, sizeof(T))), call);
+    else
+      launch_by(planned(cuda::shape_of(call, sizeof(T))), call);
   }
 
   // The kernels do it, without the host's waiting for the steps.

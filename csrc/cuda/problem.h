@@ -18,10 +18,6 @@ inline constexpr int block_threads = 256;
 // Numbers after every row of a tile that tensor cores read: they read 8 rows at once, which so lie in different banks.
 inline constexpr int tensor_padding = 8;
 
-// State buffers are numbered as on the CPU: a ring of three, in which the steps of a phase go round, and what two
-// phases left.
-inline constexpr int ring = 3, kept_free = 3, kept_plus = 4, fields = 5;
-
 // Where a step's work lies and how it is cut; see launch_plan.h, which fills it in.
 struct Layout {
   int blocks;
@@ -41,20 +37,20 @@ struct Layout {
 // Numbers in global memory. Rows of `columns` samples each, the padding zero: a unit's states lie side by side.
 template <class T>
 struct Workspace {
-  T* x;                           // [n_in], rho(x) in energy dynamics
-  T* target;                      // [classes]
-  T* error;                       // [classes]: logits, then beta (y - softmax)
-  T* end_error[2];                // [classes]: y - softmax at the ends of the nudged phases, by which a readout learns
-  T* state[fields][most_layers];  // [n_l]
-  T* seen[fields][most_layers];   // [n_l]: rho(state) in energy dynamics, else the same memory
-  T* drive;                       // [n_0]: what reaches layer 0 from the input, bias included
-  T* sum;                         // [n_0]: C-EP's updates of W[0] are its product with the input
-  T* gram;                        // [batch]: x x^T + 1
-  T* of_away[most_layers];        // [batch]: C-EP in low rank, see cpu/dense/low_rank_update.h
-  T* of_free[most_layers];        // [batch]
-  T* before;                      // C-EP: what parameters that move in place were, one after the other
-  int* settled;                   // [2][blocks]
-  int* broken;                    // see sanity.cuh
+  T* x;             // [n_in], rho(x) in energy dynamics
+  T* target;        // [classes]
+  T* error;         // [classes]: logits, then beta (y - softmax)
+  T* end_error[2];  // [classes]: y - softmax at the ends of the nudged phases, by which a readout learns
+  T* state[state_buffers][most_layers];  // [n_l]
+  T* seen[state_buffers][most_layers];   // [n_l]: rho(state) in energy dynamics, else the same memory
+  T* drive;                              // [n_0]: what reaches layer 0 from the input, bias included
+  T* sum;                                // [n_0]: C-EP's updates of W[0] are its product with the input
+  T* gram;                               // [batch]: x x^T + 1
+  T* of_away[most_layers];               // [batch]: C-EP in low rank, see cpu/dense/low_rank_update.h
+  T* of_free[most_layers];               // [batch]
+  T* before;                             // C-EP: what parameters that move in place were, one after the other
+  int* settled;                          // [2][blocks]
+  int* broken;                           // see sanity.cuh
 };
 
 // What is asked for, whatever the kernel: the call, as plain copies.

@@ -23,7 +23,7 @@ int matrices_of(const RelaxCall<T>&) {
 }
 template <class T>
 int matrices_of(const CepCall<T>& call) {
-  return 1 + (call.forms.inner == Form::low_rank ? 2 * call.network.layers : 0);
+  return 1 + (call.forms.inner == Form::low_rank ? 2 * call.network.shape.layer_count() : 0);
 }
 
 // Parameters that may move before the end: C-EP's biases, and inner weights whose update is literal.
@@ -39,10 +39,10 @@ template <class T>
 int64_t moving(const CepCall<T>& call) {
   const Network<T>& network = call.network;
   int64_t numbers = 0;
-  for (int l = 0; l < network.layers; ++l) {
-    if (network.biases[l]) numbers += network.widths[l + 1];
+  for (int l = 0; l < network.shape.layer_count(); ++l) {
+    if (network.biases[l]) numbers += network.shape.units_above(l);
     if (l > 0 && call.forms.inner == Form::literal)
-      numbers += (network.free_feedback ? 2 : 1) * network.widths[l] * network.widths[l + 1];
+      numbers += (network.free_feedback ? 2 : 1) * network.shape.weight_count(l);
   }
   return numbers;
 }
@@ -50,8 +50,7 @@ int64_t moving(const CepCall<T>& call) {
 template <class Call>
 Shape shape_of(const Call& call, int64_t number_bytes) {
   const auto& network = call.network;
-  return {network.widths,  network.readout, has_energy(network.rules), network.asynchronous,
-          call.batch.size, number_bytes,    matrices_of(call),         moving(call)};
+  return {network.shape, has_energy(network.rules), call.batch.size, number_bytes, matrices_of(call), moving(call)};
 }
 
 namespace filling {
@@ -69,7 +68,7 @@ void lay_out(Problem<T>& problem, bool energy, int matrices, int64_t moving, voi
   w.x = rows(problem.widths[0]);
   for (T** of_classes : {&w.target, &w.error, &w.end_error[0], &w.end_error[1]}) *of_classes = rows(classes);
   for (int l = 0; l < problem.layers; ++l)
-    for (int field = 0; field < fields; ++field) {
+    for (int field = 0; field < state_buffers; ++field) {
       w.state[field][l] = rows(problem.widths[l + 1]);
       w.seen[field][l] = energy ? rows(problem.widths[l + 1]) : w.state[field][l];
     }
@@ -88,12 +87,14 @@ void lay_out(Problem<T>& problem, bool energy, int matrices, int64_t moving, voi
 template <class T>
 void give_network(Given<T>& given, const Network<T>& network, const Batch<T>& batch, const Nudge& nudge,
                   const Stop& stop) {
-  given.layers = network.layers;
+  const NetworkShape& shape = network.shape;
+  given.layers = shape.layer_count();
   given.batch = static_cast<int>(batch.size);
-  given.readout = network.readout;
+  given.readout = shape.has_readout();
   given.free_feedback = network.free_feedback;
-  given.asynchronous = network.asynchronous;
-  for (size_t i = 0; i < network.widths.size(); ++i) given.widths[i] = static_cast<int>(network.widths[i]);
+  given.asynchronous = shape.turn_count() == 2;
+  given.widths[0] = static_cast<int>(shape.input.units());
+  for (int c = 0; c < shape.connection_count(); ++c) given.widths[c + 1] = static_cast<int>(shape.units_above(c));
   std::copy(network.rules.begin(), network.rules.end(), given.rules);
   given.input_activation = network.input_activation;
   std::copy(network.weights.begin(), network.weights.end(), given.weights);
@@ -112,7 +113,7 @@ void give_learning(Given<T>& given, const LearnCall<T>& call) {
   give_network(given, call.network, call.batch, call.nudge, call.stop);
   std::copy(call.free_states.begin(), call.free_states.end(), given.free_states);
   for (size_t i = 0; i < call.nudged_states.size(); ++i)
-    given.nudged_states[i / call.network.layers][i % call.network.layers] = call.nudged_states[i];
+    given.nudged_states[i / given.layers][i % given.layers] = call.nudged_states[i];
 }
 
 }  // namespace filling

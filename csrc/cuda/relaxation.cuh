@@ -186,7 +186,7 @@ class Relaxation {
           if (column + j >= p.batch) shown.v[j] = 0;
       }
 #pragma unroll 1
-      for (int field = 0; field < fields; ++field) {
+      for (int field = 0; field < state_buffers; ++field) {
         store_pack(states.state(field, l, unit) + column, field == 0 ? start : Pack<T>{});
         if (has_seen) store_pack(states.seen(field, l, unit) + column, field == 0 ? shown : Pack<T>{});
       }

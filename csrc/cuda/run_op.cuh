@@ -15,7 +15,6 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
   const Learning<T, Tile, States> learning(network);
   const Stages& stages = p.stages;
   const bool cep = stages.op == Op::cep_step, learns = stages.op != Op::relax;
-  const auto buffer_of = [&](Kept kept, int last) { return ceprop::buffer_of(kept, last, kept_free, kept_plus); };
   int field = 0, learnt = 0;
   double keep = 1;
   if (cep) remember(p, learning);

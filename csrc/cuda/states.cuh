@@ -70,7 +70,7 @@ class ClusterStates {
     const int tile = layout.first_tile[layer] + unit / tile_units;
     const int64_t own = layout.slot[tile] * tile_units + unit % tile_units;
     return cooperative_groups::this_cluster().map_shared_rank(own_, layout.owner[tile]) + own * layout.unit_states +
-           shift(unit % tile_units) + (which * fields + field) * layout.columns;
+           shift(unit % tile_units) + (which * state_buffers + field) * layout.columns;
   }
   // Numbers before a unit's states. Sums of a pass lie by fours of units and then by packs, 8 or what is left of them
   // beside each other (tiles.cuh): with 2 or 6 left over, fours that are side by side must not begin 4 packs apart.

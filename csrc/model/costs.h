@@ -12,10 +12,10 @@
 
 namespace ceprop {
 
-// What costs depend on.
+// What the costs of a step depend on; the layers are dense.
 struct StepShape {
-  std::vector<int64_t> widths;  // n_in, n_0, ..., n_{L-1}, and the classes of a readout
-  bool readout, free_feedback, asynchronous, symmetric, accumulate, shared_update, weight_decay;
+  const NetworkShape& network;
+  bool free_feedback, symmetric, accumulate, shared_update, weight_decay;
   bool literal_input;  // whether the kernels have that form; CUDA's do not
   int64_t batch;
   int free_steps, nudged_steps;
@@ -30,25 +30,26 @@ inline Cost operator*(double times, const Cost& a) { return {times * a.operation
 
 class StepCosts {
  public:
-  explicit StepCosts(const StepShape& shape)
-      : shape_(shape), layers_(static_cast<int>(shape.widths.size()) - 1 - shape.readout) {
-    for (int c = 1; c < layers_; ++c) inner_ += width(c) * width(c - 1);
-    for (int l = 0; l < layers_; ++l) units_ += width(l);
+  explicit StepCosts(const StepShape& shape) : shape_(shape) {
+    const NetworkShape& network = shape.network;
+    for (int c = 0; c < network.connection_count(); ++c) {
+      const bool is_readout = network.connections[c].kind == Kind::readout;
+      double& of = network.connections[c].below == from_input ? input_ : is_readout ? readout_ : inner_;
+      of += static_cast<double>(network.weight_count(c));
+    }
+    for (const MapShape& layer : network.layers) units_ += static_cast<double>(layer.units());
   }
 
   // The input's drive, once; every step both ways through all inner connections.
-  Cost free_phase() const { return matrix(2, 1, input()) + shape_.free_steps * step(); }
+  Cost free_phase() const { return matrix(2, 1, input_) + shape_.free_steps * step(); }
 
   // The same with the nudge, for all nudged phases and the return between C-EP's.
-  Cost nudged_phases(bool continual) const {
-    const Cost readout = shape_.readout ? matrix(4, 2, width(layers_) * width(layers_ - 1)) : Cost{};
-    return later_steps(continual) * (step() + readout);
-  }
+  Cost nudged_phases(bool continual) const { return later_steps(continual) * (step() + matrix(4, 2, readout_)); }
 
   // EP's contrast of both copies of the weights, tied and shared ones by two terms; once, or summed over the steps.
   Cost contrast() const {
     const int times = shape_.accumulate && adds_up_steps(learns()) ? later_steps(false) : 1;
-    return times * (matrix(2, 1, input()) + copies() * matrix(2 * terms(), 1, inner_));
+    return times * (matrix(2, 1, input_) + copies() * matrix(2 * terms(), 1, inner_));
   }
 
   // C-EP's updates of the input's connection. Literal: an update every nudged step, and at all steps but the first,
@@ -56,10 +57,10 @@ class StepCosts {
   // the weights move once.
   Cost input_update(Form form) const {
     if (form == Form::literal)
-      return (shape_.free_steps + later_steps(true) - 1) * matrix(2, 1, input()) + moves() * matrix(2, 2, input());
+      return (shape_.free_steps + later_steps(true) - 1) * matrix(2, 1, input_) + moves() * matrix(2, 2, input_);
     const double batch = static_cast<double>(shape_.batch);
-    return Cost{2 * batch * batch * width(-1), 0} + matrix(2, 2, input()) +
-           moves() * Cost{2 * batch * batch * width(0), 0};
+    return Cost{2 * batch * batch * static_cast<double>(shape_.network.input.units()), 0} + matrix(2, 2, input_) +
+           moves() * Cost{2 * batch * batch * static_cast<double>(shape_.network.layers[0].units()), 0};
   }
 
   // And of those between layers. Literal: all weights move, tied ones once for both copies, tied and shared ones by two
@@ -67,12 +68,12 @@ class StepCosts {
   Cost inner_update(Form form) const {
     if (form == Form::literal) return moves() * matrix(2 * terms() * copies(), shape_.free_feedback ? 4 : 3, inner_);
     const double batch = static_cast<double>(shape_.batch);
-    return moves() * Cost{layers_ > 1 ? 8 * batch * batch * units_ : 0, 0} + matrix(4, 2, inner_);
+    return moves() * Cost{inner_ > 0 ? 8 * batch * batch * units_ : 0, 0} + matrix(4, 2, inner_);
   }
 
   // Whether the inner updates telescope: tied weights and plain steps of one phase, all layers at once.
   bool inner_has_low_rank() const {
-    return !shape_.free_feedback && !shape_.asynchronous && !shape_.symmetric && !shape_.weight_decay;
+    return !shape_.free_feedback && shape_.network.turn_count() == 1 && !shape_.symmetric && !shape_.weight_decay;
   }
 
   // The forms with fewer operations, or `wanted` wherever it is exact.
@@ -89,8 +90,6 @@ class StepCosts {
   }
 
  private:
-  double width(int layer) const { return static_cast<double>(shape_.widths[layer + 1]); }
-  double input() const { return width(-1) * width(0); }
   int later_steps(bool continual) const { return shape_.nudged_steps * (shape_.symmetric ? (continual ? 3 : 2) : 1); }
   int moves() const { return shape_.nudged_steps * (shape_.symmetric ? 2 : 1); }
   Learns learns() const { return learns_by(shape_.free_feedback, shape_.shared_update); }
@@ -109,8 +108,8 @@ class StepCosts {
   }
 
   const StepShape& shape_;
-  int layers_;
-  double inner_ = 0;  // weights between layers, one way
+  // Weights of the input's connections, of those between layers, one way, and of a readout.
+  double input_ = 0, inner_ = 0, readout_ = 0;
   double units_ = 0;
 };
 

@@ -53,6 +53,7 @@ struct NetworkShape {
 
   CEPROP_INLINE int layer_count() const { return static_cast<int>(layers.size()); }
   CEPROP_INLINE int connection_count() const { return static_cast<int>(connections.size()); }
+  CEPROP_INLINE int turn_count() const { return static_cast<int>(turns.size()); }
   CEPROP_INLINE bool has_readout() const { return connections.back().kind == Kind::readout; }
   CEPROP_INLINE const MapShape& below(int connection) const {
     const int layer = connections[connection].below;
@@ -62,16 +63,28 @@ struct NetworkShape {
     if (connections[connection].kind == Kind::readout) return {classes, 1, 1};
     return layers[connections[connection].above];
   }
+  CEPROP_INLINE int64_t units_below(int connection) const { return below(connection).units(); }
+  CEPROP_INLINE int64_t units_above(int connection) const { return above(connection).units(); }
   CEPROP_INLINE bool is_convolution(int connection) const { return connections[connection].kind == Kind::convolution; }
   CEPROP_INLINE bool has_convolutions() const {
     for (const Connection& connection : connections)
       if (connection.kind == Kind::convolution) return true;
     return false;
   }
+  // Any connection as a convolution: a dense one has a kernel that covers the map below it.
+  CEPROP_INLINE Convolution as_convolution(int connection) const {
+    if (is_convolution(connection)) return connections[connection].convolution;
+    return {{below(connection).height, below(connection).width}, {1, 1}, {0, 0}, {1, 1}, Pool::none};
+  }
   CEPROP_INLINE int64_t weight_count(int connection) const {
-    if (!is_convolution(connection)) return above(connection).units() * below(connection).units();
+    if (!is_convolution(connection)) return units_above(connection) * units_below(connection);
     const auto& kernel = connections[connection].convolution.kernel;
     return above(connection).channels * below(connection).channels * kernel[0] * kernel[1];
+  }
+  // Where a sample's weights are applied: the places of the map above, before a pooling.
+  CEPROP_INLINE int64_t position_count(int connection) const {
+    const MapShape of = above(connection);
+    return of.height * of.width * as_convolution(connection).places();
   }
 };
 
@@ -85,16 +98,6 @@ struct Network {
   std::vector<T*> weights;   // by connection, [above, below], of a convolution [channels, channels below, kernel]
   std::vector<T*> biases;    // by connection, [above or its channels], or null for none
   std::vector<T*> feedback;  // V, like the weights; empty when tied
-
-  // ---- of a chain, in which connection l joins layer l - 1 to layer l; to be read from `shape` instead ----
-  int layers;
-  bool readout;
-  bool asynchronous;
-  std::vector<int64_t> widths;
-  std::vector<Convolution> convolutions;
-  std::vector<MapShape> maps;
-
-  int64_t classes() const { return widths.back(); }
 };
 
 struct Nudge {

@@ -11,9 +11,13 @@ enum class Op { relax, ep_step, cep_step };
 // States that are kept while others move on: of the last step, of the free phase, of the phase with +beta.
 enum class Kept { last, free, plus };
 
-// Where they are, by the numbers of state buffers.
-CEPROP_INLINE int buffer_of(Kept kept, int last, int free, int plus) {
-  return kept == Kept::last ? last : kept == Kept::free ? free : plus;
+// State buffers are numbered: a ring of three, in which the steps of a phase go round (a step may overwrite the oldest
+// while slow workers or blocks still read the two others), and two that keep what a phase left.
+inline constexpr int ring = 3, kept_free = 3, kept_plus = 4, state_buffers = 5;
+
+// Where kept states are; the last step's lie in buffer `last`.
+CEPROP_INLINE int buffer_of(Kept kept, int last) {
+  return kept == Kept::last ? last : kept == Kept::free ? kept_free : kept_plus;
 }
 
 struct Stage {

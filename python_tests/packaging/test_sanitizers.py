@@ -46,13 +46,13 @@ def test_nothing_to_report(sanitizers: str, number: str) -> None:
     ("sanitizers", "file", "right", "wrong"),
     [
         # A step that overwrites states which slow workers still read.
-        ("thread", "dense/relaxation.h", "ring = 3, kept_free = 3", "ring = 2, kept_free = 3"),
+        ("thread", "../model/stages.h", "ring = 3, kept_free = 3", "ring = 2, kept_free = 3"),
         # Odd layers that move before all even ones have.
         (
             "thread",
             "dense/relaxation.h",
             "part, after);\n      wait(worker, part);",
-            "part, after);\n      if (half + 1 == sharing_.halves()) wait(worker, part);",
+            "part, after);\n      if (turn + 1 == sharing_.turns()) wait(worker, part);",
         ),
         # Workers that say whether their states stay before the others have read what they said last.
         ("thread", "settling.h", "flags_.data() + count / steps_per_check % 2 * worker.count", "flags_.data()"),
@@ -78,7 +78,7 @@ def test_nothing_to_report(sanitizers: str, number: str) -> None:
             "of_away_.emplace_back(n)",
         ),
     ],
-    ids=["two fields", "half a step", "one flag", "copies", "matrices", "places", "packing", "sums", "memory"],
+    ids=["two buffers", "one turn", "one flag", "copies", "matrices", "places", "packing", "sums", "memory"],
 )
 def test_a_missing_buffer_or_barrier_is_reported(
     sanitizers: str, file: str, right: str, wrong: str, tmp_path: Path

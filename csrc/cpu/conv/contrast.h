@@ -26,11 +26,11 @@ class Contrast {
         learns_(learns_by(network_.free_feedback, shared_update)) {
     constexpr int64_t most = max_positions<Tile>;
     int64_t expanded = 0, depth = 0;
-    for (int c = 0; c < network_.layers + network_.readout; ++c) {
+    for (int c = 0; c < network_.shape.connection_count(); ++c) {
       const Link<Tile>& link = relaxation.link(c);
       expanded = std::max(expanded, samples_together(link) * link.positions * most);
       depth = std::max(depth, link.depth);
-      if (c >= network_.layers) continue;
+      if (c >= network_.shape.layer_count()) continue;
       moved_.push_back(Buffer<T>::zeros(relaxation.map(c).size() * relaxation.batch() + Tile::width));
       for (std::vector<Buffer<uint16_t>>* list : {&up_earlier_, &up_later_, &down_earlier_, &down_later_})
         list->emplace_back(link.picks_maxima() ? relaxation.batch() * link.above.places() * link.above.stride : 0);
@@ -53,12 +53,12 @@ class Contrast {
   // What the contrast needs of both states, each worker for its samples. Ends with a barrier.
   void differ(const Worker& worker, const Between& between) {
     const Range rows = worker.share(relaxation_.batch());
-    for (int c = 0; c < network_.layers; ++c) {
+    for (int c = 0; c < network_.shape.layer_count(); ++c) {
       const T *before = shown(between.earlier, c), *after = shown(between.later, c);
       const int64_t size = relaxation_.map(c).size();
       for (int64_t i = rows.begin * size; i < rows.end * size; ++i) moved_[c].get()[i] = after[i] - before[i];
     }
-    for (int c = 1; c < network_.layers; ++c) {
+    for (int c = 1; c < network_.shape.layer_count(); ++c) {
       if (!relaxation_.link(c).picks_maxima()) continue;
       const auto pick = [&](const Weights<Tile>& weights, const T* below, Buffer<uint16_t>& places) {
         relaxation_.pick(worker, c, weights, below, rows, places.get());
@@ -114,7 +114,7 @@ class Contrast {
   // R and c, blended with e^T s and sum e, e: [batch][padded classes], s: the top layer's states in `buffer`. No
   // barrier.
   void add_to_readout(const Worker& worker, const T* error, int buffer, const Blend<T>& blend, T* weights, T* biases) {
-    const int c = network_.layers;
+    const int c = network_.shape.connection_count() - 1;
     const Link<Tile>& link = relaxation_.link(c);
     const Term term{error, nullptr, nullptr, nullptr, relaxation_.buffer(buffer, c - 1).state};
     const Range classes = worker.share(link.above.channels);
@@ -226,7 +226,7 @@ class Contrast {
   template <int count>
   static void add_term(const Link<Tile>& link, const T* expanded, const T* below, int64_t positions, T* sums,
                        bool fresh) {
-    for (int64_t y = 0; y < link.made.kernel[0]; ++y)
+    for (int64_t y = 0; y < link.convolution.kernel[0]; ++y)
       for (int64_t k = 0; k < link.run; k += Tile::width) {
         const int64_t valid = std::min<int64_t>(link.run - k, Tile::width);
         T* to = sums + y * link.run + k;
@@ -241,7 +241,7 @@ class Contrast {
   // to[sample][position][channel] = (U plus - U minus)
   static void expand(const Link<Tile>& link, const Term& term, const Range& rows, const Range& channels, T* to) {
     const Map& of = link.above;
-    const int64_t count = channels.end - channels.begin, window = link.made.places();
+    const int64_t count = channels.end - channels.begin, window = link.convolution.places();
     for (int64_t row = rows.begin; row < rows.end; ++row)
       for (int64_t place = 0; place < of.places(); ++place, to += window * count) {
         const int64_t at = row * of.size() + of.at(place / of.width, place % of.width) + channels.begin;

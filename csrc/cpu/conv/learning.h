@@ -32,7 +32,7 @@ class Learning {
   // Writes what has moved back into the network's parameters. No barrier.
   void store(const Worker& worker, const Part&, int, int) const {
     const Network<T>& network = call_.network;
-    for (int c = 0; c < network.layers; ++c) {
+    for (int c = 0; c < network.shape.layer_count(); ++c) {
       const Link<Tile>& link = relaxation_.link(c);
       const Range channels = worker.share(link.above.channels);
       relaxation_.weights(c).store(link, channels);

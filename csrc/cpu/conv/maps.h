@@ -47,7 +47,7 @@ struct Link {
   static constexpr int64_t products_per_chunk = 160, bytes_per_slice = 40 << 10;
 
   Map below, above;
-  Convolution made;
+  Convolution convolution;
   int64_t positions, panels;
   int64_t run, depth;          // numbers of a row of the receptive field, and of all of it
   std::vector<int64_t> cells;  // place of `below`, with border, where the receptive field of a position begins
@@ -56,18 +56,19 @@ struct Link {
   std::vector<Column> columns;  // the way down
   int64_t slice;                // channels above whose weights in a patch stay in the first-level cache
 
-  Link(const Map& below_, const Map& above_, const Convolution& made_) : below(below_), above(above_), made(made_) {
-    positions = above.places() * made.places();
+  Link(const Map& below_, const Map& above_, const Convolution& convolution_)
+      : below(below_), above(above_), convolution(convolution_) {
+    positions = above.places() * convolution.places();
     panels = panels_of(above.channels, Tile::width);
-    run = made.kernel[1] * below.stride;
-    depth = made.kernel[0] * run;
+    run = convolution.kernel[1] * below.stride;
+    depth = convolution.kernel[0] * run;
     const int64_t row = below.width + 2 * below.border[1];
     for (int64_t y = 0; y < above.height; ++y)
       for (int64_t x = 0; x < above.width; ++x)
-        for (int64_t i = 0; i < made.places(); ++i) {
-          const int64_t conv_y = y * made.window[0] + i / made.window[1];
-          const int64_t conv_x = x * made.window[1] + i % made.window[1];
-          cells.push_back(conv_y * made.stride[0] * row + conv_x * made.stride[1]);
+        for (int64_t i = 0; i < convolution.places(); ++i) {
+          const int64_t conv_y = y * convolution.window[0] + i / convolution.window[1];
+          const int64_t conv_x = x * convolution.window[1] + i % convolution.window[1];
+          cells.push_back(conv_y * convolution.stride[0] * row + conv_x * convolution.stride[1]);
         }
     make_chunks();
     make_columns();
@@ -78,7 +79,7 @@ struct Link {
       for (const int64_t cell : cells) where.push_back(sample * below.size() + cell * below.stride);
   }
 
-  bool picks_maxima() const { return made.pool == Pool::max; }
+  bool picks_maxima() const { return convolution.pool == Pool::max; }
   int64_t cells_below() const { return below.size() / below.stride; }
   int64_t slices() const { return (above.channels + slice - 1) / slice; }
   int64_t down_size() const { return above.channels * depth; }
@@ -87,12 +88,12 @@ struct Link {
   void make_chunks() {
     if (run <= products_per_chunk) {
       const int64_t together = std::max<int64_t>(1, products_per_chunk / run);
-      for (int64_t y = 0; y < made.kernel[0]; y += together)
-        chunks.push_back({std::min(together, made.kernel[0] - y), run, y * below.row(), y * run});
+      for (int64_t y = 0; y < convolution.kernel[0]; y += together)
+        chunks.push_back({std::min(together, convolution.kernel[0] - y), run, y * below.row(), y * run});
       return;
     }
     const int64_t pieces = (run + products_per_chunk - 1) / products_per_chunk;
-    for (int64_t y = 0; y < made.kernel[0]; ++y)
+    for (int64_t y = 0; y < convolution.kernel[0]; ++y)
       for (int64_t i = 0; i < pieces; ++i) {
         const int64_t begin = run * i / pieces, end = run * (i + 1) / pieces;
         chunks.push_back({1, end - begin, y * below.row() + begin, y * run + begin});
@@ -102,7 +103,7 @@ struct Link {
   // Sums of eight vectors keep the multipliers busy; more would leave less room for weights.
   void make_columns() {
     constexpr int64_t enough = 8, most = max_patch<Tile>;
-    const int64_t vectors = below.stride / Tile::lanes, taps = made.kernel[0] * made.kernel[1];
+    const int64_t vectors = below.stride / Tile::lanes, taps = convolution.kernel[0] * convolution.kernel[1];
     const int64_t row = below.width + 2 * below.border[1];
     const int64_t wanted = std::max<int64_t>(1, (enough + taps - 1) / taps);
     const int64_t count = (vectors + wanted - 1) / wanted;
@@ -115,7 +116,7 @@ struct Link {
         Patch patch{static_cast<int>(end - begin), weights, {}, {}};
         for (int64_t n = begin; n < end; ++n) {
           const int64_t tap = n / column.vectors, vector = n % column.vectors;
-          const int64_t cell = tap / made.kernel[1] * row + tap % made.kernel[1];
+          const int64_t cell = tap / convolution.kernel[1] * row + tap % convolution.kernel[1];
           patch.at.push_back((cell * column.vectors + vector) * Tile::lanes);
           patch.from.push_back(tap * below.stride + (column.first + vector) * Tile::lanes);
         }

@@ -54,10 +54,10 @@ inline void pool(const Link<Tile>& link, const typename Tile::Scalar* sums, int6
   using Vector = typename Tile::Vector;
   using Numbers = decltype(Vector{} > Vector{});
   typedef uint16_t Places __attribute__((vector_size(Tile::lanes * sizeof(uint16_t)), aligned(2), may_alias));
-  const int64_t count = link.made.places(), stride = link.above.stride;
+  const int64_t count = link.convolution.places(), stride = link.above.stride;
   for (int64_t window = 0; window < windows; ++window, sums += count * Tile::width) {
     Vector result = *reinterpret_cast<const Vector*>(sums);
-    if (link.made.pool == Pool::max) {
+    if (link.convolution.pool == Pool::max) {
       Numbers best{};
       for (int64_t place = 1; place < count; ++place) {
         const Vector value = *reinterpret_cast<const Vector*>(sums + place * Tile::width);
@@ -86,7 +86,7 @@ class Lists {
   void make_room(const Link<Tile>& link, int64_t samples) {
     room_ = std::max(room_, samples * link.above.places() * link.above.channels);
     starts_room_ = std::max(starts_room_, samples * link.slices() * (lists(link) + 1));
-    most_places_ = std::max(most_places_, link.made.places());
+    most_places_ = std::max(most_places_, link.convolution.places());
   }
   void allocate() {
     entries_ = Buffer<Entry<T>>(room_ + 1);
@@ -97,7 +97,7 @@ class Lists {
   // above: maps of the samples; places: [samples][places above][stride above], where the pooling picks maxima
   void fill(const Link<Tile>& link, const T* above, const uint16_t* places, int64_t samples) {
     const Map& map = link.above;
-    const T share = link.made.pool == Pool::avg ? T(1) / static_cast<T>(link.made.places()) : T(1);
+    const T share = link.convolution.pool == Pool::avg ? T(1) / static_cast<T>(link.convolution.places()) : T(1);
     for (int64_t sample = 0; sample < samples; ++sample)
       for (int64_t slice = 0; slice < link.slices(); ++slice) {
         const int64_t first = slice * link.slice, end = std::min(first + link.slice, map.channels);
@@ -108,8 +108,8 @@ class Lists {
           const T* units = above + sample * map.size() + map.at(window / map.width, window % map.width);
           if (link.picks_maxima()) {
             const uint16_t* of = places + (sample * map.places() + window) * map.stride;
-            count =
-                sort(units, of, first, end, link.made.places(), entries, count, starts + window * link.made.places());
+            count = sort(units, of, first, end, link.convolution.places(), entries, count,
+                         starts + window * link.convolution.places());
           } else {
             starts[window] = count;
             for (int64_t c = first; c < end; ++c) {
@@ -170,7 +170,7 @@ inline void go_down(const Link<Tile>& link, const typename Tile::Scalar* weights
                     typename Tile::Scalar* total) {
   using T = typename Tile::Scalar;
   const Map& below = link.below;
-  const int64_t sharing = link.picks_maxima() ? 1 : link.made.places();
+  const int64_t sharing = link.picks_maxima() ? 1 : link.convolution.places();
   for (const Column& column : link.columns) {
     const int64_t cell = column.vectors * Tile::lanes, size = link.cells_below() * cell;
     std::memset(scratch, 0, samples * size * sizeof(T));

@@ -6,10 +6,12 @@
 #include <optional>
 #include <vector>
 
+#include "../../model/stages.h"
 #include "../sanity.h"
 #include "../settling.h"
 #include "../sharing.h"
 #include "../units.h"
+#include "map_numbers.h"
 #include "passes.h"
 #include "weights.h"
 
@@ -28,14 +30,13 @@ class Relaxation {
  public:
   using T = typename Tile::Scalar;
   using PlacesOf = std::vector<Buffer<uint16_t>>;  // per connection [batch][places above][stride above]
-  static constexpr int ring = 3, kept_free = 3, kept_plus = 4, buffers = 5;  // as with dense layers
 
   Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, const std::optional<Forms>& = {},
              Gate = Gate::none)
-      : network_(network), batch_(batch), settling_(workers), halves_(network.asynchronous ? 2 : 1) {
-    const int connections = network.layers + network.readout;
-    for (int l = -1; l < connections; ++l) maps_.push_back(map_above(l));
-    for (int c = 0; c < connections; ++c) links_.emplace_back(map(c - 1), map(c), made(c));
+      : network_(network), shape_(network.shape), batch_(batch), settling_(workers) {
+    for (int l = -1; l < shape_.connection_count(); ++l) maps_.push_back(map_above(l));
+    for (int c = 0; c < shape_.connection_count(); ++c)
+      links_.emplace_back(map(c - 1), map(c), shape_.as_convolution(c));
     together_ = samples_together();
     for (Link<Tile>& link : links_) link.note_positions(together_);
     allocate(workers);
@@ -57,7 +58,7 @@ class Relaxation {
         activate(map(-1), network_.input_activation, x_.get() + row * map(-1).size(), x_.get() + row * map(-1).size());
       }
       if (batch_.target) load_map(maps_.back(), batch_.target, row, target_.get());
-      for (int l = 0; l < network_.layers; ++l) {
+      for (int l = 0; l < shape_.layer_count(); ++l) {
         const StateBuffer<T>& start = buffers_[0][l];
         const int64_t at = row * map(l).size();
         if (!initial.empty()) load_map(map(l), initial[l], row, start.state);
@@ -84,20 +85,19 @@ class Relaxation {
     for_some_rows(part.rows, together_, [&](const Range& rows) {
       if (nudge && !is_of_units(nudge->loss))
         compute_error(worker, rows, from, static_cast<T>(nudge->beta), error_.get());
-      for (int half = 0; half < halves_; ++half) {
-        const int neighbours = half == 0 ? from : to;
-        const auto moves = [&](int l) { return l % halves_ == half; };
-        for (int c = 1; c < network_.layers; ++c) {
+      for (int turn = 0; turn < shape_.turn_count(); ++turn) {
+        const int neighbours = turn == 0 ? from : to;
+        const auto moves = [&](int l) { return turn_of(l) == turn; };
+        for (int c = 1; c < shape_.layer_count(); ++c) {
           const bool picks = links_[c].picks_maxima(), picks_for_below = picks && moves(c - 1);
           const int below = moves(c - 1) ? from : neighbours;
-          // Layers that move in the second half of a step find their maxima picked in the first.
-          if (moves(c) || (half == 0 && picks_for_below && !network_.free_feedback))
+          // Layers that move in the second turn of a step find their maxima picked in the first.
+          if (moves(c) || (turn == 0 && picks_for_below && !network_.free_feedback))
             lift(worker, c, weights_[c], buffers_[below][c - 1].seen, rows, drive_of(worker, c), places_[c].get());
           if (picks_for_below && network_.free_feedback)
             lift(worker, c, feedback_[c], buffers_[below][c - 1].seen, rows, nullptr, places_[c].get());
         }
-        for (int l = half; l < network_.layers; l += halves_)
-          move_layer(worker, l, rows, {from, neighbours, to}, nudge);
+        for (const int l : shape_.turns[turn]) move_layer(worker, l, rows, {from, neighbours, to}, nudge);
       }
     });
     if (!part.independent) worker.wait();
@@ -106,7 +106,7 @@ class Relaxation {
   bool may_stop(const Worker& worker, const Part& part, const Stop& stop, int count, int from, int to) {
     return settling_.may_stop(worker, stop, count, [&](T limit) {
       bool all = true;
-      for (int l = 0; l < network_.layers; ++l) {
+      for (int l = 0; l < shape_.layer_count(); ++l) {
         const Map& of = map(l);
         const T *before = buffers_[from][l].state, *after = buffers_[to][l].state;
         for (int64_t i = part.rows.begin * of.size(); i < part.rows.end * of.size(); ++i)
@@ -118,7 +118,7 @@ class Relaxation {
 
   // The part's states; no barrier.
   void copy_states(const Part& part, int from, int to) {
-    for (int l = 0; l < network_.layers; ++l) {
+    for (int l = 0; l < shape_.layer_count(); ++l) {
       const int64_t at = part.rows.begin * map(l).size(), bytes = (part.rows.end * map(l).size() - at) * sizeof(T);
       std::memcpy(buffers_[to][l].state + at, buffers_[from][l].state + at, bytes);
       std::memcpy(buffers_[to][l].seen + at, buffers_[from][l].seen + at, bytes);
@@ -127,7 +127,7 @@ class Relaxation {
 
   // states[l] [B, channels, height, width] <- the part's states; no barrier.
   void store(const Part& part, int buffer, T* const* states) const {
-    for (int l = 0; l < network_.layers; ++l)
+    for (int l = 0; l < shape_.layer_count(); ++l)
       for (int64_t row = part.rows.begin; row < part.rows.end; ++row)
         store_map(map(l), buffers_[buffer][l].state, row, states[l]);
   }
@@ -136,10 +136,10 @@ class Relaxation {
   // barrier.
   void compute_error(const Worker& worker, const Range& some, int buffer, T scale, T* to) {
     const Map& of = maps_.back();
-    const T* top = buffers_[buffer].back().state;
+    const T* top = buffers_[buffer][shape_.output].state;
     for_some_rows(some, together_, [&](const Range& rows) {
-      if (network_.readout)
-        lift(worker, network_.layers, weights_.back(), top, rows, to + rows.begin * of.stride, nullptr);
+      if (shape_.has_readout())
+        lift(worker, shape_.connection_count() - 1, weights_.back(), top, rows, to + rows.begin * of.stride, nullptr);
       else
         std::memcpy(to + rows.begin * of.stride, top + rows.begin * of.stride,
                     (rows.end - rows.begin) * of.stride * sizeof(T));
@@ -151,7 +151,7 @@ class Relaxation {
   // ---- what must be a number before anything is stored, as with dense layers; no barrier ----
 
   void note_inputs(const Worker& worker, Sanity<T>& sanity) const {
-    sanity.note_inputs(worker, batch_, network_.widths[0], network_.classes());
+    sanity.note_inputs(worker, batch_, shape_.input.units(), shape_.classes);
   }
   void note_parameters(const Worker& worker, Sanity<T>& sanity) const {
     for (int c = 0; c < static_cast<int>(links_.size()); ++c) {
@@ -167,7 +167,7 @@ class Relaxation {
     }
   }
   void note_states(const Worker& worker, const Part& part, int buffer, Sanity<T>& sanity) const {
-    for (int l = 0; l < network_.layers; ++l)
+    for (int l = 0; l < shape_.layer_count(); ++l)
       for (const T* of : {buffers_[buffer][l].state, buffers_[buffer][l].seen})
         note_maps(worker, Sanity<T>::states, map(l), part.rows, of, sanity);
   }
@@ -182,7 +182,7 @@ class Relaxation {
 
   // What connection c picked of the input, or last in a step: of the states before it, or after it.
   const uint16_t* picked(int c) const { return places_[c].get(); }
-  bool picked_after_step(int c) const { return halves_ == 2 && c % 2 == 1; }
+  bool picked_after_step(int c) const { return turn_of(c) > 0; }
 
   // From the matrices, after a barrier; another one must follow.
   void pack(const Worker& worker) {
@@ -199,9 +199,7 @@ class Relaxation {
     });
   }
 
-  bool has_feedback(size_t c) const {
-    return network_.free_feedback && c > 0 && c < static_cast<size_t>(network_.layers);
-  }
+  bool has_feedback(size_t c) const { return shape_.connections[c].feedback >= 0; }
   const Weights<Tile>& weights(int c) const { return weights_[c]; }
   const Weights<Tile>& feedback(int c) const { return has_feedback(c) ? feedback_[c] : weights_[c]; }
   T* bias(int c) const { return biases_[c].get(); }
@@ -238,22 +236,14 @@ class Relaxation {
 
   bool energy() const { return network_.rules[0].dynamics == Dynamics::energy; }
   int64_t drive_size(int l) const { return map(l).places() * map(l).stride; }
-
-  Convolution made(int c) const {
-    if (c < static_cast<int>(network_.convolutions.size())) return network_.convolutions[c];
-    return {{map(c - 1).height, map(c - 1).width}, {1, 1}, {0, 0}, {1, 1}, Pool::none};
-  }
+  int turn_of(int l) const { return l % shape_.turn_count(); }
 
   // The input's places follow each other: it has few channels.
   Map map_above(int l) const {
-    const MapShape& shape = network_.maps[l + 1];
-    const bool pads = l + 1 < static_cast<int>(network_.convolutions.size());
-    const std::array<int64_t, 2> border = pads ? network_.convolutions[l + 1].padding : std::array<int64_t, 2>{0, 0};
-    return {shape.channels,
-            shape.height,
-            shape.width,
-            l < 0 ? shape.channels : padded(shape.channels),
-            {border[0], border[1]}};
+    const MapShape of = l < 0 ? shape_.input : shape_.above(l);
+    std::array<int64_t, 2> border{};
+    if (l + 1 < shape_.connection_count()) border = shape_.as_convolution(l + 1).padding;
+    return {of.channels, of.height, of.width, l < 0 ? of.channels : padded(of.channels), {border[0], border[1]}};
   }
 
   // As many as keep about a megabyte of states and sums in the second-level cache.
@@ -270,19 +260,19 @@ class Relaxation {
     target_ = zeros(maps_.back(), n);
     error_ = zeros(maps_.back(), n);
     input_drive_ = Buffer<T>(drive_size(0) * n);
-    for (int l = 0; l < network_.layers; ++l)
-      for (int f = 0; f < buffers; ++f) {
+    for (int l = 0; l < shape_.layer_count(); ++l)
+      for (int buffer = 0; buffer < state_buffers; ++buffer) {
         memory_.push_back(zeros(map(l), n));
         T* state = memory_.back().get();
         if (energy()) memory_.push_back(zeros(map(l), n));
-        buffers_[f].push_back({state, memory_.back().get()});
+        buffers_[buffer].push_back({state, memory_.back().get()});
       }
     for (int c = 0; c < static_cast<int>(links_.size()); ++c) {
       const Link<Tile>& link = links_[c];
       const bool feeds_back = has_feedback(c);
       weights_.emplace_back(link, network_.weights[c], true, c > 0 && !feeds_back);
-      feedback_.emplace_back(link, feeds_back ? network_.feedback[c - 1] : nullptr, feeds_back && link.picks_maxima(),
-                             feeds_back);
+      feedback_.emplace_back(link, feeds_back ? network_.feedback[shape_.connections[c].feedback] : nullptr,
+                             feeds_back && link.picks_maxima(), feeds_back);
       biases_.push_back(Buffer<T>::zeros(link.panels * Tile::width));
       no_bias_ = std::max(no_bias_, link.panels * Tile::width);
       places_.emplace_back(link.picks_maxima() ? n * drive_size(c) : 0);
@@ -300,14 +290,14 @@ class Relaxation {
         column = std::max(column, link.cells_below() * some.vectors * Tile::lanes);
       scratch.lists.make_room(link, together_);
     }
-    for (int l = 0; l < network_.layers; ++l) {
+    for (int l = 0; l < shape_.layer_count(); ++l) {
       scratch.drives.emplace_back(together_ * drive_size(l));
       total = std::max(total, drive_size(l));
     }
     scratch.sums = Buffer<T>(together_ * sums);
     scratch.column = Buffer<T>(together_ * column);
     scratch.total = Buffer<T>(together_ * total);
-    scratch.pull = Buffer<T>(together_ * drive_size(network_.layers - 1));
+    scratch.pull = Buffer<T>(together_ * drive_size(shape_.output));
     scratch.lists.allocate();
   }
 
@@ -331,9 +321,9 @@ class Relaxation {
   void move_layer(const Worker& worker, int l, const Range& rows, const Move& move, const Nudge* nudge) {
     Scratch& scratch = scratch_[worker.index];
     const int64_t samples = rows.end - rows.begin;
-    const bool is_top = l + 1 == network_.layers;
+    const bool is_top = l == shape_.output;
     const T* drive = l > 0 ? scratch.drives[l].get() : input_drive_.get() + rows.begin * drive_size(0);
-    if (!is_top || (network_.readout && nudge)) {
+    if (!is_top || (shape_.has_readout() && nudge)) {
       const Link<Tile>& link = links_[l + 1];
       const T* above = is_top ? error_.get() : buffers_[move.seen][l + 1].seen;
       const uint16_t* places = link.picks_maxima() ? places_[l + 1].get() + rows.begin * drive_size(l + 1) : nullptr;
@@ -342,7 +332,7 @@ class Relaxation {
       drive = scratch.total.get();
     }
     const T* pull = nullptr;
-    if (nudge && is_top && !network_.readout) {
+    if (nudge && is_top && !shape_.has_readout()) {
       const T* given = is_of_units(nudge->loss) ? target_.get() : error_.get();
       const int64_t first = rows.begin * drive_size(l);
       pull_units(*nudge, samples * drive_size(l), given + first, buffers_[move.from][l].state + first,
@@ -368,43 +358,6 @@ class Relaxation {
     if (energy()) activate(of, rule.activation, next.state + sample * of.size(), next.seen + sample * of.size());
   }
 
-  static void activate(const Map& of, Activation activation, const T* from, T* to) {
-    for_each_stretch(
-        of, [&](int64_t, int64_t at, int64_t count) { apply_activation(activation, from + at, to + at, count); });
-    clear_padding(of, to);
-  }
-
-  // body(first place, its offset, how many numbers follow) of what lies together within the border.
-  template <class Body>
-  static void for_each_stretch(const Map& of, const Body& body) {
-    if (of.border[0] == 0 && of.border[1] == 0) return body(0, 0, of.size());
-    for (int64_t y = 0; y < of.height; ++y) body(y * of.width, of.at(y, 0), of.width * of.stride);
-  }
-
-  // Lanes past the last channel hold zeros.
-  static void clear_padding(const Map& of, T* sample) {
-    if (of.stride == of.channels) return;
-    for (int64_t y = 0; y < of.height; ++y)
-      for (int64_t x = 0; x < of.width; ++x)
-        std::memset(sample + of.at(y, x) + of.channels, 0, (of.stride - of.channels) * sizeof(T));
-  }
-
-  // One sample, from [batch, channels, height, width] and back.
-  static void load_map(const Map& of, const T* from, int64_t sample, T* maps) {
-    from += sample * of.channels * of.places();
-    for (int64_t y = 0; y < of.height; ++y)
-      for (int64_t x = 0; x < of.width; ++x)
-        for (int64_t c = 0; c < of.channels; ++c)
-          maps[sample * of.size() + of.at(y, x) + c] = from[(c * of.height + y) * of.width + x];
-  }
-  static void store_map(const Map& of, const T* maps, int64_t sample, T* to) {
-    to += sample * of.channels * of.places();
-    for (int64_t c = 0; c < of.channels; ++c)
-      for (int64_t y = 0; y < of.height; ++y)
-        for (int64_t x = 0; x < of.width; ++x)
-          to[(c * of.height + y) * of.width + x] = maps[sample * of.size() + of.at(y, x) + c];
-  }
-
   // `to` holds logits and becomes `scale` times their error.
   static void take_error(const T* target, int64_t classes, T scale, T* to) {
     const auto slot = [&](int64_t c) -> T& { return to[c]; };
@@ -412,15 +365,15 @@ class Relaxation {
   }
 
   const Network<T>& network_;
+  const NetworkShape& shape_;
   const Batch<T>& batch_;
   Settling<T> settling_;
-  const int halves_;
   int64_t together_ = 1, no_bias_ = 0;
   std::vector<Map> maps_;
   std::vector<Link<Tile>> links_;  // a readout is the last
   std::vector<Weights<Tile>> weights_, feedback_;
   std::vector<Buffer<T>> biases_, memory_;
-  std::vector<StateBuffer<T>> buffers_[buffers];
+  std::vector<StateBuffer<T>> buffers_[state_buffers];
   PlacesOf places_;                       // of the input, and of a step on the way down
   Buffer<T> x_, target_, error_, zeros_;  // maps; the last: as a bias
   Buffer<T> input_drive_;                 // [batch][places][stride]

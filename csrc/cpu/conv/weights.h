@@ -30,7 +30,7 @@ class Weights {
 
   // Some channels above, from the parameter and back.
   void load(const Link<Tile>& link, const Range& channels) const {
-    const int64_t taps = link.made.kernel[0] * link.made.kernel[1], count = link.below.channels;
+    const int64_t taps = link.convolution.kernel[0] * link.convolution.kernel[1], count = link.below.channels;
     for (int64_t c = channels.begin; c < channels.end; ++c) {
       T* to = row(link, c);
       std::memset(to, 0, link.depth * sizeof(T));
@@ -45,7 +45,7 @@ class Weights {
 
   // One channel of a parameter, or of its gradient, is blended with numbers that lie like a row.
   static void blend_channel(const Link<Tile>& link, int64_t c, const T* from, const Blend<T>& blend, T* parameter) {
-    const int64_t taps = link.made.kernel[0] * link.made.kernel[1], count = link.below.channels;
+    const int64_t taps = link.convolution.kernel[0] * link.convolution.kernel[1], count = link.below.channels;
     for (int64_t i = 0; i < count; ++i)
       for (int64_t tap = 0; tap < taps; ++tap) {
         T& to = parameter[(c * count + i) * taps + tap];

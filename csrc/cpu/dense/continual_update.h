@@ -39,7 +39,7 @@ class ContinualUpdate {
   // x x^T + 1, in panels of its columns. Ends with a barrier.
   void load(const Worker& worker) {
     if (!gram_.get()) return;
-    const int64_t n = relaxation_.batch(), n_in = network_.widths[0];
+    const int64_t n = relaxation_.batch(), n_in = network_.shape.input.units();
     const T* x = relaxation_.input();
     alignas(64) T packed[width * width];
     const Range mine = worker.share(panels_of(n, width));
@@ -93,7 +93,7 @@ class ContinualUpdate {
       else if (l == 0 || inner)
         store_panel_transposed<Tile>(layer.below.weights + first * layer.below.depth, layer.below.depth, layer.units,
                                      first, network_.weights[l], layer.below.depth);
-      if (network_.free_feedback && l + 1 < network_.layers)
+      if (network_.free_feedback && l < network_.shape.output)
         store_panel<Tile>(layer.above.weights + first * layer.above.depth, layer.above.depth, layer.units, first,
                           network_.feedback[l]);
     });
@@ -107,7 +107,7 @@ class ContinualUpdate {
       if (item.layer > 0) return;
       sanity.note(worker, Sanity<T>::parameters,
                   largest_of(sum_.get() + item.panel * n * width, n,
-                             lanes_used<Tile>(network_.widths[1], item.panel * width), width));
+                             lanes_used<Tile>(relaxation_.layers()[0].units, item.panel * width), width));
     });
   }
   double largest_input_update(const Sanity<T>& sanity) const {
@@ -158,7 +158,7 @@ class ContinualUpdate {
 
   void store_input_weights(int64_t panel, int moves) const {
     const typename Contrast<Tile>::Sum sum{{{sum_.get(), relaxation_.input()}}, 1};
-    contrast_.add_row_panel(sum, panel, network_.widths[1], network_.widths[0],
+    contrast_.add_row_panel(sum, panel, relaxation_.layers()[0].units, network_.shape.input.units(),
                             Blend<T>{T(1 - std::pow(1 - rate_[0] * weight_decay_, moves)), T(1)}, network_.weights[0]);
   }
 

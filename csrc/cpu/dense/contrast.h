@@ -38,14 +38,14 @@ class Contrast {
         learns_(learns_by(network_.free_feedback, shared_update)),
         moved_(workers),
         moved_below_(workers) {
-    for (int l = 0; l < network_.layers; ++l) {
+    for (int l = 0; l < network_.shape.layer_count(); ++l) {
       const int64_t panels = relaxation.layers()[l].panels;
       for (std::vector<Buffer<T>>& moved : moved_) moved.emplace_back(panels * stride());
       if (relaxation.gate() == Gate::connection)
         for (std::vector<Buffer<T>>& moved : moved_below_) moved.emplace_back(panels * stride());
       for (int64_t panel = 0; panel < panels; ++panel) {
         row_panels_.push_back({l, panel});
-        row_cost_.push_back(row_cost_.back() + static_cast<double>(network_.widths[l]));
+        row_cost_.push_back(row_cost_.back() + static_cast<double>(network_.shape.units_below(l)));
       }
     }
   }
@@ -53,7 +53,7 @@ class Contrast {
   // d, which every worker takes for itself: it reads the states in any case, and reading another's d would fetch as
   // many lines again from that core.
   void differ(const Worker& worker, const Between& between) {
-    for (int l = 0; l < network_.layers; ++l) {
+    for (int l = 0; l < network_.shape.layer_count(); ++l) {
       const T* before = shown(between.earlier, l);
       const T* after = shown(between.later, l);
       T* d = moved_[worker.index][l].get();
@@ -61,7 +61,7 @@ class Contrast {
       for (int64_t i = 0; i < count; ++i) d[i] = after[i] - before[i];
       if (relaxation_.gate() == Gate::none) continue;
       const StateBuffer<T>& slopes = relaxation_.buffer(between.slopes, l);
-      if (slopes.down != slopes.up && l + 1 < network_.layers) {
+      if (slopes.down != slopes.up && l < network_.shape.output) {
         T* d_below = moved_below_[worker.index][l].get();
         for (int64_t i = 0; i < count; ++i) d_below[i] = d[i] * slopes.down[i];
       }
@@ -139,7 +139,8 @@ class Contrast {
     const Range mine = worker.share(row_cost_);
     for (int64_t item = mine.begin; item < mine.end; ++item) {
       const auto [c, panel] = row_panels_[item];
-      const int64_t upper = network_.widths[c + 1], lower = network_.widths[c], first = panel * width;
+      const int64_t upper = relaxation_.layers()[c].units, lower = relaxation_.layers()[c].below.depth,
+                    first = panel * width;
       add_row_panel(sum_of(worker, c, Copy::weights, between), panel, upper, lower, blend, to.gradients[c]);
       if (c > 0 && network_.free_feedback)
         add_row_panel(sum_of(worker, c, Copy::feedback, between), panel, upper, lower, blend,
@@ -154,12 +155,12 @@ class Contrast {
   // in `buffer`. No barrier.
   void add_to_readout(const Worker& worker, const T* error, int buffer, const Blend<T>& blend, T* weights,
                       T* biases) const {
-    const int64_t classes = network_.classes();
-    const Sum sum{{{error, relaxation_.buffer(buffer, network_.layers - 1).state}}, 1};
+    const int64_t classes = network_.shape.classes;
+    const Sum sum{{{error, relaxation_.buffer(buffer, network_.shape.output).state}}, 1};
     const Range mine = worker.share(panels_of(classes, width));
     for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
       const int64_t first = panel * width;
-      add_row_panel(sum, panel, classes, network_.widths[network_.layers], blend, weights);
+      add_row_panel(sum, panel, classes, relaxation_.layers().back().units, blend, weights);
       if (biases) add_batch_sum(error + panel * stride(), blend, biases + first, lanes_used<Tile>(classes, first));
     }
   }

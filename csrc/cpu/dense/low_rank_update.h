@@ -24,7 +24,7 @@ class LowRankUpdate {
   LowRankUpdate(const CepCall<T>& call, const Relaxation<Tile>& relaxation, const Contrast<Tile>& contrast)
       : relaxation_(relaxation), contrast_(contrast), network_(call.network) {
     const int64_t n = relaxation.batch();
-    for (int l = 0; l < network_.layers; ++l) {
+    for (int l = 0; l < layer_count(); ++l) {
       rate_.push_back(static_cast<T>(call.lr[l] / (call.nudge.beta * static_cast<double>(n))));
       away_.push_back(Buffer<T>::zeros(relaxation.layers()[l].panels * n * width));
       of_away_.emplace_back(relaxation.padded(n) * n);
@@ -35,11 +35,11 @@ class LowRankUpdate {
   // The B x B matrices of a step from buffer `from`. Every worker takes some rows of each. Ends with a barrier.
   void prepare(const Worker& worker, int from) {
     const Range rows = worker.share(relaxation_.batch());
-    for (int l = 0; l < network_.layers; ++l)
+    for (int l = 0; l < layer_count(); ++l)
       for (int64_t row = rows.begin; row < rows.end; ++row)
         for (int64_t sample = 0; sample < relaxation_.batch(); ++sample)
           of_away_[l].get()[at(row, sample)] = of_free_[l].get()[at(row, sample)] = 0;
-    for (int m = 0; m < network_.layers; ++m) {
+    for (int m = 0; m < layer_count(); ++m) {
       const T* seen = relaxation_.buffer(from, m).seen;
       add_products_with(seen, seen, m, rows, of_away_);
       add_products_with(seen, away_[m].get(), m, rows, of_free_);
@@ -51,7 +51,7 @@ class LowRankUpdate {
   void correct(const Item& item, const Range& rows, T* drive) const {
     const int64_t n = relaxation_.batch(), stride = n * width, at = item.panel * stride, row = rows.begin * width;
     const int64_t count = rows.end - rows.begin;
-    const T* free = relaxation_.buffer(Relaxation<Tile>::kept_free, item.layer).seen + at;
+    const T* free = relaxation_.buffer(kept_free, item.layer).seen + at;
     const int64_t lanes = lanes_used<Tile>(relaxation_.layers()[item.layer].units, item.panel * width);
     const Start<T> from{drive, width};
     add_products<Tile>(drive, from, of_away_[item.layer].get() + row, stride, away_[item.layer].get() + at, n, count,
@@ -62,7 +62,7 @@ class LowRankUpdate {
   // D of a panel, by its owner, once it has moved to buffer `to`.
   void follow(const Item& item, int to) {
     const int64_t count = relaxation_.batch() * width, at = item.panel * count;
-    const T* free = relaxation_.buffer(Relaxation<Tile>::kept_free, item.layer).seen + at;
+    const T* free = relaxation_.buffer(kept_free, item.layer).seen + at;
     const T* seen = relaxation_.buffer(to, item.layer).seen + at;
     T* away = away_[item.layer].get() + at;
     for (int64_t i = 0; i < count; ++i) away[i] = seen[i] - free[i];
@@ -73,16 +73,17 @@ class LowRankUpdate {
     relaxation_.for_each_item(part, [&](const Item& item) {
       const auto [c, panel] = item;
       if (c == 0) return;
-      const typename Contrast<Tile>::Sum sum{
-          {{away_[c].get(), relaxation_.buffer(buffer, c - 1).seen},
-           {relaxation_.buffer(Relaxation<Tile>::kept_free, c).seen, away_[c - 1].get()}},
-          2};
-      contrast_.add_row_panel(sum, panel, network_.widths[c + 1], network_.widths[c], Blend<T>{0, rate_[c]},
-                              network_.weights[c]);
+      const typename Contrast<Tile>::Sum sum{{{away_[c].get(), relaxation_.buffer(buffer, c - 1).seen},
+                                              {relaxation_.buffer(kept_free, c).seen, away_[c - 1].get()}},
+                                             2};
+      contrast_.add_row_panel(sum, panel, relaxation_.layers()[c].units, relaxation_.layers()[c - 1].units,
+                              Blend<T>{0, rate_[c]}, network_.weights[c]);
     });
   }
 
  private:
+  int layer_count() const { return network_.shape.layer_count(); }
+
   // Where [batch][batch] matrices, in panels of their columns, hold an element.
   int64_t at(int64_t row, int64_t sample) const {
     return sample / width * relaxation_.batch() * width + row * width + sample % width;
@@ -100,7 +101,7 @@ class LowRankUpdate {
         for (int j = 0; j < Block::columns; ++j) right[j] = other + std::min(sample + j, n - 1) * width;
         const auto products = Block::of(left, right, n * width, relaxation_.layers()[m].units);
         for (const int l : {m - 1, m + 1}) {
-          if (l < 0 || l >= network_.layers) continue;
+          if (l < 0 || l >= layer_count()) continue;
           const T rate = rate_[l > m ? l : m];
           for (int64_t i = 0; i < Block::rows && row + i < rows.end; ++i)
             for (int64_t j = 0; j < Block::columns && sample + j < n; ++j)

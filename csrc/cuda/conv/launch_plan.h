@@ -16,14 +16,10 @@ namespace ceprop::cuda::conv {
 
 // What a plan depends on of a call.
 struct Shape {
-  std::vector<MapShape> maps;  // the input's, and above every connection
-  std::vector<Convolution> convolutions;
-  bool readout, free_feedback, energy, asynchronous;
+  const NetworkShape& network;
+  bool free_feedback, energy;
   int64_t batch;
   int64_t number_bytes;  // 4 or 8
-
-  int connections() const { return static_cast<int>(maps.size()) - 1; }
-  int layers() const { return connections() - readout; }
 };
 
 struct Plan {
@@ -52,20 +48,17 @@ inline int64_t divided(int64_t value, int64_t by) { return (value + by - 1) / by
 // Of what the kernel counts in 32 bits, the largest.
 inline int64_t largest_count(const Shape& shape) {
   int64_t most = 0;
-  for (int c = 0; c < shape.connections(); ++c) {
-    const MapShape &below = shape.maps[c], &above = shape.maps[c + 1];
-    const bool dense = c >= static_cast<int>(shape.convolutions.size());
-    const int64_t window = dense ? 1 : shape.convolutions[c].places();
-    const int64_t taps =
-        dense ? below.height * below.width : shape.convolutions[c].kernel[0] * shape.convolutions[c].kernel[1];
-    most = std::max({most, shape.batch * below.units(), shape.batch * above.units() * window,
-                     above.channels * below.channels * taps});
+  for (int c = 0; c < shape.network.connection_count(); ++c) {
+    const NetworkShape& network = shape.network;
+    most =
+        std::max({most, shape.batch * network.units_below(c),
+                  shape.batch * network.units_above(c) * network.as_convolution(c).places(), network.weight_count(c)});
   }
   return most;
 }
 
 inline Link link_of(const Shape& shape, int c) {
-  const MapShape &below = shape.maps[c], &above = shape.maps[c + 1];
+  const MapShape below = shape.network.below(c), above = shape.network.above(c);
   const auto number = [](int64_t value) { return static_cast<int>(value); };
   Link link{};
   link.channels_below = number(below.channels);
@@ -74,18 +67,17 @@ inline Link link_of(const Shape& shape, int c) {
   link.channels = number(above.channels);
   link.height = number(above.height);
   link.width = number(above.width);
-  link.dense = c >= static_cast<int>(shape.convolutions.size());
-  const Convolution made =
-      link.dense ? Convolution{{below.height, below.width}, {1, 1}, {0, 0}, {1, 1}, Pool::none} : shape.convolutions[c];
-  link.kernel_height = number(made.kernel[0]);
-  link.kernel_width = number(made.kernel[1]);
-  link.stride_y = number(made.stride[0]);
-  link.stride_x = number(made.stride[1]);
-  link.padding_y = number(made.padding[0]);
-  link.padding_x = number(made.padding[1]);
-  link.window_y = number(made.window[0]);
-  link.window_x = number(made.window[1]);
-  link.pool = made.pool;
+  link.dense = !shape.network.is_convolution(c);
+  const Convolution of = shape.network.as_convolution(c);
+  link.kernel_height = number(of.kernel[0]);
+  link.kernel_width = number(of.kernel[1]);
+  link.stride_y = number(of.stride[0]);
+  link.stride_x = number(of.stride[1]);
+  link.padding_y = number(of.padding[0]);
+  link.padding_x = number(of.padding[1]);
+  link.window_y = number(of.window[0]);
+  link.window_x = number(of.window[1]);
+  link.pool = of.pool;
   link.taps = link.kernel_height * link.kernel_width;
   link.depth = link.channels_below * link.taps;
   link.pixels_below = link.height_below * link.width_below;
@@ -113,20 +105,20 @@ inline Tiles tiles_down(const Link& link, int64_t batch, int pass) {
   return tiles_of(link.channels_below, batch * link.pixels_below, 1, int64_t(link.channels) * link.taps, pass);
 }
 
-// What the parts of a step consist of: lifts and moves, of both halves where there are two.
+// What the parts of a step consist of: lifts and moves, of both turns where there are two.
 inline std::vector<std::vector<Tiles>> parts_of_step(const Shape& shape, const std::vector<Link>& links, int pass) {
   std::vector<std::vector<Tiles>> parts;
-  const int halves = shape.asynchronous ? 2 : 1;
-  for (int half = 0; half < halves; ++half) {
-    const auto moves = [&](int layer) { return layer % halves == half; };
+  const int turns = shape.network.turn_count();
+  for (int turn = 0; turn < turns; ++turn) {
+    const auto moves = [&](int layer) { return layer % turns == turn; };
     std::vector<Tiles> lifts, moved;
-    for (int c = 1; c < shape.layers(); ++c) {
+    for (int c = 1; c < shape.network.layer_count(); ++c) {
       const bool picks = links[c].pool == Pool::max && moves(c - 1), apart = picks && shape.free_feedback;
       if (moves(c) || (picks && !apart)) lifts.push_back(tiles_up(links[c], shape.batch, pass));
       if (apart) lifts.push_back(tiles_up(links[c], shape.batch, pass));
     }
-    for (int l = half; l < shape.layers(); l += halves) {
-      if (l + 1 < shape.connections())
+    for (const int l : shape.network.turns[turn]) {
+      if (l + 1 < shape.network.connection_count())
         moved.push_back(tiles_down(links[l + 1], shape.batch, pass));
       else
         moved.push_back(tiles_of(links[l].channels, shape.batch * links[l].pixels, 1, 0, pass));
@@ -174,14 +166,15 @@ inline double library_microseconds(const Device& device, const Shape& shape, con
   constexpr double kernels_of_connection = 6, kernel = 3, gigahertz = 1.5;
   const double lanes = device.compute_capability == 75 || device.compute_capability == 80 ? 64 : 128;
   double multiplications = 0;
-  for (int c = 1; c < shape.layers(); ++c)
-    multiplications += (links[c].pool == Pool::max && (shape.free_feedback || shape.asynchronous) ? 3.0 : 2.0) *
-                       static_cast<double>(shape.batch * links[c].positions) * links[c].channels * links[c].depth;
+  for (int c = 1; c < shape.network.layer_count(); ++c)
+    multiplications +=
+        (links[c].pool == Pool::max && (shape.free_feedback || shape.network.turn_count() > 1) ? 3.0 : 2.0) *
+        static_cast<double>(shape.batch * links[c].positions) * links[c].channels * links[c].depth;
   const double rate = 0.8 * device.multiprocessors * lanes * gigahertz * 1000 *
                       (shape.number_bytes == 8 ? 0.5
                        : tf32                  ? 4
                                                : 1);
-  return kernels_of_connection * kernel * shape.layers() + multiplications / rate;
+  return kernels_of_connection * kernel * shape.network.layer_count() + multiplications / rate;
 }
 
 // Contrasts are cut so that there are about two tiles for every block, of at least 64 positions.
@@ -213,14 +206,14 @@ int64_t lay_out(const Shape& shape, const std::vector<Link>& links, const Layout
     to = reinterpret_cast<Number*>(begin + used);
     used += rounded_up(count * static_cast<int64_t>(sizeof(Number)), 256);
   };
-  const int layers = shape.layers();
-  take(w.x, shape.batch * shape.maps[0].units());
+  const int layers = shape.network.layer_count();
+  take(w.x, shape.batch * shape.network.input.units());
   for (T** of_classes : {&w.target, &w.error, &w.end_error[0], &w.end_error[1]})
-    take(*of_classes, shape.batch * shape.maps.back().units());
+    take(*of_classes, shape.batch * shape.network.classes);
   for (int l = 0; l < layers; ++l) {
-    const int64_t units = shape.batch * shape.maps[l + 1].units();
+    const int64_t units = shape.batch * shape.network.layers[l].units();
     take(w.drive[l], units);
-    for (int field = 0; field < fields; ++field) {
+    for (int field = 0; field < state_buffers; ++field) {
       take(w.state[field][l], units);
       if (shape.energy)
         take(w.seen[field][l], units);
@@ -228,7 +221,7 @@ int64_t lay_out(const Shape& shape, const std::vector<Link>& links, const Layout
         w.seen[field][l] = w.state[field][l];
     }
   }
-  for (int c = 0; c < shape.connections(); ++c) {
+  for (int c = 0; c < shape.network.connection_count(); ++c) {
     const Link& link = links[c];
     const int copies = shape.free_feedback && c > 0 && c < layers ? 2 : 1;
     for (int copy = 0; copy < copies && link.pool != Pool::none; ++copy)
@@ -291,13 +284,13 @@ inline Planned plan_launch(const Device& device, const Shape& shape, Precision p
     return "precision 'tf32' needs a device of compute capability 8.0, got " +
            std::to_string(device.compute_capability / 10) + "." + std::to_string(device.compute_capability % 10);
   std::vector<Link> links;
-  for (int c = 0; c < shape.connections(); ++c) links.push_back(link_of(shape, c));
+  for (int c = 0; c < shape.network.connection_count(); ++c) links.push_back(link_of(shape, c));
   const LibraryCalls calls{tf32, library_microseconds(device, shape, links, tf32)};
   const int64_t longest_pass = shape.number_bytes == 4 ? 64 : 32;
-  const bool has_room = std::all_of(shape.convolutions.begin(), shape.convolutions.end(),
-                                    [&](const Convolution& made) { return made.places() <= longest_pass; });
-  const bool fits =
-      !tf32 && has_room && shape.layers() <= most_layers && largest_count(shape) <= std::numeric_limits<int>::max();
+  const bool has_room =
+      std::all_of(links.begin(), links.end(), [&](const Link& link) { return link.window <= longest_pass; });
+  const bool fits = !tf32 && has_room && shape.network.layer_count() <= most_layers &&
+                    largest_count(shape) <= std::numeric_limits<int>::max();
   const std::optional<Plan> plan = fits && engine != Engine::graph ? fastest(device, shape, links) : std::nullopt;
   if (plan && (engine == Engine::launch || plan->step_us <= calls.step_us)) return *plan;
   if (engine == Engine::launch)

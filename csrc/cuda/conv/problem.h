@@ -37,13 +37,13 @@ struct alignas(16) Spot {
 
 template <class T>
 struct Workspace {
-  T* x;                           // rho(x) in energy dynamics
-  T* target;                      // [classes][batch]
-  T* error;                       // [classes][batch]: logits, then beta (y - softmax)
-  T* end_error[2];                // [classes][batch]: y - softmax at the ends of the nudged phases
-  T* state[fields][most_layers];  // maps
-  T* seen[fields][most_layers];   // maps: rho(state) in energy dynamics, else the same memory
-  T* drive[most_layers];          // maps: F_l of what is below layer l
+  T* x;                                  // rho(x) in energy dynamics
+  T* target;                             // [classes][batch]
+  T* error;                              // [classes][batch]: logits, then beta (y - softmax)
+  T* end_error[2];                       // [classes][batch]: y - softmax at the ends of the nudged phases
+  T* state[state_buffers][most_layers];  // maps
+  T* seen[state_buffers][most_layers];   // maps: rho(state) in energy dynamics, else the same memory
+  T* drive[most_layers];                 // maps: F_l of what is below layer l
   // [channels][batch][positions]: maps above a pooling brought back to the places that the weights, or V, picked: what
   // a step's states are driven by (the first), or a contrast's earlier and later ones.
   T* unpooled[2][2][most_layers];

@@ -11,8 +11,7 @@ namespace ceprop::cuda::conv {
 template <class Call>
 Shape shape_of(const Call& call, int64_t number_bytes) {
   const auto& network = call.network;
-  return {network.maps,         network.convolutions, network.readout, network.free_feedback, has_energy(network.rules),
-          network.asynchronous, call.batch.size,      number_bytes};
+  return {network.shape, network.free_feedback, has_energy(network.rules), call.batch.size, number_bytes};
 }
 
 // `memory`: plan.workspace_bytes of the device's global memory, 256-byte aligned.

@@ -18,7 +18,6 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
   const Stages& stages = p.stages;
   const bool cep = stages.op == Op::cep_step, learns = stages.op != Op::relax;
   const int halves = p.asynchronous ? 2 : 1;
-  const auto buffer_of = [&](Kept kept, int last) { return ceprop::buffer_of(kept, last, kept_free, kept_plus); };
   int field = 0, learnt = 0;
   bool lifts_input = true;
   if (cep) remember(p, learning);

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "../../../csrc/cuda/problem_of.h"
+#include "../../../csrc/model/chain.h"
 
 using namespace ceprop;
 
@@ -65,7 +66,7 @@ class Run {
       read_common(call);
       call.steps = static_cast<int>(input_.integer());
       if (input_.integer())
-        for (int l = 0; l < call.network.layers; ++l) call.initial.push_back(input_.array(arrays_));
+        for (int l = 0; l < call.network.shape.layer_count(); ++l) call.initial.push_back(input_.array(arrays_));
       call.states = results(call, 1);
       execute(call, op);
     } else if (op == Op::ep_step) {
@@ -95,33 +96,34 @@ class Run {
   template <class Call>
   void read_common(Call& call) {
     Network<T>& network = call.network;
-    network.readout = input_.integer();
+    const bool readout = input_.integer();
     network.free_feedback = input_.integer();
-    network.asynchronous = input_.integer();
-    const std::vector<int64_t> maps = input_.integers(), made = input_.integers();
-    for (size_t i = 0; i < maps.size(); i += 3) network.maps.push_back({maps[i], maps[i + 1], maps[i + 2]});
-    for (const MapShape& map : network.maps) network.widths.push_back(map.units());
+    const bool asynchronous = input_.integer();
+    const std::vector<int64_t> sizes = input_.integers(), made = input_.integers();
+    std::vector<MapShape> maps;
+    for (size_t i = 0; i < sizes.size(); i += 3) maps.push_back({sizes[i], sizes[i + 1], sizes[i + 2]});
+    std::vector<Convolution> convolutions;
     for (size_t i = 0; i < made.size(); i += 9)
-      network.convolutions.push_back({{made[i], made[i + 1]},
-                                      {made[i + 2], made[i + 3]},
-                                      {made[i + 4], made[i + 5]},
-                                      {made[i + 6], made[i + 7]},
-                                      static_cast<Pool>(made[i + 8])});
-    network.layers = static_cast<int>(network.widths.size()) - 1 - network.readout;
+      convolutions.push_back({{made[i], made[i + 1]},
+                              {made[i + 2], made[i + 3]},
+                              {made[i + 4], made[i + 5]},
+                              {made[i + 6], made[i + 7]},
+                              static_cast<Pool>(made[i + 8])});
+    network.shape = chain_of(maps, convolutions, readout, network.free_feedback, asynchronous);
+    const int layers = network.shape.layer_count();
     const auto activation = static_cast<Activation>(input_.integer());
     const auto output_activation = static_cast<Activation>(input_.integer());
     const auto dynamics = static_cast<Dynamics>(input_.integer());
     const bool clips = input_.integer();
     const double dt = input_.real();
     network.input_activation = activation;
-    for (int l = 0; l < network.layers; ++l) {
-      const bool is_top = l + 1 == network.layers;
-      network.rules.push_back({is_top && !network.readout ? output_activation : activation, dynamics,
+    for (int l = 0; l < layers; ++l) {
+      const bool is_top = l + 1 == layers;
+      network.rules.push_back({is_top && !readout ? output_activation : activation, dynamics,
                                !is_top && !network.free_feedback, clips, dt});
     }
-    const size_t connections = network.widths.size() - 1;
     for (auto* list : {&network.weights, &network.biases, &network.feedback}) {
-      const size_t count = list == &network.feedback ? (network.free_feedback ? network.layers - 1 : 0) : connections;
+      const size_t count = list == &network.feedback ? (network.free_feedback ? layers - 1 : 0) : maps.size() - 1;
       for (size_t i = 0; i < count; ++i) {
         list->push_back(input_.array(arrays_));
         if (list->back()) parameters_.push_back(arrays_.back());
@@ -161,7 +163,7 @@ class Run {
   std::vector<T*> results(const Call& call, int phases) {
     std::vector<T*> all;
     for (int phase = 0; phase < phases; ++phase)
-      for (int l = 0; l < call.network.layers; ++l) all.push_back(result(call.batch.size * call.network.widths[l + 1]));
+      for (const MapShape& layer : call.network.shape.layers) all.push_back(result(call.batch.size * layer.units()));
     return all;
   }
 

@@ -7,6 +7,7 @@
 #include <random>
 
 #include "../../../csrc/cpu/kernels_prelude.h"
+#include "../../../csrc/model/chain.h"
 #include "../../../csrc/model/costs.h"
 
 #define CEPROP_SET portable
@@ -71,11 +72,9 @@ struct Settings {
   unsigned seed;
 };
 
-template <class T>
-void describe_maps(const Settings& settings, Network<T>& network) {
+NetworkShape shape_of(const Settings& settings) {
   const std::vector<Convolution>& convolutions = settings.chain.convolutions;
-  network.convolutions = convolutions;
-  network.maps.push_back(convolutions.empty() ? MapShape{settings.widths[0], 1, 1} : settings.chain.input);
+  std::vector<MapShape> maps{convolutions.empty() ? MapShape{settings.widths[0], 1, 1} : settings.chain.input};
   for (size_t c = 0; c + 1 < settings.widths.size(); ++c) {
     MapShape above{settings.widths[c + 1], 1, 1};
     if (c < convolutions.size()) {
@@ -83,32 +82,21 @@ void describe_maps(const Settings& settings, Network<T>& network) {
         const Convolution& made = convolutions[c];
         return ((of + 2 * made.padding[i] - made.kernel[i]) / made.stride[i] + 1) / made.window[i];
       };
-      above = {above.channels, size(0, network.maps.back().height), size(1, network.maps.back().width)};
+      above = {above.channels, size(0, maps.back().height), size(1, maps.back().width)};
     }
-    network.maps.push_back(above);
+    maps.push_back(above);
   }
-  for (const MapShape& map : network.maps) network.widths.push_back(map.units());
-}
-
-// Numbers of the weight of connection c.
-template <class T>
-int64_t weights_of(const Network<T>& network, size_t c) {
-  if (c >= network.convolutions.size()) return network.widths[c] * network.widths[c + 1];
-  const std::array<int64_t, 2> kernel = network.convolutions[c].kernel;
-  return network.maps[c + 1].channels * network.maps[c].channels * kernel[0] * kernel[1];
+  return chain_of(maps, convolutions, settings.readout, settings.free_feedback, settings.asynchronous);
 }
 
 template <class T>
 Network<T> random_network(const Settings& settings, Memory<T>& memory) {
   Network<T> network;
-  network.layers = static_cast<int>(settings.widths.size()) - 1 - settings.readout;
-  network.readout = settings.readout;
+  network.shape = shape_of(settings);
   network.free_feedback = settings.free_feedback;
-  network.asynchronous = settings.asynchronous;
-  describe_maps(settings, network);
   network.input_activation = settings.activation;
-  for (int l = 0; l < network.layers; ++l) {
-    const bool is_top = l + 1 == network.layers;
+  for (int l = 0; l < network.shape.layer_count(); ++l) {
+    const bool is_top = l == network.shape.output;
     const bool linear = is_top && !settings.readout && settings.loss == Loss::cross_entropy;
     network.rules.push_back({linear ? Activation::linear : settings.activation, settings.dynamics,
                              !is_top && !settings.free_feedback, true, 0.3});
@@ -118,13 +106,12 @@ Network<T> random_network(const Settings& settings, Memory<T>& memory) {
     memory.watch(data, count);
     return data;
   };
-  for (size_t c = 0; c + 1 < settings.widths.size(); ++c) {
-    const int64_t count = weights_of(network, c), above = network.maps[c + 1].channels;
+  for (int c = 0; c < network.shape.connection_count(); ++c) {
+    const int64_t count = network.shape.weight_count(c), above = network.shape.above(c).channels;
     const double scale = 0.5 * std::sqrt(static_cast<double>(above) / static_cast<double>(count));
     network.weights.push_back(parameter(count, scale));
     network.biases.push_back(settings.bias ? parameter(above, 0.3) : nullptr);
-    if (settings.free_feedback && c > 0 && static_cast<int>(c) < network.layers)
-      network.feedback.push_back(parameter(count, scale));
+    if (network.shape.connections[c].feedback >= 0) network.feedback.push_back(parameter(count, scale));
   }
   return network;
 }
@@ -133,7 +120,7 @@ template <class T>
 std::vector<T*> states(const Network<T>& network, int64_t batch, int phases, Memory<T>& memory) {
   std::vector<T*> result;
   for (int phase = 0; phase < phases; ++phase)
-    for (int l = 0; l < network.layers; ++l) result.push_back(memory.result(batch * network.widths[l + 1]));
+    for (const MapShape& layer : network.shape.layers) result.push_back(memory.result(batch * layer.units()));
   return result;
 }
 
@@ -141,8 +128,8 @@ template <class T>
 std::vector<T> run(const Settings& settings, int threads) {
   Memory<T> memory(settings.seed);
   const Network<T> network = random_network(settings, memory);
-  const Batch<T> batch{settings.batch, memory.random(settings.batch * network.widths[0], 1),
-                       memory.random(settings.batch * network.classes(), 1)};
+  const Batch<T> batch{settings.batch, memory.random(settings.batch * network.shape.input.units(), 1),
+                       memory.random(settings.batch * network.shape.classes, 1)};
   const Nudge nudge{0.3, settings.at, settings.loss};
   int64_t steps_used[4] = {};
   const Stop stop{settings.tolerance, steps_used};
@@ -169,11 +156,11 @@ std::vector<T> run(const Settings& settings, int threads) {
     EpCall<T> call;
     learn(call);
     call.accumulate = settings.accumulate;
-    for (size_t c = 0; c < network.weights.size(); ++c) {
-      const int64_t count = weights_of(network, c);
+    for (int c = 0; c < network.shape.connection_count(); ++c) {
+      const int64_t count = network.shape.weight_count(c);
       call.gradients.push_back(memory.result(count));
-      call.bias_gradients.push_back(settings.bias ? memory.result(network.maps[c + 1].channels) : nullptr);
-      if (c > 0 && c <= network.feedback.size()) call.feedback_gradients.push_back(memory.result(count));
+      call.bias_gradients.push_back(settings.bias ? memory.result(network.shape.above(c).channels) : nullptr);
+      if (network.shape.connections[c].feedback >= 0) call.feedback_gradients.push_back(memory.result(count));
     }
     kernels.ep_step(call, threads);
   } else {
@@ -191,10 +178,9 @@ std::vector<T> run(const Settings& settings, int threads) {
 
 // Forms drawn among the exact ones.
 Forms random_forms(const Settings& settings, std::mt19937& draw) {
-  const StepShape shape{.widths = settings.widths,
-                        .readout = settings.readout,
+  const NetworkShape network = shape_of(settings);
+  const StepShape shape{.network = network,
                         .free_feedback = settings.free_feedback,
-                        .asynchronous = settings.asynchronous,
                         .symmetric = settings.symmetric,
                         .accumulate = false,
                         .shared_update = settings.shared_update,
