@@ -14,26 +14,21 @@ namespace ceprop::aten {
 // body(pointer, count) for every array that belongs to this call alone; parameters do not. Pointers may be changed.
 template <class T, class Body>
 void for_each_input(RelaxCall<T>& call, const Body& body) {
-  body(call.batch.x, call.batch.size * call.network.widths[0]);
-  if (call.batch.target) body(call.batch.target, call.batch.size * call.network.classes());
-  for (size_t l = 0; l < call.initial.size(); ++l) body(call.initial[l], call.batch.size * call.network.widths[l + 1]);
+  const NetworkShape& shape = call.network.shape;
+  body(call.batch.x, call.batch.size * shape.input.units());
+  if (call.batch.target) body(call.batch.target, call.batch.size * shape.classes);
+  for (size_t l = 0; l < call.initial.size(); ++l) body(call.initial[l], call.batch.size * shape.layers[l].units());
 }
 template <class T, class Body>
 void for_each_input(LearnCall<T>& call, const Body& body) {
-  body(call.batch.x, call.batch.size * call.network.widths[0]);
-  body(call.batch.target, call.batch.size * call.network.classes());
-}
-
-template <class T>
-int64_t weights_of(const Network<T>& network, size_t c) {
-  const MapShape &below = network.maps[c], &above = network.maps[c + 1];
-  if (c >= network.convolutions.size()) return above.units() * below.units();
-  return above.channels * below.channels * network.convolutions[c].kernel[0] * network.convolutions[c].kernel[1];
+  body(call.batch.x, call.batch.size * call.network.shape.input.units());
+  body(call.batch.target, call.batch.size * call.network.shape.classes);
 }
 
 template <class T, class Body>
 void for_each_state(const Network<T>& network, int64_t batch, std::vector<T*>& states, const Body& body) {
-  for (size_t i = 0; i < states.size(); ++i) body(states[i], batch * network.widths[1 + i % network.layers]);
+  const std::vector<MapShape>& layers = network.shape.layers;
+  for (size_t i = 0; i < states.size(); ++i) body(states[i], batch * layers[i % layers.size()].units());
 }
 template <class T, class Body>
 void for_each_output(RelaxCall<T>& call, const Body& body) {
@@ -49,10 +44,12 @@ void for_each_output_of_phases(LearnCall<T>& call, int64_t phases, const Body& b
 template <class T, class Body>
 void for_each_output(EpCall<T>& call, const Body& body) {
   for_each_output_of_phases(call, call.symmetric ? 3 : 2, body);
-  for (size_t c = 0; c < call.gradients.size(); ++c) {
-    body(call.gradients[c], weights_of(call.network, c));
-    if (call.bias_gradients[c]) body(call.bias_gradients[c], call.network.maps[c + 1].channels);
-    if (c > 0 && c <= call.feedback_gradients.size()) body(call.feedback_gradients[c - 1], weights_of(call.network, c));
+  const NetworkShape& shape = call.network.shape;
+  for (int c = 0; c < shape.connection_count(); ++c) {
+    body(call.gradients[c], shape.weight_count(c));
+    if (call.bias_gradients[c]) body(call.bias_gradients[c], shape.above(c).channels);
+    const int feedback = shape.connections[c].feedback;
+    if (feedback >= 0) body(call.feedback_gradients[feedback], shape.weight_count(c));
   }
 }
 template <class T, class Body>
@@ -91,10 +88,16 @@ class Key {
   void add(const MapShape& map) { add(map.channels, map.height, map.width); }
   void add(const UnitRule& rule) { add(rule.activation, rule.dynamics, rule.gain, rule.clip, rule.dt); }
   void add(const Nudge& nudge) { add(nudge.beta, nudge.at, nudge.loss); }
+  void add(const Connection& joint) {
+    add(joint.below, joint.above, joint.kind, joint.feedback);
+    if (joint.kind == Kind::convolution) add(joint.convolution);
+  }
+  void add(const NetworkShape& shape) {
+    add(shape.input, shape.layers, shape.connections, shape.turns, shape.output, shape.classes);
+  }
   template <class T>
   void add(const Network<T>& network) {
-    add(network.layers, network.readout, network.free_feedback, network.asynchronous, network.widths,
-        network.convolutions, network.maps, network.rules, network.input_activation, network.weights, network.biases,
+    add(network.shape, network.rules, network.input_activation, network.free_feedback, network.weights, network.biases,
         network.feedback);
   }
   template <class T>
@@ -104,7 +107,7 @@ class Key {
   template <class T>
   void add(const LearnCall<T>& call) {
     add(call.network, call.batch.size, call.nudge, call.free_steps, call.nudged_steps, call.symmetric,
-        call.shared_update);
+        call.shared_update, call.gate);
   }
   template <class T>
   void add(const EpCall<T>& call) {

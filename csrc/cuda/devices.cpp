@@ -3,7 +3,6 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
-#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -44,30 +43,20 @@ class Known {
   std::map<Key, Planned> plans_;
 };
 
-// Read at every call, so that a measurement may take one engine after the other.
-Engine engine_asked_for() {
-  const char* given = std::getenv("CEPROP_CUDA_ENGINE");
-  return given ? parse_engine(given) : Engine::automatic;
-}
-
 }  // namespace
 
-Planned plan_for(int index, const Shape& shape, Precision precision) {
-  using Key =
-      std::tuple<int, Precision, Engine, std::vector<int64_t>, bool, bool, bool, int64_t, int64_t, int, int64_t>;
+Planned plan_for(int index, const Shape& shape, Precision precision, Engine) {
+  using Key = std::tuple<int, Precision, std::vector<int64_t>, bool, bool, bool, int64_t, int64_t, int, int64_t>;
   static Known<Key, Planned> known;
   const Device device = properties_of(index);
-  const Engine engine = engine_asked_for();
-  const Key key{index,        precision,          engine,      shape.widths,       shape.readout,
-                shape.energy, shape.asynchronous, shape.batch, shape.number_bytes, shape.matrices,
-                shape.moving};
-  return known.get(key, [&] { return plan_launch(device, shape, precision, engine); });
+  const Key key{index, precision, shape.widths, shape.readout, shape.energy, shape.asynchronous, shape.batch,
+                shape.number_bytes, shape.matrices, shape.moving};
+  return known.get(key, [&] { return plan_launch(device, shape, precision); });
 }
 
-conv::Planned plan_for(int index, const conv::Shape& shape, Precision precision) {
+conv::Planned plan_for(int index, const conv::Shape& shape, Precision precision, Engine engine) {
   static Known<std::vector<int64_t>, conv::Planned> known;
   const Device device = properties_of(index);
-  const Engine engine = engine_asked_for();
   std::vector<int64_t> key{index,
                            static_cast<int64_t>(precision),
                            static_cast<int64_t>(engine),
