@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ceprop_cuda import ops
 from ceprop_cuda.bench.cases import Case, chosen_cases
-from ceprop_cuda.bench.contenders import ENGINES, by_engine, forced
+from ceprop_cuda.bench.contenders import ENGINES, by_engine
 from ceprop_cuda.bench.measure import CLOCKS, spread
 from ceprop_cuda.environment import environment
 from ceprop_cuda.tables import write_csv
@@ -59,8 +59,8 @@ def microseconds(case: Case, engine: str, free: int, nudged: int) -> float:
 
 def measured(case: Case, engine: str) -> Steps:
     net, x, _ = case.problem(torch.float32)
-    with forced(engine):
-        plan = ops.launch_plan(net.circuit(), x) if case.device == "cuda" else {}
+    named = ENGINES.get(engine, "auto")
+    plan = ops.launch_plan(net.circuit(), x, engine=named) if case.device == "cuda" else {}
     short, with_free, with_nudged = (microseconds(case, engine, *n) for n in ((2, 2), (2 + FREE, 2), (2, 2 + NUDGED)))
     return Steps(
         case.name,

@@ -39,7 +39,6 @@ def launch_plan(
     batch: int,
     number_bytes: int,
     precision: str,
-    engine: str = "auto",
 ) -> dict[str, Any]: ...
 def convolution_launch_plan(
     *,

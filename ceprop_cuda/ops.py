@@ -1,14 +1,17 @@
-"""The fused kernels, with the signatures of their specification in ``reference.py``.
+"""The kernels, with the signatures of their specification in ``reference.py``.
 
 The ops themselves are ``torch.ops.ceprop_cuda.{relax, ep_step, cep_step}``; ``csrc/library.cpp`` holds their
-contracts.
+contracts. Every function takes ``engine``, what computes the call: "launch", the fused kernels, which take chains of
+layers and on a GPU are one launch; "graph", PyTorch's operators around kernels of this library, which take any network
+and on a GPU are recorded in a CUDA graph; or "auto", the fused kernels where they can run, and on a GPU where they are
+expected to be the faster. For tests and measurements.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ except ImportError as error:
         f"({torch.__version__}) with `pip install --no-build-isolation .` in the source folder"
     ) from error
 
-from .spec.connections import POOLS_BY_LETTER, Convolution
+from .spec.connections import INPUT, POOLS_BY_LETTER, Connection, Convolution, Structure
 from .spec.dynamics import Circuit, Dynamics, Nudge, logits, state_shapes
 from .spec.reference import CEPResult, EPResult, PerParameter, Relaxed
 
@@ -42,18 +45,13 @@ def build_info() -> dict[str, str]:
 
 
 def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact", gate: str | None = None) -> str | None:
-    """Why the fused kernels cannot take this input in this precision, or learn from it with this gate, or None if they
-    can."""
-    if not circuit.structure.is_chain:
-        return "the fused kernels take chains of layers, this network is a graph"
+    """Why no kernels take this input in this precision, or learn from it with this gate, or None if some do."""
     if not torch.compiler.is_compiling() and _is_transformed():
         return "transforms of torch.func and forward-mode derivatives do not reach into the fused kernels"
     if x.dtype not in (torch.float32, torch.float64):
         return f"the fused kernels take float32 and float64, got {x.dtype}"
-    if gate is not None and (circuit.convolutions or x.device.type != "cpu"):
-        return f"of the fused kernels only those for dense layers on the CPU have a gate, got gate={gate!r}"
     if x.device.type == "cuda" and hasattr(_C, "cuda_device"):
-        return _launch_obstacle(**_launch_settings(circuit, x, precision))
+        return _precision_obstacle(circuit, x, precision, gate)
     if x.device.type == "cuda":
         return "this library was built without CUDA"
     if x.device.type != "cpu":
@@ -63,18 +61,37 @@ def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact", gate: str | 
     return None
 
 
+def _precision_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str | None) -> str | None:
+    """Why x's CUDA device does not compute in this precision. In "exact" PyTorch's operators take what does not run in
+    one launch; they round to one precision only."""
+    if precision == "exact":
+        return None
+    reason: str | None = (
+        "of networks that do not run in one launch the kernels take precision 'exact' or, for float32 on compute "
+        f"capability 8.0 and newer, 'tf32', got {precision!r}"
+    )
+    if circuit.structure.is_chain and gate is None:
+        reason = _launch_obstacle(**_launch_settings(circuit, x, precision))
+    takes_tf32 = x.dtype == torch.float32 and _C.cuda_device(x.device.index)["compute_capability"] >= 80
+    return None if precision == "tf32" and takes_tf32 else reason
+
+
 def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
-def launch_plan(circuit: Circuit, x: Tensor, precision: str = "exact") -> dict[str, Any]:
-    """How a call runs on x's CUDA device: in one launch, or by a library's calls if ``exchange`` is "library".
-    ValueError if it cannot. See launch_plan.h in csrc/cuda, or with convolutions in csrc/cuda/conv.
-
-    The environment variable CEPROP_CUDA_ENGINE forces one of the two, for tests and measurements: "launch" or "graph",
-    which is a library's calls in a CUDA graph; "auto" is the planner's choice, as if it were not set.
-    """
-    return _planned(**_launch_settings(circuit, x, precision))
+def launch_plan(circuit: Circuit, x: Tensor, precision: str = "exact", engine: str = "auto") -> dict[str, Any]:
+    """How a call without a gate runs on x's CUDA device: in one launch, or by PyTorch's operators if ``exchange`` is
+    "library". ValueError if it cannot. See launch_plan.h in csrc/cuda, or with convolutions in csrc/cuda/conv."""
+    if circuit.convolutions:
+        return _planned(**_launch_settings(circuit, x, precision), engine=engine)
+    if circuit.structure.is_chain and engine != "graph":
+        try:
+            return _planned(**_launch_settings(circuit, x, precision))
+        except ValueError:
+            if engine == "launch" or obstacle(circuit, x, precision) is not None:
+                raise
+    return {"exchange": "library"}
 
 
 def _launch_settings(circuit: Circuit, x: Tensor, precision: str) -> dict[str, Any]:
@@ -87,7 +104,6 @@ def _launch_settings(circuit: Circuit, x: Tensor, precision: str) -> dict[str, A
         "batch": len(x),
         "number_bytes": x.element_size(),
         "precision": precision,
-        "engine": os.environ.get("CEPROP_CUDA_ENGINE", "auto"),  # the ops read it themselves
     }
 
 
@@ -129,6 +145,7 @@ def relax(
     nudge: Nudge | None = None,
     tolerance: float | None = None,
     precision: str = "exact",
+    engine: str = "auto",
 ) -> Relaxed:
     """See :func:`ceprop_cuda.spec.reference.relax`; ``precision`` as for :class:`ceprop_cuda.EP`."""
     after, steps_used = _call(
@@ -143,6 +160,7 @@ def relax(
         loss="mse" if nudge is None else nudge.loss,
         **_dynamics(circuit),
         precision=precision,
+        engine=engine,
     )
     return Relaxed(after, steps_used)
 
@@ -160,6 +178,7 @@ def ep_step(
     shared_update: bool = False,
     gate: str | None = None,
     precision: str = "exact",
+    engine: str = "auto",
 ) -> EPResult:
     """See :func:`ceprop_cuda.spec.reference.ep_step`; ``precision`` as for :class:`ceprop_cuda.EP`."""
     of_weights, of_biases, of_feedback, free, nudged, steps_used = _call(
@@ -176,6 +195,7 @@ def ep_step(
         **_nudge(nudge),
         **_dynamics(circuit),
         precision=precision,
+        engine=engine,
     )
     biases = [None if b is None else of_b for b, of_b in zip(circuit.biases, of_biases, strict=True)]
     gradients = PerParameter(of_weights, biases, of_feedback)
@@ -197,6 +217,7 @@ def cep_step(
     gate: str | None = None,
     update: str = "auto",
     precision: str = "exact",
+    engine: str = "auto",
 ) -> CEPResult:
     """See :func:`ceprop_cuda.spec.reference.cep_step`; but the parameters of ``circuit`` move in place.
 
@@ -222,6 +243,7 @@ def cep_step(
         **_nudge(nudge),
         **_dynamics(circuit),
         precision=precision,
+        engine=engine,
     )
     return CEPResult(circuit, logits(before, free), free, _phases(circuit, nudged), steps_used)
 
@@ -238,13 +260,10 @@ def _with_own_readout(circuit: Circuit) -> Circuit:
     if not circuit.readout:
         return circuit
     c = circuit.biases[-1]
-    return Circuit(
-        [*circuit.weights[:-1], circuit.weights[-1].clone()],
-        [*circuit.biases[:-1], None if c is None else c.clone()],
-        circuit.free_feedback,
-        circuit.dynamics,
-        True,
-        circuit.convolutions,
+    return replace(
+        circuit,
+        weights=[*circuit.weights[:-1], circuit.weights[-1].clone()],
+        biases=[*circuit.biases[:-1], None if c is None else c.clone()],
     )
 
 
@@ -264,26 +283,36 @@ def _dynamics(circuit: Circuit) -> dict[str, Any]:
         "schedule": d.schedule,
         "feedback": "tied" if circuit.free_feedback is None else "free",
         "readout": circuit.readout,
-        **_convolutions(circuit),
+        **_structure(circuit.structure),
     }
 
 
-def _convolutions(circuit: Circuit) -> dict[str, Any]:
-    """How the convolutions are made, as the ops take it; nothing where there are none."""
-    made = circuit.convolutions
-    if not made:
-        return {}
-    return {
-        "strides": [number for c in made for number in c.stride],
-        "paddings": [number for c in made for number in c.padding],
-        "pools": _pool_letters(made),
-        "windows": [number for c in made for number in c.window],
-    }
+def _structure(structure: Structure) -> dict[str, Any]:
+    """How layers are joined, as the ops take it; nothing of a chain of dense layers."""
+    settings: dict[str, Any] = {}
+    if not structure.is_chain:
+        settings["joined"] = [layer for c in structure.connections for layer in (c.below, c.above)]
+    if structure.turns is not None:
+        turn_of = {layer: turn for turn, layers in enumerate(structure.turns) for layer in layers}
+        settings["turns"] = [turn_of[layer] for layer in range(structure.layers)]
+    made = [c.convolution for c in structure.connections]
+    while made and made[-1] is None:
+        made.pop()
+    if made:
+        shown = [c or Convolution() for c in made]
+        settings["strides"] = [number for c in shown for number in c.stride]
+        settings["paddings"] = [number for c in shown for number in c.padding]
+        settings["pools"] = _pool_letters(made)
+        settings["windows"] = [number for c in shown for number in c.window]
+    return settings
 
 
-def _pool_letters(made: Sequence[Convolution]) -> str:
+DENSE = "d"  # the letter of a connection that is no convolution
+
+
+def _pool_letters(made: Sequence[Convolution | None]) -> str:
     letters = {pool: letter for letter, pool in POOLS_BY_LETTER.items()}
-    return "".join(letters[c.pool] for c in made)
+    return "".join(DENSE if c is None else letters[c.pool] for c in made)
 
 
 def _window(made: Convolution) -> tuple[int, int]:
@@ -325,12 +354,25 @@ def _shapes(
     paddings: Sequence[int] = (),
     pools: str = "",
     windows: Sequence[int] = (),
+    joined: Sequence[int] = (),
     **_settings: Any,
 ) -> list[tuple[int, ...]]:
     """Of one sample's states, from the arguments of an op."""
+    inner = len(weights) - readout
     pairs = [list(zip(of[::2], of[1::2], strict=True)) for of in (strides, paddings, windows)]
-    made = tuple(Convolution(s, p, POOLS_BY_LETTER[letter], w) for letter, s, p, w in zip(pools, *pairs, strict=True))
-    return state_shapes(Circuit(weights, [], None, Dynamics(), readout, made), x.shape[2:])
+    made = [
+        None if letter == DENSE else Convolution(s, p, POOLS_BY_LETTER[letter], w)
+        for letter, s, p, w in zip(pools, *pairs, strict=True)
+    ]
+    made += [None] * (inner - len(made))
+    ends = list(zip(joined[::2], joined[1::2], strict=True)) or [(c - 1, c) for c in range(inner)]
+    structure = Structure(tuple(Connection(*end, of) for end, of in zip(ends, made, strict=True)), output=0)
+    reached = {INPUT}
+    for _ in ends:
+        reached |= {above for below, above in ends if below in reached}
+    if reached != {INPUT, *range(structure.layers)}:
+        raise ValueError(f"joined must lead from the input to every layer, got {joined}")
+    return state_shapes(Circuit(weights, [], None, Dynamics(), readout, joined=structure), x.shape[2:])
 
 
 def _new_steps(x: Tensor, phases: int) -> Tensor:

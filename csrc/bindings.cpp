@@ -122,16 +122,14 @@ std::map<std::string, int64_t> cuda_device(int index) {
 // that of continual EP in low rank. See cuda/launch_plan.h.
 pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes, int cluster_blocks,
                            const std::vector<int64_t>& widths, bool readout, bool energy, bool asynchronous,
-                           int64_t batch, int64_t number_bytes, const std::string& precision,
-                           const std::string& engine) {
+                           int64_t batch, int64_t number_bytes, const std::string& precision) {
   namespace cuda = ceprop::cuda;
   const ceprop::NetworkShape network = chain_of(widths, readout, false, asynchronous);
   int64_t biases = 0;
   for (const ceprop::MapShape& layer : network.layers) biases += layer.units();
   const cuda::Shape shape{network, energy, batch, number_bytes, 1 + 2 * network.layer_count(), biases};
-  const cuda::Planned planned =
-      cuda::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks}, shape,
-                        ceprop::parse_precision(precision), ceprop::parse_engine(engine));
+  const cuda::Planned planned = cuda::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks},
+                                                  shape, ceprop::parse_precision(precision));
   if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
   const cuda::Plan& plan = std::get<cuda::Plan>(planned);
   std::vector<std::vector<int>> layers(plan.layout.blocks);
@@ -228,7 +226,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("launch_plan", &launch_plan, py::kw_only(), py::arg("compute_capability"), py::arg("multiprocessors"),
         py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("widths"), py::arg("readout"), py::arg("energy"),
         py::arg("asynchronous"), py::arg("batch"), py::arg("number_bytes"), py::arg("precision"),
-        py::arg("engine") = "auto",
         "How a CUDA device would run a call: the kernel, its blocks and their memory, as a dict.");
   m.def("convolution_launch_plan", &convolution_launch_plan, py::kw_only(), py::arg("compute_capability"),
         py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("maps"),

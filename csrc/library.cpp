@@ -1,14 +1,20 @@
 // Every op's schema with its contract, in one list.
 //
-// Common to the three ops. L layers count from the input, n_in inputs; with a readout there are L + 1 connections.
-//   x         [B, n_in], B >= 1, float32 or float64; every other float tensor has its dtype and device
-//   weights   W[l] [n_l, n_{l-1}], input side first; with `readout` the last is R [classes, n_{L-1}]
-//   biases    b[l] [n_l] like the weights, or [0] for none
-//   strides, paddings, pools, windows  of the first connections, if they are convolutions: a letter each, "m" maximum,
-//             "a" average, "i" none, and two numbers each, height and width. Then x is [B, channels, height, width],
-//             W[l] [channels, channels below, kernel height, kernel width] and states are maps after the pooling; the
-//             last connection is dense
-//   feedback_weights  V[1], V[2], ... like W[1], W[2], ... when feedback = "free"; empty when "tied"
+// Common to the three ops. Connections are numbered as the weights are, layers 0 .. L - 1; n_l units in layer l.
+//   x         [B, n_in], B >= 1, or where a convolution starts at the input [B, channels, height, width]; float32 or
+//             float64; every other float tensor has its dtype and device
+//   joined    two numbers per connection: the layer below it, -1 for the input, and the layer above it. None: a chain,
+//             in which connection l joins layer l - 1, or the input, to layer l. There is no ring, and one layer, the
+//             output, at which no connection starts. With `readout` one connection more comes last, from the output
+//   turns     a number per layer: those of the lowest move first in a step, together, then those of the next. None: as
+//             `schedule` says
+//   weights   W[c] [n above, n below]; with `readout` the last is R [classes, n of the output]
+//   biases    b[c] [n above] like the weights, or [0] for none
+//   strides, paddings, pools, windows  of the first connections: a letter each, "m" of a convolution and a maximum, "a"
+//             and an average, "i" and no pooling, "d" dense, and two numbers each, height and width; all others are
+//             dense. Of a convolution W[c] is [channels, channels below, kernel height, kernel width], and states above
+//             it are maps after the pooling, [B, channels, height, width]; without a readout the output is dense
+//   feedback_weights  when feedback = "free" V[c] like W[c] of all connections between two layers, in order; else none
 //   target    class indices [B] int64 or float targets [B, classes]
 //   beta      strength of the nudge, finite, not 0 when there is a target
 //   nudge_at  "state" | "drive";   loss  "mse" | "cross_entropy" (linear outputs or a readout)
@@ -17,6 +23,9 @@
 //   tolerance finite, >= 0: a phase ends after a multiple of 4 steps in the last of which no unit moved by more
 //   precision "exact"; CUDA, float32 and sm_80 or newer also "tf32" | "bf16": to which the factors of a step's products
 //   are rounded; sums, states, parameters and what is learned stay float32
+//   engine    "auto" | "launch", the fused kernels, on CUDA in one launch, which take chains and on few devices more |
+//             "graph", torch's operators with kernels around them, which take anything, on CUDA recorded in a graph.
+//             "auto": the fused kernels where they can run, on CUDA where they are also expected to be faster
 // The last result is how many steps each phase took, int64, on x's device. Of the two ops that learn it is -1 in every
 // phase if a number of the call, a state or what is learned is NaN, infinite or beyond 2^56 (float64: 2^500): then no
 // parameter has moved, and gradients are zero. On the CPU a call can be interrupted by a signal, and then has done
@@ -27,7 +36,8 @@
 
 #define CEPROP_DYNAMICS                                                                                         \
   "str activation, str output_activation, str dynamics, float dt, bool clip, str schedule, str feedback, bool " \
-  "readout, str precision='exact', int[] strides=[], int[] paddings=[], str pools='', int[] windows=[]"
+  "readout, str precision='exact', int[] strides=[], int[] paddings=[], str pools='', int[] windows=[], int[] " \
+  "joined=[], int[] turns=[], str engine='auto'"
 
 TORCH_LIBRARY(ceprop_cuda, m) {
   // At most `steps` steps from `states` ([B, n_l] per layer; empty: zeros), nudged if there is a target.

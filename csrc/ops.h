@@ -1,10 +1,9 @@
 // The ops, for any device: checks, memory, and one kernel call each. Contracts: library.cpp.
 //
-// A Device is made for one call, from x and the precision asked for, which it may refuse. It has
+// A Device is made for one call, from x and the precision and the engine asked for, which it may refuse. It has
 //   device.new_steps(phases)               where phases note how many steps they took, int64 [phases]
 //   one_hot(target, x, classes)     class indices [B] as floats [B, classes]
 //   run(call)                       RelaxCall, EpCall or CepCall
-//   has_gates                       whether its kernels for dense layers take a gate; no others do
 //   clear_unless_finite(steps, gradients)  gradients are zero if the steps say that they are not finite
 #pragma once
 
@@ -20,8 +19,9 @@ std::tuple<Lists, Tensor> relax_op(const Tensor& x, TensorList weights, TensorLi
                                    std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
                                    std::string_view schedule, std::string_view feedback, bool readout,
                                    std::string_view precision, at::IntArrayRef strides, at::IntArrayRef paddings,
-                                   std::string_view pools, at::IntArrayRef windows) {
-  Device device(x, parse_precision(precision));
+                                   std::string_view pools, at::IntArrayRef windows, at::IntArrayRef joined,
+                                   at::IntArrayRef turns, std::string_view engine) {
+  Device device(x, parse_precision(precision), parse_engine(engine));
   const Settings settings{activation,
                           output_activation,
                           dynamics,
@@ -30,27 +30,27 @@ std::tuple<Lists, Tensor> relax_op(const Tensor& x, TensorList weights, TensorLi
                           schedule,
                           feedback,
                           readout,
-                          {strides, paddings, pools, windows}};
-  const Geometry geometry = check_network(x, weights, biases, feedback_weights, settings);
+                          {strides, paddings, pools, windows, joined, turns}};
+  const NetworkShape shape = check_network(x, weights, biases, feedback_weights, settings);
   check_steps("steps", steps, 0);
-  const size_t layers = weights.size() - readout;
+  const size_t layers = shape.layers.size();
   if (!states.empty()) check_count("states", states.size(), layers, "tensors, one per layer, or none");
   for (size_t l = 0; l < states.size(); ++l)
-    check_tensor(element("states", l), states[l], geometry.state_sizes(x.size(0), l), x);
+    check_tensor(element("states", l), states[l], shape.sizes(static_cast<int>(l), x.size(0)), x);
   std::optional<Tensor> dense_target;
   Nudge nudge{};
   if (target) {
     nudge = check_nudge(beta, nudge_at, loss, settings);
-    dense_target = check_target(*target, x, weights.back().size(0), device);
+    dense_target = check_target(*target, x, shape.classes, device);
   }
   const Tensor steps_used = device.new_steps(1);
   const Stop stop = check_stop(tolerance, steps_used);
-  const Lists result = new_states(x, geometry, readout, 1);
+  const Lists result = new_states(x, shape, 1);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "relax", [&] {
     Parameters<scalar_t> parameters;
     const Tensor dense_x = x.contiguous();
     RelaxCall<scalar_t> call;
-    call.network = describe_network(weights, biases, feedback_weights, settings, geometry, parameters);
+    call.network = describe_network(weights, biases, feedback_weights, settings, shape, parameters);
     call.batch = {x.size(0), dense_x.const_data_ptr<scalar_t>(),
                   dense_target ? dense_target->const_data_ptr<scalar_t>() : nullptr};
     call.nudge = nudge;
@@ -70,8 +70,9 @@ std::tuple<Lists, Lists, Lists, Lists, Lists, Tensor> ep_step_op(
     std::string_view loss, bool symmetric, bool accumulate, bool shared_update, std::string_view gate,
     std::string_view activation, std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
     std::string_view schedule, std::string_view feedback, bool readout, std::string_view precision,
-    at::IntArrayRef strides, at::IntArrayRef paddings, std::string_view pools, at::IntArrayRef windows) {
-  Device device(x, parse_precision(precision));
+    at::IntArrayRef strides, at::IntArrayRef paddings, std::string_view pools, at::IntArrayRef windows,
+    at::IntArrayRef joined, at::IntArrayRef turns, std::string_view engine) {
+  Device device(x, parse_precision(precision), parse_engine(engine));
   const Settings settings{activation,
                           output_activation,
                           dynamics,
@@ -80,22 +81,21 @@ std::tuple<Lists, Lists, Lists, Lists, Lists, Tensor> ep_step_op(
                           schedule,
                           feedback,
                           readout,
-                          {strides, paddings, pools, windows}};
+                          {strides, paddings, pools, windows, joined, turns}};
   const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,     beta,
                                  nudge_at, loss,       symmetric,    shared_update, gate};
-  const Geometry geometry =
-      check_learning(x, weights, biases, feedback_weights, arguments, settings, Device::has_gates);
+  const NetworkShape shape = check_learning(x, weights, biases, feedback_weights, arguments, settings);
   const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
-  const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, weights.back().size(0), device);
+  const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, shape.classes, device);
   Tensor steps_used = device.new_steps(symmetric ? 3 : 2);
   const Stop stop = check_stop(tolerance, steps_used);
   Lists gradients = new_like(weights), bias_gradients = new_like(biases),
         feedback_gradients = new_like(feedback_weights);
-  Lists free = new_states(x, geometry, readout, 1), nudged = new_states(x, geometry, readout, symmetric ? 2 : 1);
+  Lists free = new_states(x, shape, 1), nudged = new_states(x, shape, symmetric ? 2 : 1);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "ep_step", [&] {
     Parameters<scalar_t> parameters;
     EpCall<scalar_t> call;
-    call.network = describe_network(weights, biases, feedback_weights, settings, geometry, parameters);
+    call.network = describe_network(weights, biases, feedback_weights, settings, shape, parameters);
     describe_learning(call, dense_x, dense_target, arguments, nudge, stop, free, nudged, parameters);
     call.accumulate = accumulate;
     call.gradients = parameters.take_all(gradients);
@@ -116,8 +116,9 @@ Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, Tenso
                    double weight_decay, std::string_view update, std::string_view gate, std::string_view activation,
                    std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
                    std::string_view schedule, std::string_view feedback, bool readout, std::string_view precision,
-                   at::IntArrayRef strides, at::IntArrayRef paddings, std::string_view pools, at::IntArrayRef windows) {
-  Device device(x, parse_precision(precision));
+                   at::IntArrayRef strides, at::IntArrayRef paddings, std::string_view pools, at::IntArrayRef windows,
+                   at::IntArrayRef joined, at::IntArrayRef turns, std::string_view engine) {
+  Device device(x, parse_precision(precision), parse_engine(engine));
   const Settings settings{activation,
                           output_activation,
                           dynamics,
@@ -126,11 +127,10 @@ Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, Tenso
                           schedule,
                           feedback,
                           readout,
-                          {strides, paddings, pools, windows}};
+                          {strides, paddings, pools, windows, joined, turns}};
   const LearnArguments arguments{target,   free_steps, nudged_steps, tolerance,     beta,
                                  nudge_at, loss,       symmetric,    shared_update, gate};
-  const Geometry geometry =
-      check_learning(x, weights, biases, feedback_weights, arguments, settings, Device::has_gates);
+  const NetworkShape shape = check_learning(x, weights, biases, feedback_weights, arguments, settings);
   const Nudge nudge = check_nudge(beta, nudge_at, loss, settings);
   check_count("lr", lr.size(), weights.size(), "rates, one per connection");
   for (size_t l = 0; l < lr.size(); ++l) check_number(element("lr", l), lr[l], lr[l] >= 0, "a finite number >= 0");
@@ -138,15 +138,16 @@ Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, Tenso
   const std::optional<Form> form = parse_update(update);
   Tensor steps_used = device.new_steps(symmetric ? 4 : 2);
   const Stop stop = check_stop(tolerance, steps_used);
-  const size_t layers = weights.size() - readout;
+  const size_t layers = shape.layers.size();
   check_count("free_states", free_states.size(), layers, "tensors, one per layer");
   check_count("nudged_states", nudged_states.size(), symmetric ? 2 * layers : layers,
               "tensors, one per layer and phase");
   for (size_t i = 0; i < layers; ++i)
-    check_tensor(element("free_states", i), free_states[i], geometry.state_sizes(x.size(0), i), x);
+    check_tensor(element("free_states", i), free_states[i], shape.sizes(static_cast<int>(i), x.size(0)), x);
   for (size_t i = 0; i < nudged_states.size(); ++i)
-    check_tensor(element("nudged_states", i), nudged_states[i], geometry.state_sizes(x.size(0), i % layers), x);
-  const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, weights.back().size(0), device);
+    check_tensor(element("nudged_states", i), nudged_states[i], shape.sizes(static_cast<int>(i % layers), x.size(0)),
+                 x);
+  const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, shape.classes, device);
   std::vector<Named> written;
   for (auto& list : {named("weights", weights), named("biases", biases), named("feedback_weights", feedback_weights),
                      named("free_states", free_states), named("nudged_states", nudged_states)})
@@ -155,13 +156,13 @@ Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, Tenso
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cep_step", [&] {
     Parameters<scalar_t> parameters;
     CepCall<scalar_t> call;
-    call.network = describe_network(weights, biases, feedback_weights, settings, geometry, parameters);
+    call.network = describe_network(weights, biases, feedback_weights, settings, shape, parameters);
     describe_learning(call, dense_x, dense_target, arguments, nudge, stop, free_states, nudged_states, parameters);
     call.lr = lr.vec();
     call.weight_decay = weight_decay;
-    call.forms = geometry.convolutions.empty()
-                     ? StepCosts(shape_of(x, call.network.shape, arguments, weight_decay != 0, settings)).choose(form)
-                     : Forms{Form::literal, Form::literal};  // what convolutions learn has no low rank
+    call.forms = is_chain(shape) && !shape.has_convolutions()
+                     ? StepCosts(shape_of(x, shape, arguments, weight_decay != 0, settings)).choose(form)
+                     : Forms{Form::literal, Form::literal};  // others have no low rank
     device.run(call);
     parameters.write_back();
   });

@@ -1,6 +1,6 @@
 """A few training steps of cases of `ceprop bench`, for a profiler to watch one of; prints the norm of their parameters.
 
-On a GPU each is one launch of the kernel run_op, unless CEPROP_CUDA_ENGINE asks for a library's calls.
+On a GPU each is one launch of the kernel run_op, or with --engine library a library's calls.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import torch
 
 from ceprop_cuda.bench.cases import chosen_cases
-from ceprop_cuda.bench.contenders import CONTENDERS
+from ceprop_cuda.bench.contenders import ENGINES, by_engine
 
 
 def main() -> None:
@@ -19,12 +19,13 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--steps", nargs=2, type=int, metavar=("FREE", "NUDGED"), help="instead of the preset's")
     parser.add_argument("--calls", type=int, default=4)
+    parser.add_argument("--engine", choices=list(ENGINES), default="launch")
     arguments = parser.parse_args()
     for case in chosen_cases(arguments.cases, arguments.device):
         if arguments.steps is not None:
             case = case.of_steps(*arguments.steps)
         net, x, y = case.problem(torch.float32)
-        step = CONTENDERS["fused"]()(case, net)
+        step = by_engine(arguments.engine, case, net)
         for _ in range(arguments.calls):
             step(x, y)
         print(f"{case.name}: {sum(p.norm().item() for p in net.parameters()):.6g}")

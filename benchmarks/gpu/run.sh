@@ -143,9 +143,9 @@ profiles() {
   while read -r case call; do
     read -ra call <<<"$call"
     if $dry; then
-      say "$case would be profiled by: CEPROP_CUDA_ENGINE=launch ${profile[*]} python3 benchmarks/gpu/one_call.py ${call[*]}"
+      say "$case would be profiled by: ${profile[*]} python3 benchmarks/gpu/one_call.py ${call[*]}"
     else
-      step "profile of $case" 15 40 env CEPROP_CUDA_ENGINE=launch "${profile[@]}" --log-file "$work/$case" \
+      step "profile of $case" 15 40 "${profile[@]}" --log-file "$work/$case" \
         "$python" benchmarks/gpu/one_call.py "${call[@]}" || true
       "$python" benchmarks/gpu/counters.py "$case" "$work/$case" >>"$out/ncu.csv" 2>>"$log" || failed=1
     fi

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..networks import Network
 from ..spec.dynamics import Circuit, Nudge, resting_states, step
 from ..spec.reference import PerParameter, contrast, moved
@@ -101,22 +101,21 @@ def _by_rule(backend: str, case: Case, net: Network) -> Step:
     return train
 
 
-# What convolutions can run by on a GPU, and the value of CEPROP_CUDA_ENGINE that forces it; see ops.launch_plan.
+# What convolutions can run by on a GPU, and the ops' name for it.
 ENGINES = {"launch": "launch", "library": "graph"}
 
 
 @contextmanager
 def forced(engine: str) -> Iterator[None]:
-    """One of ENGINES runs whatever the planner would choose; "": the planner chooses."""
-    name = "CEPROP_CUDA_ENGINE"
-    before = os.environ.get(name)
-    os.environ[name] = ENGINES[engine] if engine else "auto"
+    """One of ENGINES runs all ops whatever would be chosen; "": as chosen."""
+    before = {name: getattr(ops, name) for name in ("relax", "ep_step", "cep_step")}
+    for name, op in before.items():
+        setattr(ops, name, partial(op, engine=ENGINES.get(engine, "auto")))
     try:
         yield
     finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
+        for name, op in before.items():
+            setattr(ops, name, op)
 
 
 def by_engine(engine: str, case: Case, net: Network) -> Step:

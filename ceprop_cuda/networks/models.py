@@ -90,7 +90,8 @@ def graph(
     A layer is what connections with its name lead to and from; its state ``(B, n)`` or ``(B, C, H, W)`` is shaped like
     what comes from the modules that end there, which must be the same of all of them. Signals go both ways: a layer's
     drive is the sum over the connections that end at it, and over those that start there, by the transpose of the
-    module. Where layers follow each other as in a chain the fused kernels run, else the reference does.
+    module. Where layers follow each other as in a chain the fused kernels run, else PyTorch's operators with kernels
+    around them.
 
     Args:
         connections: ``(below, above, module)``, e.g. ``("h1", "h2", nn.Linear(64, 32))``. ``below`` may be "input".

@@ -11,7 +11,7 @@
 #include "../model/costs.h"
 #include "../model/network.h"
 #include "checks.h"
-#include "geometry.h"
+#include "network_shape.h"
 
 namespace ceprop {
 
@@ -26,7 +26,7 @@ struct Settings {
   bool clip;
   std::string_view schedule, feedback;
   bool readout;
-  ConvolutionArguments convolutions;
+  StructureArguments structure;
 };
 
 // Contiguous versions of the parameters, kept alive beside the pointers to them; those that had to be copied are
@@ -52,27 +52,29 @@ struct Parameters {
   }
 };
 
-// Checks what describes the network; returns the shapes of its maps.
-inline Geometry check_network(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
-                              const Settings& settings) {
+// Checks what describes the network; returns its shape.
+inline NetworkShape check_network(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
+                                  const Settings& settings) {
   TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
                    "x must be float32 or float64, got ", x.scalar_type());
   const size_t least = settings.readout ? 2 : 1;
   TORCH_CHECK_VALUE(weights.size() >= least, "weights must hold at least ", least, " tensors, got ", weights.size());
   check_count("biases", biases.size(), weights.size(), "tensors like the weights");
-  Geometry geometry = check_convolutions(x, weights.size(), settings.convolutions);
-  for (size_t l = 0; l < weights.size(); ++l) {
-    const int64_t units = check_weight(geometry, weights[l], x);
-    if (biases[l].numel() != 0 || biases[l].dim() != 1) check_tensor(element("biases", l), biases[l], {units}, x);
+  const bool free = parse_free_feedback(settings.feedback), asynchronous = parse_asynchronous(settings.schedule);
+  NetworkShape shape = check_shape(x, weights, settings.readout, free, asynchronous, settings.structure);
+  size_t inner = 0;
+  for (int c = 0; c < shape.connection_count(); ++c) {
+    if (biases[c].numel() != 0 || biases[c].dim() != 1)
+      check_tensor(element("biases", c), biases[c], {shape.above(c).channels}, x);
+    inner += shape.connections[c].feedback >= 0;
   }
-  const bool free = parse_free_feedback(settings.feedback);
-  const size_t layers = weights.size() - settings.readout;
-  check_count("feedback_weights", feedback.size(), free ? layers - 1 : 0,
+  check_count("feedback_weights", feedback.size(), inner,
               free ? "tensors with free feedback" : "tensors with tied feedback");
-  for (size_t l = 0; l < feedback.size(); ++l)
-    check_tensor(element("feedback_weights", l), feedback[l], weights[l + 1].sizes(), x);
+  for (int c = 0; c < shape.connection_count(); ++c)
+    if (const int index = shape.connections[c].feedback; index >= 0)
+      check_tensor(element("feedback_weights", index), feedback[index], weights[c].sizes(), x);
   check_number("dt", settings.dt, settings.dt > 0, "a finite number > 0");
-  return geometry;
+  return shape;
 }
 
 inline Stop check_stop(std::optional<double> tolerance, const Tensor& steps_used) {
@@ -82,19 +84,18 @@ inline Stop check_stop(std::optional<double> tolerance, const Tensor& steps_used
 
 template <class T>
 Network<T> describe_network(TensorList weights, TensorList biases, TensorList feedback, const Settings& settings,
-                            const Geometry& geometry, Parameters<T>& parameters) {
+                            const NetworkShape& shape, Parameters<T>& parameters) {
   Network<T> network;
+  network.shape = shape;
   network.free_feedback = parse_free_feedback(settings.feedback);
-  network.shape = chain_of(geometry.maps, geometry.convolutions, settings.readout, network.free_feedback,
-                           parse_asynchronous(settings.schedule));
   const Dynamics dynamics = parse_dynamics(settings.dynamics);
   const Activation hidden = parse_activation("activation", settings.activation);
   const Activation output = parse_activation("output_activation", settings.output_activation);
   network.input_activation = hidden;
-  for (int l = 0; l < network.shape.layer_count(); ++l) {
-    const bool is_top = l == network.shape.output;
-    network.rules.push_back({is_top && !settings.readout ? output : hidden, dynamics, !is_top && !network.free_feedback,
-                             settings.clip, settings.dt});
+  for (int l = 0; l < shape.layer_count(); ++l) {
+    const bool is_output = l == shape.output;
+    network.rules.push_back({is_output && !settings.readout ? output : hidden, dynamics,
+                             !is_output && !network.free_feedback, settings.clip, settings.dt});
   }
   network.weights = parameters.take_all(weights);
   network.biases = parameters.take_all(biases);
@@ -134,11 +135,10 @@ Tensor check_target(const Tensor& target, const Tensor& x, int64_t classes, cons
 }
 
 // Fresh states of every layer, `phases` times.
-inline Lists new_states(const Tensor& x, const Geometry& geometry, bool readout, int phases) {
+inline Lists new_states(const Tensor& x, const NetworkShape& shape, int phases) {
   Lists states;
   for (int phase = 0; phase < phases; ++phase)
-    for (size_t l = 0; l < geometry.connections() - readout; ++l)
-      states.push_back(at::empty(geometry.state_sizes(x.size(0), l), x.options()));
+    for (int l = 0; l < shape.layer_count(); ++l) states.push_back(at::empty(shape.sizes(l, x.size(0)), x.options()));
   return states;
 }
 
@@ -159,10 +159,9 @@ struct LearnArguments {
   std::string_view gate;
 };
 
-// `device_has_gates`: its kernels for dense layers do.
-inline Geometry check_learning(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
-                               const LearnArguments& arguments, const Settings& settings, bool device_has_gates) {
-  Geometry geometry = check_network(x, weights, biases, feedback, settings);
+inline NetworkShape check_learning(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
+                                   const LearnArguments& arguments, const Settings& settings) {
+  NetworkShape shape = check_network(x, weights, biases, feedback, settings);
   check_steps("free_steps", arguments.free_steps, 0);
   check_steps("nudged_steps", arguments.nudged_steps, 1);
   TORCH_CHECK_VALUE(!arguments.shared_update || parse_free_feedback(settings.feedback),
@@ -170,10 +169,8 @@ inline Geometry check_learning(const Tensor& x, TensorList weights, TensorList b
   if (parse_gate(arguments.gate) != Gate::none) {
     TORCH_CHECK_VALUE(parse_free_feedback(settings.feedback) && !arguments.shared_update, "gate must be 'none' with ",
                       arguments.shared_update ? "a shared update" : "tied feedback", ", got '", arguments.gate, "'");
-    TORCH_CHECK_VALUE(device_has_gates && geometry.convolutions.empty(),
-                      "gate must be 'none' but for dense layers on the CPU, got '", arguments.gate, "'");
   }
-  return geometry;
+  return shape;
 }
 
 template <class T>

@@ -106,11 +106,10 @@ inline Precision parse_precision(std::string_view given) {
   return parse("precision", given, choices);
 }
 
-// What the environment variable that forces an engine says: for tests and measurements.
 inline Engine parse_engine(std::string_view given) {
   constexpr std::pair<const char*, Engine> choices[] = {
       {"auto", Engine::automatic}, {"launch", Engine::launch}, {"graph", Engine::graph}};
-  return parse("CEPROP_CUDA_ENGINE", given, choices);
+  return parse("engine", given, choices);
 }
 
 inline bool parse_free_feedback(std::string_view given) {

@@ -14,10 +14,10 @@ namespace ceprop::aten {
 // body(pointer, count) for every array that belongs to this call alone; parameters do not. Pointers may be changed.
 template <class T, class Body>
 void for_each_input(RelaxCall<T>& call, const Body& body) {
-  body(call.batch.x, call.batch.size * call.network.shape.input.units());
-  if (call.batch.target) body(call.batch.target, call.batch.size * call.network.shape.classes);
-  for (size_t l = 0; l < call.initial.size(); ++l)
-    body(call.initial[l], call.batch.size * call.network.shape.layers[l].units());
+  const NetworkShape& shape = call.network.shape;
+  body(call.batch.x, call.batch.size * shape.input.units());
+  if (call.batch.target) body(call.batch.target, call.batch.size * shape.classes);
+  for (size_t l = 0; l < call.initial.size(); ++l) body(call.initial[l], call.batch.size * shape.layers[l].units());
 }
 template <class T, class Body>
 void for_each_input(LearnCall<T>& call, const Body& body) {
@@ -27,8 +27,8 @@ void for_each_input(LearnCall<T>& call, const Body& body) {
 
 template <class T, class Body>
 void for_each_state(const Network<T>& network, int64_t batch, std::vector<T*>& states, const Body& body) {
-  for (size_t i = 0; i < states.size(); ++i)
-    body(states[i], batch * network.shape.layers[i % network.shape.layers.size()].units());
+  const std::vector<MapShape>& layers = network.shape.layers;
+  for (size_t i = 0; i < states.size(); ++i) body(states[i], batch * layers[i % layers.size()].units());
 }
 template <class T, class Body>
 void for_each_output(RelaxCall<T>& call, const Body& body) {
@@ -48,7 +48,8 @@ void for_each_output(EpCall<T>& call, const Body& body) {
   for (int c = 0; c < shape.connection_count(); ++c) {
     body(call.gradients[c], shape.weight_count(c));
     if (call.bias_gradients[c]) body(call.bias_gradients[c], shape.above(c).channels);
-    if (const int v = shape.connections[c].feedback; v >= 0) body(call.feedback_gradients[v], shape.weight_count(c));
+    const int feedback = shape.connections[c].feedback;
+    if (feedback >= 0) body(call.feedback_gradients[feedback], shape.weight_count(c));
   }
 }
 template <class T, class Body>
@@ -85,15 +86,18 @@ class Key {
   }
   void add(const Convolution& made) { add(made.kernel, made.stride, made.padding, made.window, made.pool); }
   void add(const MapShape& map) { add(map.channels, map.height, map.width); }
-  void add(const Connection& of) { add(of.below, of.above, of.kind, of.convolution, of.feedback); }
+  void add(const UnitRule& rule) { add(rule.activation, rule.dynamics, rule.gain, rule.clip, rule.dt); }
+  void add(const Nudge& nudge) { add(nudge.beta, nudge.at, nudge.loss); }
+  void add(const Connection& joint) {
+    add(joint.below, joint.above, joint.kind, joint.feedback);
+    if (joint.kind == Kind::convolution) add(joint.convolution);
+  }
   void add(const NetworkShape& shape) {
     add(shape.input, shape.layers, shape.connections, shape.turns, shape.output, shape.classes);
   }
-  void add(const UnitRule& rule) { add(rule.activation, rule.dynamics, rule.gain, rule.clip, rule.dt); }
-  void add(const Nudge& nudge) { add(nudge.beta, nudge.at, nudge.loss); }
   template <class T>
   void add(const Network<T>& network) {
-    add(network.shape, network.free_feedback, network.rules, network.input_activation, network.weights, network.biases,
+    add(network.shape, network.rules, network.input_activation, network.free_feedback, network.weights, network.biases,
         network.feedback);
   }
   template <class T>
@@ -103,7 +107,7 @@ class Key {
   template <class T>
   void add(const LearnCall<T>& call) {
     add(call.network, call.batch.size, call.nudge, call.free_steps, call.nudged_steps, call.symmetric,
-        call.shared_update);
+        call.shared_update, call.gate);
   }
   template <class T>
   void add(const EpCall<T>& call) {

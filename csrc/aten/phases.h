@@ -1,86 +1,115 @@
-// The three ops as sequences of steps of a chain.
+// The three ops as sequences of steps of a graph.
 #pragma once
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <functional>
+#include <utility>
 
 #include "../model/largest.h"
 #include "../model/stages.h"
-#include "chain.h"
+#include "graph.h"
 #include "tensor_on.h"
 
 namespace ceprop::aten {
 
+// While it lives, operators know nothing of autograd, and compute in their tensors' types whatever autocast says.
+struct Plainly {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const c10::impl::ExcludeDispatchKeyGuard below_autocast{c10::autocast_dispatch_keyset};
+};
+
 template <class T, class Kernels>
 class Phases {
  public:
-  Phases(const at::TensorOptions& options, bool tf32) : options_(options), tf32_(tf32) {}
+  // `options`: of the call's tensors. after_step() follows every step of the dynamics, if there is one; by throwing it
+  // ends the call, which then has changed no parameter.
+  Phases(const at::TensorOptions& options, bool tf32, std::function<void()> after_step = {})
+      : options_(options), tf32_(tf32), after_step_(std::move(after_step)) {}
 
   void run(const RelaxCall<T>& call) const {
-    OfChain chain(call.network, call.batch, options_, tf32_, largest_state(call));
+    OfGraph graph(call.network, call.batch, options_, tf32_, largest_state(call));
     const Nudge nudge = call.batch.target ? call.nudge : Nudge{};
-    store(chain, relax(chain, chain.start(call.initial), call.steps, nudge, call.stop, 0), call.states.data());
+    const States states = relax(graph, graph.start(call.initial), call.steps, nudge, call.stop, 0);
+    store(graph, states, call.states.data());
   }
 
   void run(const EpCall<T>& call) const {
-    OfChain chain(call.network, call.batch, options_, tf32_, largest_state(call));
-    const Parameters gradients = chain.wrap_all(call.gradients, call.bias_gradients, call.feedback_gradients);
+    OfGraph graph(call.network, call.batch, options_, tf32_, largest_state(call));
+    const Parameters gradients =
+        graph.connections.wrap_all(call.gradients, call.bias_gradients, call.feedback_gradients);
     const auto by = [&](double divisor, bool fresh) {
       return [&call, divisor, fresh](int) { return gradient_blend<double>(divisor, call.batch.size, fresh); };
     };
     const Stages stages = stages_of(call);
-    const Walked walked = walk(chain, call, stages, [&](const Stage& stage, const Ends& ends, int number) {
-      learn(chain, call, ends, by(stage.divisor, number == 0), gradients);
+    const Walked walked = walk(graph, call, stages, [&](const Stage& stage, const Ends& ends, int number) {
+      learn(graph, call, ends, by(stage.divisor, number == 0), gradients);
     });
-    if (!stages.steps_learn) learn(chain, call, walked.ends(stages), by(stages.divisor, true), gradients);
-    learn_readout(chain, call, stages, walked, by(stages.nudged, true), gradients);
-    const Tensor broken = say_if_broken(chain, call, stages);
+    if (!stages.steps_learn) {
+      const Slopes slopes = graph.slopes_at(walked.free, call.gate);
+      learn(graph, call, walked.ends(stages, slopes), by(stages.divisor, true), gradients);
+    }
+    learn_readout(graph, stages, walked, by(stages.nudged, true), gradients);
+    const Tensor broken = say_if_broken(graph, call, stages);
     for_each(gradients, [&](const Tensor& gradient) { gradient.masked_fill_(broken, 0); });
   }
 
+  // Copies of the parameters move, and become the network's at the end.
   void run(const CepCall<T>& call) const {
-    OfChain chain(call.network, call.batch, options_, tf32_, largest_state(call));
+    OfGraph graph(call.network, call.batch, options_, tf32_, largest_state(call));
     const auto by = [&](double divisor) {
       return [&call, divisor](int c) {
         return continual_blend<double>(call.lr[c], call.weight_decay, divisor, call.batch.size);
       };
     };
-    Tensors before;
-    for_each(chain.parameters, [&](const Tensor& parameter) { before.push_back(parameter.clone()); });
+    const Parameters given = graph.connections.parameters;
+    Parameters& moving = graph.connections.parameters;
+    for (Tensors* list : {&moving.weights, &moving.biases, &moving.feedback})
+      for (Tensor& parameter : *list)
+        if (parameter.defined()) parameter = parameter.clone();
     const Stages stages = stages_of(call);
-    const Walked walked = walk(chain, call, stages, [&](const Stage& stage, const Ends& ends, int) {
-      learn(chain, call, ends, by(stage.divisor), chain.parameters);
-      chain.forget_input();
+    const Walked walked = walk(graph, call, stages, [&](const Stage& stage, const Ends& ends, int) {
+      learn(graph, call, ends, by(stage.divisor), moving);
+      graph.forget_input();
     });
-    learn_readout(chain, call, stages, walked, by(stages.nudged), chain.parameters);
-    const Tensor broken = say_if_broken(chain, call, stages);
-    auto was = before.begin();
-    for_each(chain.parameters, [&](const Tensor& parameter) { parameter.copy_(at::where(broken, *was++, parameter)); });
+    learn_readout(graph, stages, walked, by(stages.nudged), moving);
+    const Tensor broken = say_if_broken(graph, call, stages);
+    Tensors moved;
+    for_each(moving, [&](const Tensor& parameter) { moved.push_back(parameter); });
+    auto next = moved.begin();
+    for_each(given, [&](const Tensor& parameter) { parameter.copy_(at::where(broken, parameter, *next++)); });
   }
 
  private:
-  using OfChain = Chain<T, Kernels>;
+  using OfGraph = Graph<T, Kernels>;
 
   // The states that a way through the stages has left.
   struct Walked {
-    Field last, free, plus;
+    States last, free, plus;
 
-    const Field& of(Kept kept) const { return kept == Kept::last ? last : kept == Kept::free ? free : plus; }
-    Ends ends(const Stages& stages) const { return {of(stages.earlier), of(stages.later), free}; }
+    const States& of(Kept kept) const { return kept == Kept::last ? last : kept == Kept::free ? free : plus; }
+    Ends ends(const Stages& stages, const Slopes& slopes) const {
+      return {of(stages.earlier), of(stages.later), free, slopes};
+    }
   };
 
   // All stages of an op that learns. learn(stage, ends, number) follows step `number` of those that learn.
   template <class Learn>
-  Walked walk(OfChain& chain, const LearnCall<T>& call, const Stages& stages, const Learn& learn) const {
-    Walked walked{chain.start({}), {}, {}};
+  Walked walk(OfGraph& graph, const LearnCall<T>& call, const Stages& stages, const Learn& learn) const {
+    Walked walked{graph.start({}), {}, {}};
     int number = 0;
     for (int index = 0; index < stages.count; ++index) {
       const Stage& stage = stages.stage[index];
       const Nudge nudge{stage.beta, call.nudge.at, call.nudge.loss};
-      walked.last = relax(chain, walked.of(stage.from), stage.steps, nudge, call.stop, index,
-                          [&](const Field& from, const Field& to) {
-                            if (stage.learns) learn(stage, {from, to, from}, number++);
-                          });
-      if (stage.stores == 0) store(chain, walked.last, call.free_states.data());
+      const auto after = [&](const States& from, const States& to, const Slopes& slopes) {
+        if (stage.learns) learn(stage, {from, to, from, slopes}, number++);
+      };
+      walked.last = relax(graph, walked.of(stage.from), stage.steps, nudge, call.stop, index,
+                          stage.learns ? call.gate : Gate::none, after);
+      if (stage.stores == 0) store(graph, walked.last, call.free_states.data());
       if (stage.stores > 0)
-        store(chain, walked.last, call.nudged_states.data() + (stage.stores - 1) * call.network.shape.layer_count());
+        store(graph, walked.last, call.nudged_states.data() + (stage.stores - 1) * walked.last.state.size());
       if (stage.keeps == Kept::free) walked.free = walked.last;
       if (stage.keeps == Kept::plus) walked.plus = walked.last;
     }
@@ -96,26 +125,29 @@ class Phases {
       out.add_((sum * blend.scale).sub_(out, blend.decay));  // rounded once by the size of `out`, not twice
   }
 
-  // At most `steps` steps from a field; after_step(from, to) follows each. Phase number `phase` of the call. With a
-  // tolerance the host waits for the device after every few steps, to know whether to go on.
-  template <class AfterStep>
-  Field relax(OfChain& chain, Field field, int steps, const Nudge& nudge, const Stop& stop, int phase,
-              const AfterStep& after_step) const {
+  // At most `steps` steps; after(from, to, slopes) follows each. Phase number `phase` of the call. With a tolerance the
+  // host waits for the device after every few steps, to know whether to go on.
+  template <class After>
+  States relax(OfGraph& graph, States states, int steps, const Nudge& nudge, const Stop& stop, int phase, Gate gate,
+               const After& after) const {
     int count = 0;
     for (bool stays = false; count < steps && !stays;) {
       const bool asks = stop.tolerance && (count + 1) % steps_per_check == 0;
       const Tensor moves = asks ? at::zeros({1}, options_.dtype(at::kInt)) : Tensor();
-      const Field to = chain.step(field, nudge, limit_of<T>(stop.tolerance.value_or(0)), moves);
-      after_step(field, to);
-      field = to;
+      Slopes slopes;
+      const States to = graph.step(states, nudge, limit_of<T>(stop.tolerance.value_or(0)), moves, gate, slopes);
+      after(states, to, slopes);
+      states = to;
       ++count;
       stays = asks && moves.template item<int>() == 0;
+      if (after_step_) after_step_();
     }
     tensor_on(stop.steps_used + phase, {1}, options_).fill_(count);
-    return field;
+    return states;
   }
-  Field relax(OfChain& chain, const Field& field, int steps, const Nudge& nudge, const Stop& stop, int phase) const {
-    return relax(chain, field, steps, nudge, stop, phase, [](const Field&, const Field&) {});
+  States relax(OfGraph& graph, const States& states, int steps, const Nudge& nudge, const Stop& stop, int phase) const {
+    const auto nothing = [](const States&, const States&, const Slopes&) {};
+    return relax(graph, states, steps, nudge, stop, phase, Gate::none, nothing);
   }
 
   template <class Body>
@@ -126,55 +158,59 @@ class Phases {
   }
 
   // Whether nothing may be stored, [1]; the op says so by the steps of its phases.
-  Tensor say_if_broken(const OfChain& chain, const LearnCall<T>& call, const Stages& stages) const {
-    const Tensor broken = chain.broken.to(at::kBool);
+  Tensor say_if_broken(const OfGraph& graph, const LearnCall<T>& call, const Stages& stages) const {
+    const Tensor broken = graph.broken.to(at::kBool);
     tensor_on(call.stop.steps_used, {stages.count}, options_).masked_fill_(broken, -1);
     return broken;
   }
 
-  static void store(const OfChain& chain, const Field& field, T* const* out) {
-    for (size_t l = 0; l < field.state.size(); ++l) chain.wrap(out[l], field.state[l].sizes()).copy_(field.state[l]);
+  static void store(const OfGraph& graph, const States& states, T* const* out) {
+    for (size_t l = 0; l < states.state.size(); ++l) graph.wrap(out[l], states.state[l].sizes()).copy_(states.state[l]);
   }
 
   // The contrasts of all connections but a readout's into `to`, blended by blend_of(connection).
   template <class BlendOf>
-  static void learn(const OfChain& chain, const LearnCall<T>& call, const Ends& ends, const BlendOf& blend_of,
+  static void learn(const OfGraph& graph, const LearnCall<T>& call, const Ends& ends, const BlendOf& blend_of,
                     const Parameters& to) {
     const Learns learns = learns_by(call.network.free_feedback, call.shared_update);
-    for (int c = 0; c < call.network.shape.layer_count(); ++c) {
+    for (int c = 0; c < graph.inner_count(); ++c) {
       const Blend<double> blend = blend_of(c);
-      const bool has_feedback = call.network.free_feedback && c > 0, shares = has_feedback && learns == Learns::shared;
-      Tensor of_weights = chain.contrast(c, Copy::weights, learns, ends), of_feedback = of_weights;
-      if (has_feedback && !(shares && !chain.chooses_twice(c)))
-        of_feedback = chain.contrast(c, Copy::feedback, learns, ends);
+      const int feedback = call.network.shape.connections[c].feedback;
+      const bool has_feedback = feedback >= 0, shares = has_feedback && learns == Learns::shared;
+      Tensor of_weights = graph.contrast(c, Copy::weights, learns, ends), of_feedback = of_weights;
+      if (has_feedback && !(shares && !graph.connections.picks(c)))  // where both pick maxima of their own
+        of_feedback = graph.contrast(c, Copy::feedback, learns, ends);
       if (shares) of_weights = of_feedback = (of_weights + of_feedback) / 2;
       apply(blend, to.weights[c], of_weights);
-      if (has_feedback) apply(blend, to.feedback[c - 1], of_feedback);
-      if (to.biases[c].defined()) apply(blend, to.biases[c], chain.bias_contrast(c, learns, ends));
+      if (has_feedback) apply(blend, to.feedback[feedback], of_feedback);
+      if (to.biases[c].defined()) apply(blend, to.biases[c], graph.bias_contrast(c, learns, ends));
     }
   }
 
   // The readout's contrast, if there is one, summed over the ends of the nudged phases.
   template <class BlendOf>
-  static void learn_readout(const OfChain& chain, const LearnCall<T>& call, const Stages& stages, const Walked& walked,
-                            const BlendOf& blend_of, const Parameters& to) {
-    if (!call.network.shape.has_readout()) return;
+  static void learn_readout(const OfGraph& graph, const Stages& stages, const Walked& walked, const BlendOf& blend_of,
+                            const Parameters& to) {
+    const int readout = graph.inner_count();
+    if (static_cast<size_t>(readout) == to.weights.size()) return;
     Tensor of_weights, of_bias;
     for (int phase = 0; phase < stages.nudged; ++phase) {
-      const Field& end = phase + 1 < stages.nudged ? walked.plus : walked.last;
-      const Tensor error = chain.error(end), sum = error.sum(0);
-      chain.look(error);
-      const Tensor product = chain.readout_contrast(error, end);
+      const States& end = phase + 1 < stages.nudged ? walked.plus : walked.last;
+      const Tensor error = graph.error(end), sum = error.sum(0);
+      graph.look(error);
+      const Tensor product = graph.readout_contrast(error, end);
       of_weights = phase == 0 ? product : of_weights + product;
       of_bias = phase == 0 ? sum : of_bias + sum;
     }
-    const Blend<double> blend = blend_of(call.network.shape.layer_count());
+    const Blend<double> blend = blend_of(readout);
     apply(blend, to.weights.back(), of_weights);
     if (to.biases.back().defined()) apply(blend, to.biases.back(), of_bias);
   }
 
+  const Plainly plainly_;
   const at::TensorOptions options_;
   const bool tf32_;
+  const std::function<void()> after_step_;
 };
 
 }  // namespace ceprop::aten

@@ -1,4 +1,4 @@
-// What the kernels around a library's convolutions are told. No torch, no CUDA.
+// What the kernels around a library's convolutions and products are told. No torch, no CUDA.
 #pragma once
 
 #include <cstdint>
@@ -26,13 +26,14 @@ struct Pooling {
                     // and zeros, or in equal parts; what no window covers stays as it is
 };
 
-// What units show to their neighbours in energy dynamics: seen = rho(state).
+// result = rho(from), what units show to their neighbours in energy dynamics, or rho'(from).
 template <class T>
 struct Showing {
   Activation activation;
+  bool is_slope;
   int64_t count;
-  const T* state;
-  T* seen;
+  const T* from;
+  T* result;
 };
 
 // Units of one layer and of all samples.
@@ -45,11 +46,12 @@ struct Move {
   const T* pull;  // null, or what gives the nudge's pull: the target, or beta times the error
   Nudge nudge;
   T* next;
-  T* seen;  // rho(next), or null
+  T* seen;    // rho(next), or null
+  T* slopes;  // rho' of the drive and of what a nudge adds to it, or null
   T limit;
   int* moves;  // becomes 1 where a unit moves by more than the limit; null: nobody asks
   T largest;
-  int* broken;  // becomes 1 where a state is none or larger, see ../cuda/sanity.cuh
+  int* broken;  // becomes 1 where a drive or a state is none, or a state is larger
 };
 
 }  // namespace ceprop::aten

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "../ops.h"
+#include "aten/run.h"
 #include "kernels.h"
 #include "threads.h"
 
@@ -62,9 +63,7 @@ int threads_for(const Call& call) {
 
 class Cpu {
  public:
-  static constexpr bool has_gates = true;
-
-  Cpu(const Tensor&, Precision precision) : set_(kernels()) {
+  Cpu(const Tensor& x, Precision precision, Engine engine) : options_(x.options()), engine_(engine), set_(kernels()) {
     TORCH_CHECK_VALUE(precision == Precision::exact, "precision must be 'exact' on the CPU: the others are CUDA's");
   }
 
@@ -102,11 +101,27 @@ class Cpu {
 
  private:
   template <class Call>
-  static void run(Call& call, bool (*kernel)(const Call&, int)) {
+  void run(Call& call, bool (*kernel)(const Call&, int)) const {
     call.stop.interrupted = interrupted;
-    if (kernel(call, threads_for(call))) raise_interrupt();
+    const std::string obstacle = obstacle_of(call);
+    TORCH_CHECK_VALUE(engine_ != Engine::launch || obstacle.empty(), "engine must not be 'launch': ", obstacle);
+    const bool fused = engine_ != Engine::graph && obstacle.empty();
+    if (fused ? kernel(call, threads_for(call)) : cpu::run_by_aten(call, options_)) raise_interrupt();
   }
 
+  // Why the fused kernels cannot run a call; empty if they can.
+  template <class T>
+  static std::string obstacle_of(const RelaxCall<T>& call) {
+    return ceprop::obstacle_of(call.network.shape);
+  }
+  template <class T>
+  static std::string obstacle_of(const LearnCall<T>& call) {
+    const bool gated = call.gate != Gate::none && call.network.shape.has_convolutions();
+    return gated ? "the fused kernels have no gate for convolutions" : ceprop::obstacle_of(call.network.shape);
+  }
+
+  const at::TensorOptions options_;
+  const Engine engine_;
   const Kernels& set_;
 };
 

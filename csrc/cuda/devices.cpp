@@ -3,7 +3,6 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
-#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -64,27 +63,19 @@ Key key_of(int index, Precision precision, Engine engine, const NetworkShape& ne
   return key;
 }
 
-// Read at every call, so that a measurement may take one engine after the other.
-Engine engine_asked_for() {
-  const char* given = std::getenv("CEPROP_CUDA_ENGINE");
-  return given ? parse_engine(given) : Engine::automatic;
-}
-
 }  // namespace
 
-Planned plan_for(int index, const Shape& shape, Precision precision) {
+Planned plan_for(int index, const Shape& shape, Precision precision, Engine engine) {
   static Known<Planned> known;
   const Device device = properties_of(index);
-  const Engine engine = engine_asked_for();
   Key key = key_of(index, precision, engine, shape.network);
   key.insert(key.end(), {shape.energy, shape.batch, shape.number_bytes, shape.matrices, shape.moving});
-  return known.get(key, [&] { return plan_launch(device, shape, precision, engine); });
+  return known.get(key, [&] { return plan_launch(device, shape, precision); });
 }
 
-conv::Planned plan_for(int index, const conv::Shape& shape, Precision precision) {
+conv::Planned plan_for(int index, const conv::Shape& shape, Precision precision, Engine engine) {
   static Known<conv::Planned> known;
   const Device device = properties_of(index);
-  const Engine engine = engine_asked_for();
   Key key = key_of(index, precision, engine, shape.network);
   key.insert(key.end(), {shape.energy, shape.free_feedback, shape.batch, shape.number_bytes});
   return known.get(key, [&] { return conv::plan_launch(device, shape, precision, engine); });

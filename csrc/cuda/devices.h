@@ -9,7 +9,7 @@ namespace ceprop::cuda {
 // Of the device with this number; throws c10::Error if there is none.
 Device properties_of(int index);
 
-Planned plan_for(int index, const Shape& shape, Precision precision);
-conv::Planned plan_for(int index, const conv::Shape& shape, Precision precision);
+Planned plan_for(int index, const Shape& shape, Precision precision, Engine engine);
+conv::Planned plan_for(int index, const conv::Shape& shape, Precision precision, Engine engine);
 
 }  // namespace ceprop::cuda

@@ -210,10 +210,8 @@ inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Pr
 }  // namespace planning
 
 // The fastest plan by arithmetic, with the weights in shared memory wherever they fit.
-inline Planned plan_launch(const Device& device, const Shape& shape, Precision precision, Engine engine) {
+inline Planned plan_launch(const Device& device, const Shape& shape, Precision precision) {
   using namespace planning;
-  if (engine == Engine::graph)
-    return "CEPROP_CUDA_ENGINE is 'graph', but networks without convolutions run in one launch only: unset it";
   const int layers = shape.network.layer_count();
   if (layers > most_layers)
     return "the CUDA kernels take networks of at most " + std::to_string(most_layers) + " layers, got " +

@@ -1,4 +1,5 @@
-// The ops on CUDA tensors: planned on the host, one launch each on the current stream, without waiting for it.
+// The ops on CUDA tensors: planned on the host, one launch each on the current stream, or torch's operators with
+// kernels around them in a CUDA graph, without waiting for the device.
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -17,10 +18,8 @@ namespace {
 
 class Cuda {
  public:
-  static constexpr bool has_gates = false;
-
-  Cuda(const Tensor& x, Precision precision)
-      : options_(x.options()), guard_(on_gpu(x).device()), precision_(precision) {}
+  Cuda(const Tensor& x, Precision precision, Engine engine)
+      : options_(x.options()), guard_(on_gpu(x).device()), precision_(precision), engine_(engine) {}
 
   Tensor new_steps(int64_t phases) const { return at::empty({phases}, options_.dtype(at::kLong)); }
 
@@ -32,32 +31,56 @@ class Cuda {
   template <class Call>
   void run(const Call& call) const {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;
-    if (call.network.shape.has_convolutions())
-      launch_by(planned(cuda::conv::shape_of(call, sizeof(T))), call);
+    if (const std::string obstacle = obstacle_of(call); !obstacle.empty() || engine_ == Engine::graph)
+      run_by_aten(obstacle, call);
+    else if (call.network.shape.has_convolutions())
+      run_planned(cuda::conv::shape_of(call, sizeof(T)), call);
     else
-      launch_by(planned(cuda::shape_of(call, sizeof(T))), call);
+      run_planned(cuda::shape_of(call, sizeof(T)), call);
   }
 
   // The kernels do it, without the host's waiting for the steps.
   void clear_unless_finite(const Tensor&, std::initializer_list<Lists>) const {}
 
  private:
-  // Each kind of network has a shape, a plan, an argument and a kernel of its own.
-  template <class Shape>
-  auto planned(const Shape& shape) const {
-    return cuda::plan_for(guard_.current_device().index(), shape, precision_);
+  // Why no network like this runs in one launch; empty if some do.
+  template <class T>
+  static std::string obstacle_of(const RelaxCall<T>& call) {
+    return ceprop::obstacle_of(call.network.shape);
   }
-  template <class Planned, class Call>
-  void launch_by(const Planned& planned, const Call& call) const {
+  template <class T>
+  static std::string obstacle_of(const LearnCall<T>& call) {
+    return call.gate != Gate::none ? "the fused CUDA kernels have no gate" : ceprop::obstacle_of(call.network.shape);
+  }
+
+  // Each kind of network has a shape, a plan, an argument and a kernel of its own.
+  template <class Shape, class Call>
+  void run_planned(const Shape& shape, const Call& call) const {
+    const auto planned = cuda::plan_for(guard_.current_device().index(), shape, precision_, engine_);
     std::visit([&](const auto& plan) { launch_one(plan, call); }, planned);
   }
   template <class Call>
-  void launch_one(const std::string& obstacle, const Call&) const {
-    TORCH_CHECK_VALUE(false, obstacle);
+  void launch_one(const std::string& obstacle, const Call& call) const {
+    run_by_aten(obstacle, call);
   }
   template <class Call>
-  void launch_one(const cuda::conv::LibraryCalls& calls, const Call& call) const {
-    cuda::run_by_aten(call, options_, calls.tf32);
+  void launch_one(const cuda::conv::LibraryCalls&, const Call& call) const {
+    run_by_aten("", call);
+  }
+  // `obstacle`: why it does not run in one launch, or nothing.
+  template <class Call>
+  void run_by_aten(const std::string& obstacle, const Call& call) const {
+    TORCH_CHECK_VALUE(engine_ != Engine::launch, "engine must not be 'launch': ", obstacle);
+    cuda::run_by_aten(call, options_, rounds());
+  }
+  // Whether torch's convolutions round their factors, as they can to one precision.
+  bool rounds() const {
+    if (precision_ == Precision::exact) return false;
+    const int capability = cuda::properties_of(guard_.current_device().index()).compute_capability;
+    TORCH_CHECK_VALUE(precision_ == Precision::tf32 && options_.dtype() == at::kFloat && capability >= 80,
+                      "precision of what does not run in one launch must be 'exact', or 'tf32' for float32 on a device "
+                      "of compute capability 8.0 or more");
+    return true;
   }
   template <class Plan, class Call>
   void launch_one(const Plan& plan, const Call& call) const {
@@ -76,6 +99,7 @@ class Cuda {
   const at::TensorOptions options_;
   const c10::cuda::CUDAGuard guard_;
   const Precision precision_;
+  const Engine engine_;
 };
 
 }  // namespace

@@ -8,13 +8,6 @@
 
 namespace ceprop::cuda {
 
-// How large a drive and the state to which it leads are, to be added up over a few units: NaN stays what it is. A drive
-// may be larger, but has to be a number.
-template <class T>
-__device__ __forceinline__ T size_of(T drive, T state) {
-  return fabs(drive) * T(0x1p-70) + fabs(state);
-}
-
 template <class T>
 class Sanity {
  public:

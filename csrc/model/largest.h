@@ -17,8 +17,7 @@ constexpr T largest_allowed = sizeof(T) == 4 ? T(0x1p56f) : T(0x1p500);
 // their updates are. A contrast sums two products of differences over the batch and over a map's positions.
 template <class T>
 T largest_state(const Network<T>& network, double fastest, double updates, double growth) {
-  const MapShape& input = network.shape.input;
-  int64_t positions = input.height * input.width;
+  int64_t positions = network.shape.input.height * network.shape.input.width;
   for (const MapShape& map : network.shape.layers) positions = std::max(positions, map.height * map.width);
   const double most = sizeof(T) == 4 ? 0x1p120 : 0x1p1000;
   if (!(growth <= most / largest_allowed<T>)) return 0;

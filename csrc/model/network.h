@@ -11,8 +11,9 @@
 
 namespace ceprop {
 
-enum class Engine { automatic, launch, graph };  // on a GPU: as planned, one launch, calls of a library in a graph
-enum class Precision { exact, tf32, bf16 };      // of the products' operands on a GPU; their sums stay exact
+// The fused kernels where they can and pay, the fused kernels, or torch's operators around kernels of aten/.
+enum class Engine { automatic, launch, graph };
+enum class Precision { exact, tf32, bf16 };  // of the products' operands on a GPU; their sums stay exact
 
 enum class Pool { none, max, avg };
 
@@ -42,7 +43,7 @@ struct Connection {
 };
 
 // Which layers there are and how they are joined. No layer joins itself, and no connections form a ring. A dense
-// connection takes a map's units channel by channel.
+// connection takes a map's units channel by channel. All that end at a layer are convolutions, or none is.
 struct NetworkShape {
   MapShape input;
   std::vector<MapShape> layers;         // with states; of a dense layer (n, 1, 1)
@@ -65,6 +66,18 @@ struct NetworkShape {
   }
   CEPROP_INLINE int64_t units_below(int connection) const { return below(connection).units(); }
   CEPROP_INLINE int64_t units_above(int connection) const { return above(connection).units(); }
+  // Whether the states of a layer, or the input, are [B, channels, height, width]; else they are [B, n].
+  CEPROP_INLINE bool is_map(int layer) const {
+    for (const Connection& connection : connections)
+      if (connection.kind == Kind::convolution && layer == (layer == from_input ? connection.below : connection.above))
+        return true;
+    return false;
+  }
+  CEPROP_INLINE std::vector<int64_t> sizes(int layer, int64_t batch) const {
+    const MapShape& map = layer == from_input ? input : layers[layer];
+    if (is_map(layer)) return {batch, map.channels, map.height, map.width};
+    return {batch, map.units()};
+  }
   CEPROP_INLINE bool is_convolution(int connection) const { return connections[connection].kind == Kind::convolution; }
   CEPROP_INLINE bool has_convolutions() const {
     for (const Connection& connection : connections)

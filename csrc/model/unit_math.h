@@ -39,6 +39,13 @@ CEPROP_INLINE T next_state(T a, T s, const Pull<T>& pull, bool gain, bool clips,
   return clips ? clip(moved, T(0), T(1)) : moved;
 }
 
+// How large a drive and the state to which it leads are, to be added up over a few units: NaN stays what it is. A drive
+// may be larger, but has to be a number.
+template <class T>
+CEPROP_INLINE T size_of(T drive, T state) {
+  return std::fabs(drive) * T(0x1p-70) + std::fabs(state);
+}
+
 // Whether a unit has moved by no more than `limit`; one that has become NaN has.
 template <class T>
 CEPROP_INLINE bool stays(T before, T after, T limit) {

@@ -12,8 +12,7 @@ from command_line import QUICK, config_of
 from mnist_files import write_mnist
 
 import ceprop_cuda as cep
-from ceprop_cuda import backends, cli, theorem
-from ceprop_cuda.backends import FusedUnavailable
+from ceprop_cuda import cli, theorem
 from ceprop_cuda.presets import PRESETS
 from ceprop_cuda.run_directory import read_checkpoint
 from ceprop_cuda.spec import reference
@@ -85,16 +84,19 @@ def test_it_may_be_set_later_and_is_checked_by_the_next_call() -> None:
         rule.backward(X, Y)
 
 
-def test_convolutions_run_by_the_reference(caplog: pytest.LogCaptureFixture) -> None:
-    x = torch.rand(4, 1, 6, 6)
-    with pytest.raises(FusedUnavailable, match="have a gate"):
-        cep.EP(field_of_convolutions(), 9, 4, 0.2, backend="fused", gate="unit").backward(x, Y)
-    backends.say_once.cache_clear()
+@pytest.mark.parametrize("gate", ["unit", "connection"])
+def test_convolutions_have_gates_too(gate: str, caplog: pytest.LogCaptureFixture) -> None:
+    x, found = torch.rand(4, 1, 6, 6), []
+    net = field_of_convolutions()
     with caplog.at_level(logging.WARNING, "ceprop_cuda"):
-        cep.EP(field_of_convolutions(), 9, 4, 0.2, gate="unit").backward(x, Y)
-    assert "runs the slow reference" in caplog.text and "have a gate" in caplog.text
-    rule = cep.EP(field_of_convolutions(), 9, 4, 0.2, backend="fused", gate="unit")
-    rule.predict(x, Y)  # which learns nothing
+        for backend in ("auto", "fused", "reference"):
+            net.zero_grad()
+            cep.EP(net, 9, 4, 0.2, backend=backend, gate=gate).backward(x, Y)
+            found.append([p.grad.clone() for p in net.circuit().parameters()])
+    assert not caplog.messages
+    for by_auto, by_kernels, expected in zip(*found, strict=True):
+        assert torch.equal(by_auto, by_kernels)
+        assert torch.allclose(by_kernels, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("gate", ["unit", "connection"])

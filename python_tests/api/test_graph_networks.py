@@ -163,23 +163,27 @@ def test_changes_of_the_model_are_seen_at_the_next_call(change: str) -> None:
 # --- Backends
 
 
-def test_the_fused_kernels_take_no_graph(caplog: pytest.LogCaptureFixture) -> None:
-    net = graph("skips")
+@pytest.mark.parametrize("name", ["skips", "maps"])
+def test_the_kernels_take_graphs(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    net = graph(name)
     x, y = batch_for(net)
     backends.say_once.cache_clear()
-    caplog.set_level(logging.WARNING, "ceprop_cuda")
-    assert all(map(torch.equal, net.relax(x, 9), net.relax(x, 9, backend="reference")))
-    assert caplog.messages == [
-        "backend='auto' runs the slow reference: the fused kernels take chains of layers, this network is a graph"
-    ]
-    backends.say_once.cache_clear()
-    for call in (
-        lambda: net.relax(x, 9, backend="fused"),
-        lambda: cep.CEP(net, 9, 3, 0.2, lr=0.1, backend="fused").step(x, y),
-        lambda: cep.EP(net, 9, 3, 0.2, backend="fused").backward(x, y),
-    ):
-        with pytest.raises(backends.FusedUnavailable, match="take chains of layers, this network is a graph"):
-            call()
+    caplog.set_level(logging.INFO, "ceprop_cuda")
+    for backend in ("auto", "fused"):
+        for s, wanted in zip(net.relax(x, 9, backend=backend), net.relax(x, 9, backend="reference"), strict=True):
+            assert relative_error(s, wanted) < 1e-13
+    assert caplog.messages == ["running the fused kernels on cpu"]
+    nets = [copy.deepcopy(net) for _ in range(2)]
+    for one, backend in zip(nets, ("auto", "reference"), strict=True):
+        cep.EP(one, 9, 3, 0.2, nudging="symmetric", backend=backend).backward(x, y)
+        cep.CEP(one, 9, 3, 0.2, lr=0.1, backend=backend).step(x, y)
+    for p, q in zip(*(one.circuit().parameters() for one in nets), strict=True):
+        assert relative_error(p, q) < 1e-9
+        assert relative_error(p.grad, q.grad) < 1e-9
+
+
+def test_plan_counts_chains() -> None:
+    net = graph("skips")
     with pytest.raises(ValueError, match="plan counts the operations of chains of layers, this network is a graph"):
         cep.plan(net, cep.EP(net, 9, 3, 0.2), 20)
 

@@ -18,7 +18,6 @@ from variants import SHAPES, VARIANTS, build, copy_of, name_of
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops
-from ceprop_cuda.backends import FusedUnavailable
 from ceprop_cuda.spec.dynamics import Circuit, Nudge
 
 GATES = ["unit", "connection"]
@@ -143,8 +142,9 @@ def test_what_the_ops_refuse(op: str) -> None:
     with pytest.raises(ValueError, match="gate must be 'none' with tied feedback, got 'connection'"):
         getattr(torch_ops, op)(*arguments, **{**keywords(op), "feedback": "tied", "gate": "connection"})
     arguments, settings = arguments_of_chain(op)
-    with pytest.raises(ValueError, match="gate must be 'none' but for dense layers on the CPU, got 'unit'"):
-        getattr(torch_ops, op)(*arguments, **settings, gate="unit")
+    wanted = "engine must not be 'launch': the fused kernels have no gate for convolutions"
+    with pytest.raises(ValueError, match=wanted):
+        getattr(torch_ops, op)(*arguments, **settings, gate="unit", engine="launch")
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -158,11 +158,3 @@ def test_the_rules_run_it_fused(gate: str) -> None:
         found.append([p.grad for p in net.circuit().parameters()])
     for fused, expected in zip(*found, strict=True):
         assert torch.allclose(fused, expected, rtol=1e-9, atol=1e-12)
-
-
-def test_convolutions_are_refused_by_name() -> None:
-    net = cep.convnet((1, 6, 6), (2,), 3, 0, "m", (3,), feedback="free")
-    with pytest.raises(FusedUnavailable, match="only those for dense layers on the CPU have a gate, got gate='unit'"):
-        cep.EP(net, 9, 4, 0.2, backend="fused", gate="unit").backward(
-            torch.rand(4, 1, 6, 6), torch.tensor([0, 2, 1, 1])
-        )

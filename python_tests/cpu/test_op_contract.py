@@ -43,11 +43,12 @@ def test_opcheck_of_other_settings(op: str, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_schema(op: str) -> None:
     schema = getattr(torch_ops, op).default._schema
-    of_convolutions = {"strides", "paddings", "pools", "windows"}
+    of_structure = {"strides", "paddings", "pools", "windows", "joined", "turns"}
     assert {argument.name for argument in schema.arguments if argument.kwarg_only} == {
         *keywords(op),
         "precision",
-        *of_convolutions,
+        "engine",
+        *of_structure,
         *([] if op == "relax" else ["gate"]),
     }
     assert {argument.name: str(argument.type) for argument in schema.arguments}["tolerance"] == "Optional[float]"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from statistics import median
 from typing import Any
@@ -31,6 +31,7 @@ from variants import TOLERANCES, VARIANTS, build, copy_of, name_of
 
 import ceprop_cuda as cep
 from ceprop_cuda import backends, ops
+from ceprop_cuda.bench.contenders import forced
 from ceprop_cuda.spec import reference
 from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge
 
@@ -41,9 +42,10 @@ LONG, SHORT = 10**9, 10**8  # clock cycles, about half a second and a tenth of t
 
 
 @pytest.fixture(autouse=True)
-def one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_launch() -> Iterator[None]:
     """Convolutions, too: a library's calls are in test_cuda_graphs.py."""
-    monkeypatch.setenv("CEPROP_CUDA_ENGINE", "launch")
+    with forced("launch"):
+        yield
 
 
 # --- The same as the reference
@@ -298,16 +300,26 @@ torch.cuda.synchronize()
     assert "device-side assert" in done.stderr
 
 
-def test_a_network_that_no_kernel_takes(caplog: pytest.LogCaptureFixture) -> None:
-    net, x = cep.mlp(*[4] * 10).to(GPU), torch.rand(3, 4)
+def test_what_does_not_run_in_one_launch() -> None:
+    """More than 8 layers, gates, and layers joined otherwise than in a chain go to a library's calls."""
+    deep, x = cep.mlp(*[4] * 10, feedback="free"), torch.rand(3, 4)
+    y = torch.tensor([0, 3, 1])
     obstacle = "the CUDA kernels take networks of at most 8 layers, got 9"
-    with pytest.raises(backends.FusedUnavailable, match=obstacle):
-        net.relax(there(x), 12, backend="fused")
-    backends.say_once.cache_clear()
-    caplog.set_level(logging.INFO, "ceprop_cuda")
-    for _ in range(2):
-        states = net.relax(there(x), 12)
-    said = [(level, message) for name, level, message in caplog.record_tuples if name == "ceprop_cuda"]
-    assert said == [(logging.WARNING, f"backend='auto' runs the slow reference: {obstacle}")]
-    for s, wanted in zip(states, net.to("cpu").relax(x, 12), strict=True):
-        assert relative_error(s.cpu(), wanted) < 1e-5
+    with pytest.raises(ValueError, match=f"engine must not be 'launch': {obstacle}"):
+        copy.deepcopy(deep).to(GPU).relax(there(x), 12)
+    with forced(""):
+        for precision in ("exact", "tf32"):
+            for s, wanted in zip(
+                copy.deepcopy(deep).to(GPU).relax(there(x), 12, backend="fused", precision=precision),
+                deep.relax(x, 12, backend="reference"),
+                strict=True,
+            ):
+                assert relative_error(s.cpu(), wanted) < 1e-5
+        on_gpu = copy.deepcopy(deep).to(GPU)
+        cep.EP(on_gpu, 12, 4, 0.3, backend="fused", gate="unit").backward(there(x), there(y))
+        cep.EP(deep, 12, 4, 0.3, backend="reference", gate="unit").backward(x, y)
+        for p, q in zip(on_gpu.parameters(), deep.parameters(), strict=True):
+            assert relative_error(p.grad.cpu(), q.grad) < 1e-3
+        assert ops.launch_plan(on_gpu.circuit(), there(x)) == {"exchange": "library"}
+        with pytest.raises(backends.FusedUnavailable, match=obstacle):
+            on_gpu.relax(there(x), 12, backend="fused", precision="bf16")

@@ -1,8 +1,10 @@
-"""Convolutions by a library's calls: cuDNN's with our kernels around them, all phases of a call in one CUDA graph."""
+"""Calls of a library, cuDNN's convolutions among them, with our kernels around them, all phases of a call in one CUDA
+graph: on networks with convolutions, and on what no one launch takes."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,8 +17,11 @@ from kernel_runs import all_runs, rates
 from not_finite_numbers import assert_ops_store_nothing
 from on_gpu import GPU, OnGpu, mapped, no_waiting, there
 from problems import relative_error
+from random_graphs import build_graph, graph_variants, name_of_graph
+from variants import VARIANTS, build, copy_of, name_of
 
 from ceprop_cuda import ops
+from ceprop_cuda.bench.contenders import forced
 from ceprop_cuda.presets import PRESETS
 from ceprop_cuda.spec import reference
 
@@ -24,14 +29,45 @@ pytestmark = pytest.mark.cuda
 
 
 @pytest.fixture(autouse=True)
-def by_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def by_a_library() -> Iterator[None]:
     """Small networks, too."""
-    monkeypatch.setenv("CEPROP_CUDA_ENGINE", "graph")
+    with forced("library"):
+        yield
 
 
 @pytest.mark.parametrize("variant", chain_variants(), ids=name_of_chain)
 def test_agreement_by_a_library(variant: dict[str, Any]) -> None:
     assert_agreement(partial(all_runs, variant), [build_chain(variant, torch.float64)], module=OnGpu())
+
+
+@pytest.mark.parametrize("variant", graph_variants(), ids=name_of_graph)
+def test_agreement_on_layers_joined_in_any_way(variant: dict[str, Any]) -> None:
+    assert_agreement(partial(all_runs, variant), [build_graph(variant, torch.float64)], module=OnGpu())
+
+
+@pytest.mark.parametrize("variant", VARIANTS[::4], ids=name_of)
+def test_agreement_on_dense_layers(variant: dict[str, Any]) -> None:
+    assert_agreement(partial(all_runs, variant), [build(variant, torch.float64)], module=OnGpu())
+
+
+@pytest.mark.parametrize("gate", ["unit", "connection"])
+@pytest.mark.parametrize("number", [i for i, v in enumerate(graph_variants()) if v["feedback"] == "free"])
+def test_agreement_of_gates(number: int, gate: str) -> None:
+    problem, nudge = build_graph(graph_variants()[number], torch.float64)
+    phases: dict[str, Any] = {"free_steps": 6, "nudged_steps": 4, "symmetric": True, "gate": gate}
+    for accumulate in (False, True):
+        found, wanted = (
+            module.ep_step(problem.circuit, problem.x, nudge, **phases, accumulate=accumulate)
+            for module in (OnGpu(), reference)
+        )
+        for a, b in zip(found.gradients.parameters(), wanted.gradients.parameters(), strict=True):
+            assert relative_error(a, b) < 1e-8
+    found, wanted = (
+        module.cep_step(copy_of(problem.circuit), problem.x, nudge, **phases, lr=rates(problem.circuit))
+        for module in (OnGpu(), reference)
+    )
+    for a, b in zip(found.circuit.parameters(), wanted.circuit.parameters(), strict=True):
+        assert relative_error(a, b) < 1e-9
 
 
 def test_a_graph_of_all_phases_gives_the_same_bits() -> None:

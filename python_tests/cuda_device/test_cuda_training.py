@@ -16,6 +16,7 @@ from problems import relative_error
 
 import ceprop_cuda as cep
 from ceprop_cuda import cli
+from ceprop_cuda.bench.contenders import forced
 from ceprop_cuda.data import Batches, load
 from ceprop_cuda.presets import PRESETS
 
@@ -35,15 +36,15 @@ def learned_by_the_convnet_of_mnist(
     return there([*out.free_states, *learned(net)], "cpu")
 
 
-@pytest.mark.parametrize("engine", ["launch", "graph"])
+@pytest.mark.parametrize("engine", ["launch", "library"])
 @pytest.mark.parametrize("continual", [False, True])
-def test_the_convnet_of_mnist(continual: bool, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CEPROP_CUDA_ENGINE", engine)
+def test_the_convnet_of_mnist(continual: bool, engine: str) -> None:
     # The median, as in test_agreement_with_convolutions: rounding may choose another of two maxima that are nearly
     # equal. In float32 the reference's own gradients are off by more than is granted.
     worst = []
     for seed in range(5):
-        found = learned_by_the_convnet_of_mnist(seed, continual, GPU, "fused", torch.float32)
+        with forced(engine):
+            found = learned_by_the_convnet_of_mnist(seed, continual, GPU, "fused", torch.float32)
         wanted = learned_by_the_convnet_of_mnist(seed, continual, "cpu", "reference", torch.float64)
         worst.append(max(relative_error(a, b) for a, b in zip(found, wanted, strict=True)))
     assert median(worst) < 1e-3

@@ -83,11 +83,12 @@ def test_a_step_of_the_convnet_of_mnist_is_expected_to_take_what_it_took() -> No
     assert plan("H100", of_preset("p-conv", 20), engine="launch")["step_us"] == pytest.approx(254, rel=0.05)
 
 
-def test_either_engine_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_either_engine_can_be_asked_for() -> None:
     for engine, exchange in (("launch", "grid"), ("graph", "library")):
-        monkeypatch.setenv("CEPROP_CUDA_ENGINE", engine)
-        assert plan("H100", small())["exchange"] == exchange
-        assert plan("H100", of_preset("p-conv", 20))["exchange"] == exchange
+        assert plan("H100", small(), engine=engine)["exchange"] == exchange
+        assert plan("H100", of_preset("p-conv", 20), engine=engine)["exchange"] == exchange
+    with pytest.raises(ValueError, match="engine must be one of 'auto', 'launch', 'graph', got 'teams'"):
+        plan("H100", small(), engine="teams")
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -132,7 +133,7 @@ def test_what_one_launch_has_no_room_for_goes_to_a_library(asked: dict[str, Any]
 def test_too_little_shared_memory_for_a_tile() -> None:
     too_little = DEVICES["T4"] | {"shared_bytes": 4096}
     assert plan(too_little, small())["exchange"] == "library"
-    with pytest.raises(ValueError, match="CEPROP_CUDA_ENGINE is 'launch', but one launch has no room"):
+    with pytest.raises(ValueError, match="one launch has no room for this network or this batch"):
         plan(too_little, small(), engine="launch")
 
 

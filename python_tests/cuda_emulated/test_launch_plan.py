@@ -209,14 +209,6 @@ def test_too_little_shared_memory_is_an_error() -> None:
         plan(DEVICES["T4"] | {"shared_bytes": 4 * KIB}, (784, 512, 10))
 
 
-def test_an_engine_that_dense_networks_do_not_have_is_refused() -> None:
-    assert plan("H100", (784, 512, 10), engine="launch") == plan("H100", (784, 512, 10))
-    with pytest.raises(ValueError, match="CEPROP_CUDA_ENGINE is 'graph', but networks without convolutions run in one"):
-        plan("H100", (784, 512, 10), engine="graph")
-    with pytest.raises(ValueError, match="CEPROP_CUDA_ENGINE must be one of 'auto', 'launch', 'graph', got 'teams'"):
-        plan("H100", (784, 512, 10), engine="teams")
-
-
 def test_eight_layers_and_a_readout_have_a_plan() -> None:
     check(DEVICES["H100"], (4,) * 10, 20, {"readout": True})
     with pytest.raises(ValueError, match="networks of at most 8 layers, got 9"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -113,18 +112,16 @@ def test_the_graph_does_what_it_captured(name: str, relaxes_only: bool, gpu: Non
             assert p.grad is None or torch.allclose(p.grad, q.grad, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("before", [None, "auto"])
-def test_an_engine_is_forced_in_its_own_calls_only(
-    before: str | None, gpu: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name, seen = "CEPROP_CUDA_ENGINE", []
-    monkeypatch.delenv(name, raising=False)
-    if before is not None:
-        monkeypatch.setenv(name, before)
+def test_an_engine_is_forced_in_its_own_calls_only(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    names = ("relax", "ep_step", "cep_step")
+    for name in names:
+        monkeypatch.setattr(ops, name, lambda engine="auto": seen.append(engine))
+    before = [getattr(ops, name) for name in names]
 
     def record(backend: str, case: Case, net: Any) -> Any:
         assert backend == "fused"
-        return lambda x, y: seen.append(os.environ.get(name))
+        return lambda x, y: [getattr(ops, name)() for name in names]
 
     monkeypatch.setattr(of_contenders, "_by_rule", record)
     builds = contenders("cuda", convolutional=True)
@@ -134,7 +131,8 @@ def test_an_engine_is_forced_in_its_own_calls_only(
     net, x, y = case.problem(torch.float32)
     for engine in ENGINES:
         builds[engine](case, net)(x, y)
-    assert (seen, os.environ.get(name)) == (["launch", "graph"], before)
+    assert seen == ["launch"] * 3 + ["graph"] * 3
+    assert [getattr(ops, name) for name in names] == before
 
 
 def test_both_engines_are_rows(gpu: None, without_compile: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ INTERPRETER = f"""case "$*" in
 *setup.py*) echo "built for $TORCH_CUDA_ARCH_LIST" ;;
 *"-c import torch"*) echo 1.2.3 ;;
 *"-m pytest"*) echo "$*" ;;
-*) echo "$CEPROP_CUDA_ENGINE $*" ;;
+*) echo "called $*" ;;
 esac
 """
 NVIDIA_SMI = """case "$*" in
@@ -186,7 +186,7 @@ def test_what_would_run_on_a_gpu(tmp_path: Path) -> None:
     log = (out / "run.log").read_text()
     assert "-- clocks at the end, of SM, at most, of memory: 1980 MHz" in log
     for call in ("ep-2h-b20 --steps 100 1", "c-ep-1h-b20 --steps 1 15", "p-conv-b20 --steps 10 1"):
-        assert f"\nlaunch benchmarks/gpu/one_call.py {call}\n" in log
+        assert f"\ncalled benchmarks/gpu/one_call.py {call}\n" in log
     assert " -m ceprop_cuda bench --device cuda --rounds 3 " in log
     assert "-p poisoned" in (out / "tests.txt").read_text()
 

@@ -64,7 +64,7 @@ def by_reference(run: Run, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results
     """What ``run`` gives, or has given before: other instruction sets and engines are compared with the same."""
     if not isinstance(run, partial):  # a test's own function, which may do more than return results
         return run(reference, circuit, x, nudge)
-    named = (run.func, run.args, run.keywords, circuit.dynamics, circuit.readout, circuit.convolutions)
+    named = (run.func, run.args, run.keywords, circuit.dynamics, circuit.readout, circuit.structure)
     text = repr((*named, x.dtype, nudge.beta, nudge.at, nudge.loss, connections._unpooled))
     key = hashlib.sha256(text.encode())
     for tensor in (x, nudge.target, *circuit.weights, *circuit.biases, *(circuit.free_feedback or ())):
@@ -90,7 +90,7 @@ def errors(run: Run, problem: Problem, nudge: Nudge, module: Any = ops) -> dict[
     plain = by_reference(run, circuit, x, nudge) if x.dtype == torch.float32 else exact
     granted = TOLERANCES[x.dtype]
     floors = {"states": 1, "parameters": 1, "gradients": 1 / abs(nudge.beta), "changes": CHANGE_OVER_STATE}
-    if circuit.convolutions:
+    if any(c.convolution for c in circuit.connections):
         floors["gradients"] *= CONTRAST_OF_MAPS
     found = {}
     for kind in fused:

@@ -11,13 +11,30 @@ import sys
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 import ceprop_cuda as cep
+
+
+def graph() -> cep.Network:
+    """Layers that are joined otherwise than in a chain."""
+    return cep.graph(
+        [
+            ("input", "h1", nn.Linear(30, 40)),
+            ("h1", "h2", nn.Linear(40, 20)),
+            ("h2", "out", nn.Linear(20, 10)),
+            ("h1", "out", nn.Linear(40, 10)),
+        ],
+        input_shape=(30,),
+        output="out",
+    )
+
 
 NETWORKS: dict[str, Callable[[], tuple[cep.Network, tuple[int, ...]]]] = {
     "dense": lambda: (cep.mlp(30, 40, 20, 10), (6, 30)),  # one sample after the other, or all in step
     "one sample": lambda: (cep.mlp(30, 40, 20, 10), (1, 30)),
     "convolutions": lambda: (cep.convnet((1, 10, 10), (4, 5), 3, fc=(10,)), (4, 1, 10, 10)),
+    "graph": lambda: (graph(), (6, 30)),
 }
 
 

@@ -21,7 +21,7 @@ def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: mapped(change, getattr(value, f.name)) for f in fields(value)})
+        return replace(value, **{f.name: mapped(change, getattr(value, f.name)) for f in fields(value) if f.init})
     if isinstance(value, (list, tuple)):
         items = [mapped(change, item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

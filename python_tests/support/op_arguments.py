@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from convolution_variants import build_chain, chain_variants
-from problems import random_problem
+from problems import Problem, random_problem
 from torch import Tensor
 
 from ceprop_cuda import ops
@@ -61,9 +61,14 @@ def every_op(x: Tensor, circuit: Circuit, nudge: Nudge) -> list[Tensor]:
 def arguments_of_chain(op: str, dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[list[Any], dict[str, Any]]:
     """Good arguments of an op for a small network with free feedback."""
     problem, nudge = build_chain({**chain_variants()[0], "chain": 0, "feedback": "free"}, dtype)
+    return arguments_of(op, problem, nudge, **changes)
+
+
+def arguments_of(op: str, problem: Problem, nudge: Nudge, **changes: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments of an op for a problem, with other settings."""
     circuit, x, _ = problem
     first, settings = [*ops._tensors(circuit, x)], ops._dynamics(circuit)
-    settings |= {"tolerance": None, "beta": 0.3, "nudge_at": "state", "loss": "mse"}
+    settings |= {"tolerance": None, "beta": 0.3, "nudge_at": nudge.at, "loss": nudge.loss}
     states = [torch.rand_like(s) for s in reference.relax(circuit, x, 0).states]
     if op == "relax":
         return [*first, states, nudge.target], settings | {"steps": 3} | changes

@@ -48,9 +48,21 @@ __device__ __forceinline__ void for_each_pack(int64_t count, const Body& body) {
 }
 
 template <class T>
+__device__ __forceinline__ Pack<T> slope_of(Activation activation, const Pack<T>& x) {
+  Pack<T> result;
+  with_activation(activation, [&]<Activation A>() {
+#pragma unroll
+    for (int j = 0; j < Pack<T>::size; ++j) result.v[j] = rho_prime<A>(x.v[j]);
+  });
+  return result;
+}
+
+template <class T>
 __global__ void __launch_bounds__(block_threads) show_units(const aten::Showing<T> given) {
   for_each_pack<T>(given.count, [&](int64_t first, int there) {
-    store_some(given.seen + first, rho_of(given.activation, load_some(given.state + first, there)), there);
+    const Pack<T> from = load_some(given.from + first, there);
+    store_some(given.result + first, given.is_slope ? slope_of(given.activation, from) : rho_of(given.activation, from),
+               there);
   });
 }
 
@@ -66,6 +78,11 @@ __global__ void __launch_bounds__(block_threads) move_units(const aten::Move<T> 
     const Pack<T> next = next_of(given.rule, drive, state, pull, given.nudge.at);
     store_some(given.next + first, next, there);
     if (given.seen) store_some(given.seen + first, rho_of(given.rule.activation, next), there);
+    if (given.slopes) {
+      Pack<T> inside = drive;
+      if (given.nudge.at == NudgeAt::drive) inside += pull;
+      store_some(given.slopes + first, slope_of(given.rule.activation, inside), there);
+    }
     T size = 0;
 #pragma unroll
     for (int j = 0; j < pack; ++j) size += j < there ? size_of(drive.v[j], next.v[j]) : T(0);

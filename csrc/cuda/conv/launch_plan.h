@@ -294,8 +294,7 @@ inline Planned plan_launch(const Device& device, const Shape& shape, Precision p
   const std::optional<Plan> plan = fits && engine != Engine::graph ? fastest(device, shape, links) : std::nullopt;
   if (plan && (engine == Engine::launch || plan->step_us <= calls.step_us)) return *plan;
   if (engine == Engine::launch)
-    return "CEPROP_CUDA_ENGINE is 'launch', but one launch has no room for this network or this batch, or no tensor "
-           "cores for its precision: unset it";
+    return "one launch has no room for this network or this batch, or no tensor cores for its precision";
   return calls;
 }
 

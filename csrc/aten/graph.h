@@ -1,0 +1,251 @@
+// A network of layers joined in any way, as tensors: its steps and what it learns.
+//
+// Kernels has pool(Pooling<T>), show(Showing<T>) and move(Move<T>), which enqueue them where the tensors live.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "../model/gates.h"
+#include "../model/learning.h"
+#include "connections.h"
+
+namespace ceprop::aten {
+
+// Of every layer, [B, n] or [B, channels, height, width]. A step makes new tensors; none is changed.
+struct States {
+  Tensors state;
+  Tensors seen;  // firing rates: rho(state) in energy dynamics, else the same tensors
+};
+
+// Of a gate, rho' by connection: of the layer above for W and b, of the layer below for V. Empty without a gate.
+struct Slopes {
+  Tensors above, below;
+};
+
+// What Between of the model numbers: the states that a contrast is taken between, the fixed ones, and what multiplies
+// the differences.
+struct Ends {
+  const States &earlier, &later, &fixed;
+  const Slopes& slopes;
+};
+
+template <class T, class Kernels>
+class Graph {
+ public:
+  // `options`: of the tensors whose memory the network and the batch point to.
+  // `largest`: of inputs, targets and states, see model/largest.h.
+  Graph(const Network<T>& network, const Batch<T>& batch, const at::TensorOptions& options, bool tf32, T largest)
+      : connections(network.shape, batch.size, options, tf32),
+        broken(at::zeros({1}, options.dtype(at::kInt))),
+        network_(network),
+        shape_(network.shape),
+        batch_(batch.size),
+        options_(options),
+        largest_(largest),
+        arriving_(shape_.layer_count()),
+        leaving_(shape_.layer_count()),
+        input_drives_(shape_.connection_count()) {
+    connections.parameters = connections.wrap_all(network.weights, network.biases, network.feedback);
+    for (int c = 0; c < inner_count(); ++c) {
+      arriving_[at(c).above].push_back(c);
+      if (at(c).below != from_input) leaving_[at(c).below].push_back(c);
+    }
+    look(x_ = wrap(batch.x, shape_.sizes(from_input, batch_)));
+    if (is_energy()) x_ = shown(network.input_activation, x_, false);
+    if (batch.target) look(target_ = wrap(batch.target, {batch_, shape_.classes}));
+  }
+
+  Connections<T, Kernels> connections;
+  const Tensor broken;  // [1], not 0 if a number was none or too large: what has been learnt then is to be forgotten
+
+  // How many connections are inside the dynamics; a readout comes after them.
+  int inner_count() const { return shape_.connection_count() - shape_.has_readout(); }
+
+  void look(const Tensor& numbers) const { broken.bitwise_or_(numbers.abs().le(largest_).all().logical_not()); }
+
+  Tensor wrap(const T* memory, at::IntArrayRef sizes) const { return tensor_on(memory, sizes, options_); }
+  // What every layer starts from, [B, n_l] each; none: zeros.
+  States start(const std::vector<const T*>& initial) const {
+    States states;
+    for (int l = 0; l < shape_.layer_count(); ++l) {
+      const std::vector<int64_t> sizes = shape_.sizes(l, batch_);
+      states.state.push_back(initial.empty() ? at::zeros(sizes, options_) : wrap(initial[l], sizes).clone());
+      states.seen.push_back(is_energy() ? shown(network_.rules[l].activation, states.state[l], false)
+                                        : states.state[l]);
+    }
+    return states;
+  }
+
+  // y - softmax of the logits, [B, classes]: of the states of the output layer, or of a readout.
+  Tensor error(const States& states) const {
+    const Tensor& output = states.state[shape_.output];
+    const Tensor logits = shape_.has_readout() ? connections.way_up(inner_count(), output, false) : output;
+    return target_ - at::softmax(logits.flatten(1), 1);
+  }
+
+  // One step, nudged by `nudge.beta` if that is not 0. `moves` [1], if defined, becomes 1 where a unit moves by more
+  // than `limit`. `slopes`, of a gate, become those at the drives by which the units move.
+  States step(const States& from, const Nudge& nudge, T limit, const Tensor& moves, Gate gate, Slopes& slopes) {
+    States to = from;
+    if (gate != Gate::none) slopes = empty_slopes();
+    for (const std::vector<int>& turn : shape_.turns) move(turn, States(to), to, nudge, limit, moves, gate, slopes);
+    return to;
+  }
+
+  // The slopes at the drives of these states themselves, without a nudge.
+  Slopes slopes_at(const States& states, Gate gate) {
+    if (gate == Gate::none) return {};
+    Slopes slopes = empty_slopes();
+    std::vector<int> all(shape_.layer_count());
+    std::iota(all.begin(), all.end(), 0);
+    States forgotten = states;
+    move(all, states, forgotten, Nudge{}, T(0), Tensor(), gate, slopes);
+    return slopes;
+  }
+
+  // Weights have moved, those from the input among them: its drives are others.
+  void forget_input() { std::fill(input_drives_.begin(), input_drives_.end(), Tensor()); }
+
+  // Sums over the batch of what a copy of the weights of connection c learns from, shaped like them; model/learning.h
+  // has the terms.
+  Tensor contrast(int c, Copy copy, Learns learns, const Ends& ends) const {
+    const int above = at(c).above, below = at(c).below;
+    const Terms terms = terms_of(learns, below == from_input, copy);
+    const bool by_feedback = copy == Copy::feedback;
+    const Tensors &later = moved(ends.later, learns), &earlier = moved(ends.earlier, learns);
+    if (!terms.below_moves) {  // one map below, and one choice of maxima
+      const Tensor& map = below == from_input ? x_ : ends.fixed.seen[below];
+      return connections.correlated(c, connections.spread(c, by_feedback, map, above_moved(c, learns, ends)), map);
+    }
+    const Tensor &above_later = terms.above_moves ? later[above] : ends.fixed.seen[above],
+                 &above_earlier = terms.above_moves ? earlier[above] : ends.fixed.seen[above];
+    const Tensor up_later = connections.spread(c, by_feedback, later[below], above_later),
+                 up_earlier = connections.spread(c, by_feedback, earlier[below], above_earlier);
+    const Tensors& slopes = ends.slopes.below;
+    const Tensor by_below = connections.correlated(c, up_earlier, gated(slopes, c, later[below] - earlier[below]));
+    if (up_later.is_same(up_earlier)) return by_below;
+    return by_below.add_(connections.correlated(c, up_later - up_earlier, gated(slopes, c, later[below])));
+  }
+  // The same for its bias.
+  Tensor bias_contrast(int c, Learns learns, const Ends& ends) const {
+    const Tensor change = above_moved(c, learns, ends);
+    return change.dim() > 2 ? change.sum({0, 2, 3}) : change.sum(0);
+  }
+
+  // Of a readout, by the error at these states.
+  Tensor readout_contrast(const Tensor& error, const States& states) const {
+    return connections.correlated(inner_count(), error, states.state[shape_.output]);
+  }
+
+ private:
+  const Connection& at(int c) const { return shape_.connections[c]; }
+  bool is_energy() const { return network_.rules[0].dynamics == Dynamics::energy; }
+
+  static const Tensors& moved(const States& states, Learns learns) {
+    return moves_states(learns) ? states.state : states.seen;
+  }
+  static Tensor gated(const Tensors& slopes, int c, const Tensor& moved) {
+    return slopes.empty() ? moved : moved * slopes[c];
+  }
+  Tensor above_moved(int c, Learns learns, const Ends& ends) const {
+    const Tensor change = moved(ends.later, learns)[at(c).above] - moved(ends.earlier, learns)[at(c).above];
+    return gated(ends.slopes.above, c, change);
+  }
+
+  // rho, or rho', where no move computes it.
+  Tensor shown(Activation activation, const Tensor& from, bool is_slope) const {
+    const Tensor result = at::empty_like(from);
+    Kernels::show(
+        Showing<T>{activation, is_slope, from.numel(), from.const_data_ptr<T>(), result.mutable_data_ptr<T>()});
+    return result;
+  }
+
+  Slopes empty_slopes() const { return {Tensors(inner_count()), Tensors(inner_count())}; }
+
+  // The layers of a turn, from the states `now`, into `to`.
+  void move(const std::vector<int>& turn, const States& now, States& to, const Nudge& nudge, T limit,
+            const Tensor& moves, Gate gate, Slopes& slopes) {
+    std::vector<bool> is_in(shape_.layer_count());
+    for (const int l : turn) is_in[l] = true;
+    Tensors up(inner_count()), down(inner_count());  // what reaches the layer above, and the one below
+    for (int c = 0; c < inner_count(); ++c) {
+      const int above = at(c).above, below = at(c).below;
+      if (below == from_input) {
+        if (is_in[above]) up[c] = input_drive(c);
+        continue;
+      }
+      Tensor goes_down;
+      connections.lift(c, now.seen[below], now.seen[above], is_in[above] ? &up[c] : nullptr,
+                       is_in[below] ? &goes_down : nullptr);
+      if (is_in[below]) down[c] = connections.way_down(c, goes_down);
+    }
+    for (const int l : turn) {
+      Tensor above = sum_of(down, leaving_[l]), pull;
+      if (l == shape_.output && nudge.beta != 0) {
+        pull = is_of_units(nudge.loss) ? target_ : error(now).mul_(nudge.beta);
+        if (shape_.has_readout()) {
+          above = connections.way_down(inner_count(), pull);
+          pull = Tensor();
+        }
+      }
+      const Tensor below = sum_of(up, arriving_[l]);
+      const auto fresh = [&] { return at::empty(shape_.sizes(l, batch_), options_); };
+      const Tensor whole = gate == Gate::unit ? fresh() : Tensor();
+      to.state[l] = fresh();
+      to.seen[l] = is_energy() ? fresh() : to.state[l];
+      const auto memory = [](const Tensor& of) { return of.defined() ? of.mutable_data_ptr<T>() : nullptr; };
+      Kernels::move(Move<T>{.rule = network_.rules[l],
+                            .count = to.state[l].numel(),
+                            .below = pointer<T>(below),
+                            .above = pointer<T>(above),
+                            .state = pointer<T>(now.state[l]),
+                            .pull = pointer<T>(pull),
+                            .nudge = nudge,
+                            .next = memory(to.state[l]),
+                            .seen = is_energy() ? memory(to.seen[l]) : nullptr,
+                            .slopes = memory(whole),
+                            .limit = limit,
+                            .moves = moves.defined() ? moves.mutable_data_ptr<int>() : nullptr,
+                            .largest = largest_,
+                            .broken = broken.mutable_data_ptr<int>()});
+      if (gate == Gate::none) continue;
+      const auto slope = [&](const Tensor& part) {
+        return whole.defined() ? whole : shown(network_.rules[l].activation, part, true);
+      };
+      for (const int c : arriving_[l]) slopes.above[c] = slope(up[c]);
+      for (const int c : leaving_[l]) slopes.below[c] = slope(down[c]);
+    }
+  }
+
+  // F of the input, computed once while weights rest.
+  const Tensor& input_drive(int c) {
+    if (!input_drives_[c].defined()) connections.lift(c, x_, {}, &input_drives_[c], nullptr);
+    return input_drives_[c];
+  }
+
+  // Of what these connections bring; undefined if there are none.
+  static Tensor sum_of(const Tensors& parts, const std::vector<int>& brought_by) {
+    Tensor sum;
+    for (size_t i = 0; i < brought_by.size(); ++i) {
+      const Tensor& part = parts[brought_by[i]];
+      if (i < 2)
+        sum = i == 0 ? part : sum + part;
+      else
+        sum.add_(part);
+    }
+    return sum;
+  }
+
+  const Network<T>& network_;
+  const NetworkShape& shape_;
+  const int64_t batch_;
+  const at::TensorOptions options_;
+  const T largest_;
+  std::vector<std::vector<int>> arriving_, leaving_;  // connections by layer: that end there; that start there
+  Tensor x_, target_;
+  Tensors input_drives_;  // by connection; undefined where it is not from the input, or not known
+};
+
+}  // namespace ceprop::aten
