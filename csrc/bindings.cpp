@@ -121,9 +121,8 @@ pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t 
   const int count = static_cast<int>(widths.size()) - 1 - readout;
   const int64_t biases = std::accumulate(widths.begin() + 1, widths.begin() + 1 + count, int64_t(0));
   const cuda::Shape shape{widths, readout, energy, asynchronous, batch, number_bytes, 1 + 2 * count, biases};
-  const cuda::Planned planned =
-      cuda::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks}, shape,
-                        ceprop::parse_precision(precision));
+  const cuda::Planned planned = cuda::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks},
+                                                  shape, ceprop::parse_precision(precision));
   if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
   const cuda::Plan& plan = std::get<cuda::Plan>(planned);
   std::vector<std::vector<int>> layers(plan.layout.blocks);

@@ -20,7 +20,7 @@ std::tuple<Lists, Tensor> relax_op(const Tensor& x, TensorList weights, TensorLi
                                    std::string_view schedule, std::string_view feedback, bool readout,
                                    std::string_view precision, at::IntArrayRef strides, at::IntArrayRef paddings,
                                    std::string_view pools, at::IntArrayRef windows, at::IntArrayRef joined,
-at::IntArrayRef turns, std::string_view engine) {
+                                   at::IntArrayRef turns, std::string_view engine) {
   Device device(x, parse_precision(precision), parse_engine(engine));
   const Settings settings{activation,
                           output_activation,
@@ -70,8 +70,8 @@ std::tuple<Lists, Lists, Lists, Lists, Lists, Tensor> ep_step_op(
     std::string_view loss, bool symmetric, bool accumulate, bool shared_update, std::string_view gate,
     std::string_view activation, std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
     std::string_view schedule, std::string_view feedback, bool readout, std::string_view precision,
-    at::IntArrayRef strides, at::IntArrayRef paddings, std::string_view pools, at::IntArrayRef windows, at::IntArrayRef joined,
-at::IntArrayRef turns, std::string_view engine) {
+    at::IntArrayRef strides, at::IntArrayRef paddings, std::string_view pools, at::IntArrayRef windows,
+    at::IntArrayRef joined, at::IntArrayRef turns, std::string_view engine) {
   Device device(x, parse_precision(precision), parse_engine(engine));
   const Settings settings{activation,
                           output_activation,
@@ -116,8 +116,8 @@ Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, Tenso
                    double weight_decay, std::string_view update, std::string_view gate, std::string_view activation,
                    std::string_view output_activation, std::string_view dynamics, double dt, bool clip,
                    std::string_view schedule, std::string_view feedback, bool readout, std::string_view precision,
-                   at::IntArrayRef strides, at::IntArrayRef paddings, std::string_view pools, at::IntArrayRef windows, at::IntArrayRef joined,
-at::IntArrayRef turns, std::string_view engine) {
+                   at::IntArrayRef strides, at::IntArrayRef paddings, std::string_view pools, at::IntArrayRef windows,
+                   at::IntArrayRef joined, at::IntArrayRef turns, std::string_view engine) {
   Device device(x, parse_precision(precision), parse_engine(engine));
   const Settings settings{activation,
                           output_activation,
@@ -145,7 +145,8 @@ at::IntArrayRef turns, std::string_view engine) {
   for (size_t i = 0; i < layers; ++i)
     check_tensor(element("free_states", i), free_states[i], shape.sizes(static_cast<int>(i), x.size(0)), x);
   for (size_t i = 0; i < nudged_states.size(); ++i)
-    check_tensor(element("nudged_states", i), nudged_states[i], shape.sizes(static_cast<int>(i % layers), x.size(0)), x);
+    check_tensor(element("nudged_states", i), nudged_states[i], shape.sizes(static_cast<int>(i % layers), x.size(0)),
+                 x);
   const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, shape.classes, device);
   std::vector<Named> written;
   for (auto& list : {named("weights", weights), named("biases", biases), named("feedback_weights", feedback_weights),

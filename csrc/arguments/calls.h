@@ -153,8 +153,7 @@ Tensor check_target(const Tensor& target, const Tensor& x, int64_t classes, cons
 inline Lists new_states(const Tensor& x, const NetworkShape& shape, int phases) {
   Lists states;
   for (int phase = 0; phase < phases; ++phase)
-    for (int l = 0; l < shape.layer_count(); ++l)
-      states.push_back(at::empty(shape.sizes(l, x.size(0)), x.options()));
+    for (int l = 0; l < shape.layer_count(); ++l) states.push_back(at::empty(shape.sizes(l, x.size(0)), x.options()));
   return states;
 }
 

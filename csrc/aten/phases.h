@@ -145,8 +145,7 @@ class Phases {
     tensor_on(stop.steps_used + phase, {1}, options_).fill_(count);
     return states;
   }
-  States relax(OfGraph& graph, const States& states, int steps, const Nudge& nudge, const Stop& stop,
-               int phase) const {
+  States relax(OfGraph& graph, const States& states, int steps, const Nudge& nudge, const Stop& stop, int phase) const {
     const auto nothing = [](const States&, const States&, const Slopes&) {};
     return relax(graph, states, steps, nudge, stop, phase, Gate::none, nothing);
   }
@@ -166,8 +165,7 @@ class Phases {
   }
 
   static void store(const OfGraph& graph, const States& states, T* const* out) {
-    for (size_t l = 0; l < states.state.size(); ++l)
-      graph.wrap(out[l], states.state[l].sizes()).copy_(states.state[l]);
+    for (size_t l = 0; l < states.state.size(); ++l) graph.wrap(out[l], states.state[l].sizes()).copy_(states.state[l]);
   }
 
   // The contrasts of all connections but a readout's into `to`, blended by blend_of(connection).

@@ -49,8 +49,8 @@ Planned plan_for(int index, const Shape& shape, Precision precision, Engine) {
   using Key = std::tuple<int, Precision, std::vector<int64_t>, bool, bool, bool, int64_t, int64_t, int, int64_t>;
   static Known<Key, Planned> known;
   const Device device = properties_of(index);
-  const Key key{index, precision, shape.widths, shape.readout, shape.energy, shape.asynchronous, shape.batch,
-                shape.number_bytes, shape.matrices, shape.moving};
+  const Key key{index,       precision,          shape.widths,   shape.readout, shape.energy, shape.asynchronous,
+                shape.batch, shape.number_bytes, shape.matrices, shape.moving};
   return known.get(key, [&] { return plan_launch(device, shape, precision); });
 }
 

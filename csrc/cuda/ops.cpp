@@ -1,5 +1,5 @@
-// The ops on CUDA tensors: planned on the host, one launch each on the current stream, or torch's operators with kernels
-// around them in a CUDA graph, without waiting for the device.
+// The ops on CUDA tensors: planned on the host, one launch each on the current stream, or torch's operators with
+// kernels around them in a CUDA graph, without waiting for the device.
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>

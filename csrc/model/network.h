@@ -13,7 +13,7 @@ namespace ceprop {
 
 // The fused kernels where they can and pay, the fused kernels, or torch's operators around kernels of aten/.
 enum class Engine { automatic, launch, graph };
-enum class Precision { exact, tf32, bf16 };      // of the products' operands on a GPU; their sums stay exact
+enum class Precision { exact, tf32, bf16 };  // of the products' operands on a GPU; their sums stay exact
 
 enum class Pool { none, max, avg };
 

@@ -102,7 +102,7 @@ struct OnThreads {
     if (given.seen) CEPROP_SET::apply_activation(given.rule.activation, next, given.seen + first, count);
     if (given.slopes)
       CEPROP_SET::take_slopes(given.rule.activation, count, drives, given.nudge.at == NudgeAt::drive ? pull : nullptr,
-                  given.slopes + first);
+                              given.slopes + first);
     bool holds = true, stay = true;
     for (int64_t i = 0; i < count; ++i) holds &= size_of(drives[i], next[i]) <= given.largest;
     if (!holds) raise_flag(given.broken);

@@ -61,8 +61,8 @@ template <class T>
 __global__ void __launch_bounds__(block_threads) show_units(const aten::Showing<T> given) {
   for_each_pack<T>(given.count, [&](int64_t first, int there) {
     const Pack<T> from = load_some(given.from + first, there);
-    store_some(given.result + first,
-               given.is_slope ? slope_of(given.activation, from) : rho_of(given.activation, from), there);
+    store_some(given.result + first, given.is_slope ? slope_of(given.activation, from) : rho_of(given.activation, from),
+               there);
   });
 }
 

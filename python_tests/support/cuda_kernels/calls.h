@@ -109,8 +109,8 @@ class Run {
                                       {made[i + 6], made[i + 7]},
                                       static_cast<Pool>(made[i + 8])});
     network.layers = static_cast<int>(network.widths.size()) - 1 - network.readout;
-    network.shape = chain_of(network.maps, network.convolutions, network.readout, network.free_feedback,
-                             network.asynchronous);
+    network.shape =
+        chain_of(network.maps, network.convolutions, network.readout, network.free_feedback, network.asynchronous);
     const auto activation = static_cast<Activation>(input_.integer());
     const auto output_activation = static_cast<Activation>(input_.integer());
     const auto dynamics = static_cast<Dynamics>(input_.integer());
