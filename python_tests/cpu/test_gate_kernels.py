@@ -19,6 +19,7 @@ from variants import SHAPES, VARIANTS, build, copy_of, name_of
 import ceprop_cuda as cep
 from ceprop_cuda import ops
 from ceprop_cuda.spec.dynamics import Circuit, Nudge
+from ceprop_cuda.tracing import flat
 
 GATES = ["unit", "connection"]
 FIELDS = [variant for variant in VARIANTS if variant["feedback"] == "free"]
@@ -124,7 +125,7 @@ def test_the_ops_have_no_gate_unless_told() -> None:
         plain, told = (
             getattr(torch_ops, op)(*positional(op), **keywords(op), **gate) for gate in ({}, {"gate": "none"})
         )
-        for a, b in zip(ops._flat(plain), ops._flat(told), strict=True):
+        for a, b in zip(flat(plain), flat(told), strict=True):
             assert torch.equal(a, b)
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+import agreement
 import pytest
 import torch
 from agreement import Results, assert_agreement, results_of
@@ -24,7 +25,7 @@ from torch import Tensor
 from variants import VARIANTS, build, copy_of, name_of
 
 from ceprop_cuda import ops
-from ceprop_cuda.spec import reference
+from ceprop_cuda.spec import connections, reference
 from ceprop_cuda.spec.dynamics import Circuit, Nudge
 
 GRAPHS = graph_variants()
@@ -32,6 +33,13 @@ CHAINS = chain_variants()
 GATED = [variant for variant in GRAPHS if variant["feedback"] == "free"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def ties_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's convolutions round equal patches by their place, here and in the reference alike, and so decide which
+    of equal maxima counts. Energy dynamics begin with maps of equal numbers."""
+    monkeypatch.setattr(agreement, "unpooled_at_the_first", connections._unpooled)
 
 
 # --- Values

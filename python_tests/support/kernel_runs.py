@@ -19,9 +19,15 @@ def run_relax(module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge) -> 
 
 def rates(circuit: Circuit) -> list[float]:
     """Rates that move each drive by a like amount: with 784 inputs at 0.02, learning itself would be unstable and turn
-    rounding into large errors on either side. A convolution's contrast sums over about a hundred places."""
+    rounding into large errors on either side. A convolution's contrast sums over about a hundred places; the
+    connections that end at a layer share what moves it."""
     inputs = [w.shape[1] if w.ndim == 2 else 100 * w[0].numel() for w in circuit.weights]
-    return [0.3 * (connection + 1) / max(16, count) for connection, count in enumerate(inputs)]
+    ends = [c.above for c in circuit.connections]
+    sharing = [ends.count(above) for above in ends] + [1] * circuit.readout
+    return [
+        0.3 * min(connection + 1, 5) / max(16, count) / by
+        for connection, (count, by) in enumerate(zip(inputs, sharing, strict=True))
+    ]
 
 
 def all_runs(variant: dict[str, Any], module: ModuleType, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results:

@@ -76,15 +76,22 @@ def build_graph(variant: dict[str, Any], dtype: torch.dtype, seed: int = 0) -> t
         shape_below = of_input if below == INPUT else sizes[below]
         kernel = [] if made is None else [3 if made.padding == (1, 1) else 1] * 2
         shape = (channels[above], prod(shape_below) if made is None else shape_below[0], *kernel)
-        fan_in = sum(c.above == above for c in structure.connections)
-        scale = 0.6 / prod(shape[1:]) ** 0.5 if below == INPUT else 0.45 / (shape[0] ** 0.5 + prod(shape[1:]) ** 0.5)
-        weights.append((scale / fan_in**0.5 * normal(*shape)).to(dtype))
+        if below == INPUT:
+            scale = 0.6 / prod(shape[1:]) ** 0.5
+        else:  # of a norm of 0.45 in a chain, less where more connections meet
+            ways = sum(layer in (below, above) for c in structure.connections for layer in c[:2])
+            scale = 0.45 * min(1, 4 / ways) / ((shape[0] * prod(kernel)) ** 0.5 + prod(shape[1:]) ** 0.5)
+        weights.append((scale * normal(*shape)).to(dtype))
     inner = structure.inner
     feedback = [0.8 * weights[e].flip(0).roll(1, 1).contiguous() for e in inner]
     if variant.get("readout"):
         weights.append((0.5 * normal(CLASSES, prod(sizes[structure.output]))).to(dtype))
     has_bias = [draw.random() < 0.7 for _ in weights]
-    biases = [(0.1 + 0.4 * uniform(len(w))).to(dtype) if b else None for w, b in zip(weights, has_bias, strict=True)]
+    arriving = [sum(c.above == of.above for c in structure.connections) for of in structure.connections] + [1]
+    biases = [
+        ((0.1 + 0.4 * uniform(len(w))) / count).to(dtype) if b else None
+        for w, b, count in zip(weights, has_bias, arriving, strict=False)
+    ]
     schedule = "synchronous" if variant["schedule"] == "turns" else variant["schedule"]
     activation = variant["activation"]
     settings = Dynamics(
