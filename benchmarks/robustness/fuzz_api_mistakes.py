@@ -106,7 +106,6 @@ class ApiCall:
     run: Callable[[], object]
     net: cep.Network | None = None
     tensors: list[torch.Tensor] = field(default_factory=list)
-    makes_rule: bool = False  # before it is refused: the rule sets the network's free_steps
 
 
 def small_network(draw: random.Random) -> cep.Network:

@@ -43,7 +43,8 @@ class Network(nn.Module):
             (a vector field, 2005.04168).
         readout: None, the last Linear drives the output units, or "softmax", it reads the top layer's states out
             without acting on them but by the nudge (2006.03824).
-        free_steps: steps that ``forward`` relaxes for. Building a learning rule sets it to the rule's.
+        free_steps: steps that ``forward`` relaxes for. A learning rule has a number of its own, by which it trains and
+            predicts, and leaves this one alone.
         schedule: "synchronous", all layers move at once, or "asynchronous" (2312.15103), every step first moves the
             layers 0, 2, ... at once, then the layers 1, 3, ... from the newest states of their neighbours: the same
             fixed points in about half the steps, each of which costs the same.

@@ -74,7 +74,8 @@ class Preset:
     cosine_epochs: int | None = None  # the rates fall along a cosine to 1e-5 for so long and stay there; None: constant
 
     def network(self, inputs: int | Sequence[int], classes: int) -> Network:
-        """A new network for samples of the shape ``inputs``; draws from torch's global generator.
+        """A new network for samples of the shape ``inputs``, whose ``forward`` relaxes for as many steps as the rule's
+        free phase; draws from torch's global generator.
 
         Raises ValueError if there are convolutions and samples of that shape do not fit them.
         """
@@ -86,6 +87,7 @@ class Preset:
             "dt": self.dt,
             "feedback": self.feedback,
             "readout": self.readout,
+            "free_steps": self.free_steps,
             "schedule": self.schedule,
         }
         if self.convolutions is None:

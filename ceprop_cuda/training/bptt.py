@@ -17,7 +17,7 @@ class BPTT(Rule):
     """Backpropagation through the last steps of the free phase: the exact gradient that EP estimates (1905.13633).
 
     Args:
-        net: the network; its ``free_steps`` becomes ``free_steps``.
+        net: the network, which making a rule does not change. Several rules may work on one.
         free_steps: number T of steps of the free phase, the unrolled ones among them.
         unrolled_steps: number K <= ``free_steps`` of last steps that the gradient goes back through.
         loss: as for :class:`EP`.
@@ -33,7 +33,6 @@ class BPTT(Rule):
         super().__init__(net, free_steps, loss, None, backend)
         self.unrolled_steps = unrolled_steps
         self.refuse_wrong_settings()
-        self._lead_network()
 
     def _checked_unrolled_steps(self, unrolled_steps: object) -> int:
         return whole_number("unrolled_steps", unrolled_steps, 1)

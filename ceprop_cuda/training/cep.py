@@ -74,7 +74,6 @@ class CEP(NudgedRule):
         self.lr = self._checked_lr(lr)
         self.weight_decay = weight_decay
         self.update = update
-        self._lead_network()
 
     def _checked_lr(self, lr: float | Sequence[float]) -> tuple[float, ...]:
         connections = len(self.net.weights)

@@ -25,7 +25,7 @@ class EP(NudgedRule):
     Free feedback and ``shared_update``: see ``ceprop_cuda.spec.reference.contrast``.
 
     Args:
-        net: the network; its ``free_steps`` becomes ``free_steps``.
+        net: the network, which making a rule does not change. Several rules may work on one.
         free_steps, nudged_steps: lengths T and K of the phases.
         beta: strength of the nudge; may be negative, not 0.
         nudging: "positive" (as ``beta`` says), "random_sign" (a fair coin on its sign per batch, from torch's global
@@ -72,7 +72,6 @@ class EP(NudgedRule):
         phases = (free_steps, nudged_steps, beta, nudging, nudge_at, loss)
         super().__init__(net, *phases, shared_update, backend, tolerance, precision, gate)
         self.accumulate = accumulate
-        self._lead_network()
 
     def _checked_accumulate(self, accumulate: bool) -> bool:
         return one_of("accumulate", accumulate, (True, False))

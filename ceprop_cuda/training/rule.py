@@ -41,10 +41,6 @@ class Rule:
         )  # checked together: each by itself may not fit the other's default
         self.backend = backend
 
-    def _lead_network(self) -> None:
-        """The last of a rule's making, when every setting has been accepted."""
-        self.net.free_steps = self.free_steps
-
     def __setattr__(self, name: str, value: Any) -> None:
         if check := getattr(self, f"_checked_{name}", None):
             self._wrong.pop(name, None)
