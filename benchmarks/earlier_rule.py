@@ -30,7 +30,7 @@ class EarlierCVF(CEP):
         """As :meth:`CEP.step`; x ``(B, n)``, y ``(B,)``."""
         circuit = self.net.circuit()
         x = self.net.check_input(circuit, x)
-        nudge = self._nudge(self.net.check_target(circuit, x, y))
+        nudge = self.drawn_nudge(self.net.check_target(circuit, x, y))
         w, b, v = circuit.weights, circuit.biases, circuit.free_feedback
         beta = torch.tensor(nudge.beta, dtype=x.dtype)
         rates = torch.tensor(self.lr, dtype=x.dtype) / (beta * len(x))  # (L,)
@@ -82,7 +82,7 @@ def trainer(preset: Preset, seed: int, tolerance: float | None) -> Trainer:
     torch.manual_seed(seed)  # what ``ceprop train`` begins with, and so the same weights
     net = preset.network(784, 10)
     phases = (net, preset.free_steps, preset.nudged_steps, preset.beta)
-    return Trainer(EarlierCVF(*phases, preset.lr, preset.nudging, tolerance=tolerance))
+    return Trainer(EarlierCVF(*phases, preset.lr, nudging=preset.nudging, tolerance=tolerance))
 
 
 def main() -> None:

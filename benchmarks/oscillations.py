@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from ceprop_cuda import Network, data
+from ceprop_cuda.choices import Schedule, words
 from ceprop_cuda.environment import environment
 from ceprop_cuda.presets import PRESETS
-from ceprop_cuda.spec.dynamics import SCHEDULES
 from ceprop_cuda.tables import write_csv
 from ceprop_cuda.training import Trainer
 
@@ -79,7 +79,7 @@ def figure(epochs: Sequence[Epoch], path: Path) -> None:
 
     drawn = Figure(figsize=(6, 5), dpi=150, layout="constrained")
     above, below = drawn.subplots(2, sharex=True)
-    for color, schedule in zip(("C0", "C1"), SCHEDULES, strict=True):
+    for color, schedule in zip(("C0", "C1"), words(Schedule), strict=True):
         of_it = [epoch for epoch in epochs if epoch.schedule == schedule]
         at = [epoch.epoch for epoch in of_it]
         above.plot(at, [epoch.test_error for epoch in of_it], color=color, label=f"{schedule}, test")
@@ -109,9 +109,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     mnist = data.load("mnist", arguments.data_dir)
     count = arguments.epochs or PRESETS[arguments.preset].epochs
-    epochs = [
-        epoch for schedule in SCHEDULES for epoch in train(arguments.preset, schedule, count, arguments.seed, mnist)
-    ]
+    runs = [train(arguments.preset, schedule, count, arguments.seed, mnist) for schedule in words(Schedule)]
+    epochs = [epoch for run in runs for epoch in run]
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.out / f"oscillations-{arguments.preset}.csv", epochs, environment())
     figure(epochs, arguments.out / f"oscillations-{arguments.preset}.png")

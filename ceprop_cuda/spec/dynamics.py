@@ -30,8 +30,6 @@ from torch import Tensor
 from . import connections
 from .connections import INPUT, Connection, Convolution, Structure
 
-SCHEDULES = ("synchronous", "asynchronous")
-
 
 class Activation(NamedTuple):
     rho: Callable[[Tensor], Tensor]
