@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 
 from ceprop_cuda import Network, data
+from ceprop_cuda.choices import Gate, Schedule, words
 from ceprop_cuda.environment import environment
 from ceprop_cuda.presets import PRESETS, Preset
-from ceprop_cuda.spec.dynamics import SCHEDULES
-from ceprop_cuda.spec.gates import GATES
 from ceprop_cuda.tables import write_csv
 from ceprop_cuda.training import Trainer
 
@@ -79,7 +78,7 @@ def figure(epochs: Sequence[Epoch], path: Path) -> None:
 
     drawn = Figure(figsize=(6, 5), dpi=150, layout="constrained")
     above, below = drawn.subplots(2, sharex=True)
-    for color, schedule in zip(("C0", "C1"), SCHEDULES, strict=True):
+    for color, schedule in zip(("C0", "C1"), words(Schedule), strict=True):
         of_it = [epoch for epoch in epochs if epoch.schedule == schedule]
         at = [epoch.epoch for epoch in of_it]
         above.plot(at, [epoch.test_error for epoch in of_it], color=color, label=f"{schedule}, test")
@@ -102,7 +101,7 @@ def main() -> None:
     parser.add_argument("--preset", default="c-vf-1h", choices=PRESETS)
     parser.add_argument(
         "--gate",
-        choices=["none" if gate is None else gate for gate in GATES],
+        choices=("none", *words(Gate)),
         help="as of `ceprop train` (default: the preset's)",
     )
     parser.add_argument("--epochs", type=int, help="(default: the preset's)")
@@ -116,11 +115,9 @@ def main() -> None:
     preset = PRESETS[arguments.preset]
     if arguments.gate is not None:
         preset = replace(preset, gate=None if arguments.gate == "none" else arguments.gate)
-    epochs = [
-        epoch
-        for schedule in SCHEDULES
-        for epoch in train(replace(preset, schedule=schedule), arguments.epochs or preset.epochs, arguments.seed, mnist)
-    ]
+    count = arguments.epochs or preset.epochs
+    runs = [train(replace(preset, schedule=schedule), count, arguments.seed, mnist) for schedule in words(Schedule)]
+    epochs = [epoch for run in runs for epoch in run]
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.out / f"oscillations-{arguments.preset}.csv", epochs, environment())
     figure(epochs, arguments.out / f"oscillations-{arguments.preset}.png")

@@ -16,9 +16,6 @@ from .spec.dynamics import Circuit
 
 log = logging.getLogger("ceprop_cuda")
 
-BACKENDS = ("auto", "fused", "reference")
-PRECISIONS = ("exact", "tf32", "bf16")
-
 
 def exact(x: Tensor) -> AbstractContextManager[object]:
     """Where the library computes: in its parameters' dtype, whatever autocast says."""

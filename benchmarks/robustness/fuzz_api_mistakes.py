@@ -106,7 +106,6 @@ class ApiCall:
     run: Callable[[], object]
     net: cep.Network | None = None
     tensors: list[torch.Tensor] = field(default_factory=list)
-    makes_rule: bool = False  # before it is refused: the rule sets the network's free_steps
 
 
 def small_network(draw: random.Random) -> cep.Network:
@@ -248,8 +247,8 @@ def an_input_or_target(draw: random.Random) -> ApiCall:
     if given is targets and label == "None" and name == "relax":
         label = "a list"
     if given is inputs:
-        return ApiCall(f"{name} {backend} x: {label}", lambda: calls[name](inputs[label], y), net, [x, y], True)
-    return ApiCall(f"{name} {backend} y: {label}", lambda: calls[name](x, targets[label]), net, [x, y], True)
+        return ApiCall(f"{name} {backend} x: {label}", lambda: calls[name](inputs[label], y), net, [x, y])
+    return ApiCall(f"{name} {backend} y: {label}", lambda: calls[name](x, targets[label]), net, [x, y])
 
 
 def numbers_that_are_not_finite(draw: random.Random) -> ApiCall:
@@ -270,7 +269,7 @@ def numbers_that_are_not_finite(draw: random.Random) -> ApiCall:
         "BPTT": lambda: cep.BPTT(net, 3, 2, backend=backend).backward(x, target),
     }
     name = draw.choice(list(learn))
-    return ApiCall(f"{name} {backend} with {place} not finite", learn[name], net, [x, target], True)
+    return ApiCall(f"{name} {backend} with {place} not finite", learn[name], net, [x, target])
 
 
 MISTAKES: tuple[Callable[[random.Random], ApiCall], ...] = (

@@ -160,7 +160,7 @@ def judge_wrong_api_call(draw: random.Random) -> Verdict:
     if fault is None and net is not None:
         if any(p.grad is not None for p in net.parameters()):
             fault = "left gradients"
-        elif net.free_steps != steps and not call.makes_rule:
+        elif net.free_steps != steps:
             fault = f"free_steps became {net.free_steps}"
     return Verdict(f"api, {mistake.__name__.replace('_', ' ')}", fault, call.label)
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops
+from ceprop_cuda.choices import Update, words
 from ceprop_cuda.spec.dynamics import Circuit, Nudge, logits, state_shapes
 from ceprop_cuda.spec.reference import CEPResult, EPResult, PerParameter, Relaxed
-from ceprop_cuda.training import UPDATES
 
 LAYOUTS = ("plain", "strided", "offset", "transposed", "channels last", "negated")
 
@@ -82,7 +82,7 @@ def _filler(tensor: Tensor) -> float:
 class RawOps:
     def __init__(self, draw: random.Random) -> None:
         self._draw = draw
-        self._update = draw.choice(UPDATES)
+        self._update = draw.choice(words(Update))
 
     def relax(
         self,
@@ -177,7 +177,7 @@ def _as_labels(draw: random.Random, target: Tensor) -> Tensor:
 class PublicAPI:
     def __init__(self, draw: random.Random) -> None:
         self._draw = draw
-        self._update = draw.choice(UPDATES)
+        self._update = draw.choice(words(Update))
 
     def relax(
         self,

@@ -13,7 +13,6 @@ from torch import Tensor
 from .. import ops
 from ..networks import Network
 from ..spec.dynamics import Nudge
-from ..training import CEP
 from .cases import Case
 from .measure import Timed, interleaved, prepared, restore
 
@@ -72,7 +71,7 @@ def _timed(case: Case, make: Callable[[Case, Network, Tensor, Tensor], Callable[
 
 def _rule(case: Case, net: Network, x: Tensor, y: Tensor) -> Callable[[], object]:
     rule = case.preset.rule(net, "fused")
-    if isinstance(rule, CEP):
+    if rule.moves_parameters:
         return lambda: rule.step(x, y)
 
     def step() -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..choices import Backend
 from ..networks import Network
 from ..spec.dynamics import Circuit, Nudge, resting_states, step
 from ..spec.reference import PerParameter, contrast, moved
-from ..training import CEP
 from . import autograd_of_phi, same_algebra
 from .cases import Case
 from .measure import restore
@@ -87,15 +87,16 @@ def _learning_step(
     return after, moved(circuit, change, lr, 0.0)
 
 
-def _by_rule(backend: str, case: Case, net: Network) -> Step:
+def _by_rule(backend: Backend, case: Case, net: Network) -> Step:
     """The package's own rules."""
     if case.relaxes_only:
         return lambda x, _: net.relax(x, case.free_steps, backend=backend)
     rule = case.preset.rule(net, backend)
+    learn = rule.step if rule.moves_parameters else rule.backward
 
     def train(x: Tensor, y: Tensor) -> list[Tensor]:
         net.zero_grad()
-        result = rule.step(x, y) if isinstance(rule, CEP) else rule.backward(x, y)
+        result = learn(x, y)
         return [*result.free_states, *result.nudged_states]
 
     return train

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checks import real_number
+from ..checks import real_number, whole_number
 from ..presets import PRESETS, Preset
 from ..run_directory import read_checkpoint
 
@@ -118,6 +118,7 @@ def preset_of(config: Mapping[str, Any]) -> Preset:
     if len(config["lr"]) != len(preset.lr):
         raise ValueError(f"--lr takes {len(preset.lr)} rates for {config['preset']}, got {len(config['lr'])}")
     free_steps, nudged_steps = config["steps"]
+    whole_number("free_steps", free_steps, 0)  # which the network would be said not to fit the data for
     return replace(
         preset,
         batch_size=config["batch"],

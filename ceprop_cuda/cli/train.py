@@ -10,16 +10,14 @@ from typing import Any
 
 import torch
 
-from ..backends import BACKENDS
 from ..checks import seed_number
+from ..choices import Backend, Gate, Nudging, Schedule, words
 from ..data import DATASETS, Dataset, load
 from ..messages import has_bar
 from ..options import folder, positive
 from ..presets import PRESETS, Preset
 from ..run_directory import read_checkpoint, refuse_another_network
-from ..spec.dynamics import SCHEDULES
-from ..spec.gates import GATES
-from ..training import NUDGINGS, Trainer
+from ..training import Trainer
 from .run_settings import new_settings, preset_of, settings_of, settings_to_resume
 from .shared import add_data_options, add_device_option, device_of
 
@@ -56,9 +54,11 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help="between free feedback and forward weights at first (default: the preset's)",
     )
     parser.add_argument("--beta", type=float, metavar="X", help="strength of the nudge (default: the preset's)")
-    parser.add_argument("--nudging", choices=NUDGINGS, help="signs of beta (default: the preset's)")
+    parser.add_argument("--nudging", choices=words(Nudging), help="signs of beta (default: the preset's)")
     parser.add_argument(
-        "--schedule", choices=SCHEDULES, help="order of moves; asynchronous needs half the steps (default: preset's)"
+        "--schedule",
+        choices=words(Schedule),
+        help="order of moves; asynchronous needs half the steps (default: preset's)",
     )
     parser.add_argument(
         "--tolerance",
@@ -68,11 +68,11 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gate",
-        choices=["none" if gate is None else gate for gate in GATES],
+        choices=("none", *words(Gate)),
         help="factor on what units of free feedback have moved by (default: the preset's)",
     )
     parser.add_argument("--seed", type=int, metavar="S", help="of weights, signs of beta and orders (default: 0)")
-    parser.add_argument("--backend", choices=BACKENDS, help="what runs the network (default: auto)")
+    parser.add_argument("--backend", choices=words(Backend), help="what runs the network (default: auto)")
     add_device_option(parser)
     parser.add_argument("--out", type=folder, metavar="DIR", help="run directory (default: a new one under runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, by its own settings")

@@ -9,11 +9,12 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor, nn
 
-from ..backends import BACKENDS, PRECISIONS, backend_module, exact
+from ..backends import backend_module, exact
 from ..checks import one_of, real_number, shown, tolerance_or_none, whole_number
+from ..choices import Backend, DynamicsKind, Feedback, NudgeAt, Precision, Readout, Schedule, chosen
 from ..spec import losses, reference
 from ..spec.connections import chain
-from ..spec.dynamics import ACTIVATIONS, SCHEDULES, Circuit, Dynamics, Nudge, energy, phi
+from ..spec.dynamics import ACTIVATIONS, Circuit, Dynamics, Nudge, energy, phi
 from ..validate import check_input, check_states, check_target
 from .chain import chain_of
 from .graphs import Graph, graph_of
@@ -43,7 +44,8 @@ class Network(nn.Module):
             (a vector field, 2005.04168).
         readout: None, the last Linear drives the output units, or "softmax", it reads the top layer's states out
             without acting on them but by the nudge (2006.03824).
-        free_steps: steps that ``forward`` relaxes for. Building a learning rule sets it to the rule's.
+        free_steps: steps that ``forward`` relaxes for. A learning rule has a number of its own, by which it trains and
+            predicts, and leaves this one alone.
         schedule: "synchronous", all layers move at once, or "asynchronous" (2312.15103), every step first moves the
             layers 0, 2, ... at once, then the layers 1, 3, ... from the newest states of their neighbours: the same
             fixed points in about half the steps, each of which costs the same.
@@ -60,13 +62,13 @@ class Network(nn.Module):
         *,
         activation: str = "sigmoid",
         output_activation: str | None = None,
-        dynamics: str = "prototypical",
+        dynamics: DynamicsKind = "prototypical",
         dt: float = 0.2,
         clip: bool = True,
-        feedback: str = "tied",
-        readout: str | None = None,
+        feedback: Feedback = "tied",
+        readout: Readout | None = None,
         free_steps: int = 50,
-        schedule: str = "synchronous",
+        schedule: Schedule = "synchronous",
     ) -> None:
         super().__init__()
         if readout is not None and output_activation is not None:
@@ -74,11 +76,11 @@ class Network(nn.Module):
         output_activation = activation if output_activation is None else output_activation
         one_of("activation", activation, ACTIVATIONS)
         one_of("output_activation", output_activation, ACTIVATIONS)
-        one_of("dynamics", dynamics, ("prototypical", "energy"))
+        chosen("dynamics", dynamics, DynamicsKind)
         clip = one_of("clip", clip, (True, False))
-        one_of("feedback", feedback, ("tied", "free"))
-        one_of("readout", readout, (None, "softmax"))
-        one_of("schedule", schedule, SCHEDULES)
+        chosen("feedback", feedback, Feedback)
+        chosen("readout", readout, None | Readout)
+        chosen("schedule", schedule, Schedule)
         dt = real_number("dt", dt, lambda value: value > 0, "a finite number > 0")
         self.free_steps = whole_number("free_steps", free_steps, 0)
         shape = [input_shape] if isinstance(input_shape, Integral) else input_shape
@@ -152,11 +154,11 @@ class Network(nn.Module):
         states: Sequence[Tensor] | None = None,
         target: Tensor | None = None,
         beta: float = 0.0,
-        nudge_at: str | None = None,
+        nudge_at: NudgeAt | None = None,
         loss: str | None = None,
-        backend: str = "auto",
+        backend: Backend = "auto",
         tolerance: float | None = None,
-        precision: str = "exact",
+        precision: Precision = "exact",
     ) -> list[Tensor]:
         """The layers' states after ``steps`` steps, ``(B, n_l)`` each, of convolutions ``(B, C, H, W)`` after the
         pooling. Always a list, in the order of :attr:`layers`: nearly every caller wants states alone. :meth:`settle`
@@ -200,16 +202,16 @@ class Network(nn.Module):
         states: Sequence[Tensor] | None = None,
         target: Tensor | None = None,
         beta: float = 0.0,
-        nudge_at: str | None = None,
+        nudge_at: NudgeAt | None = None,
         loss: str | None = None,
-        backend: str = "auto",
+        backend: Backend = "auto",
         tolerance: float | None = None,
-        precision: str = "exact",
+        precision: Precision = "exact",
     ) -> reference.Relaxed:
         """As :meth:`relax`, a pair ``(states, steps)``: ``steps`` ``(1,)`` int64 is the number of steps that were made,
         on the device of the states, so that asking for it waits for no GPU."""
-        one_of("backend", backend, BACKENDS)
-        one_of("precision", precision, PRECISIONS)
+        chosen("backend", backend, Backend)
+        chosen("precision", precision, Precision)
         steps = whole_number("steps", steps, 0)
         tolerance = tolerance_or_none(tolerance)
         circuit = self.circuit()
@@ -291,14 +293,14 @@ class Network(nn.Module):
             signs = 1 - 2 * (torch.rand(weight.shape, device="cpu") < flip).to(weight)
             v.copy_(weight * signs)
 
-    def nudging_point(self, nudge_at: str | None, loss: str | None) -> tuple[str, str]:
+    def nudging_point(self, nudge_at: NudgeAt | None, loss: str | None) -> tuple[NudgeAt, str]:
         """``nudge_at`` and ``loss`` with their defaults filled in; ValueError if the network cannot be nudged so."""
         if self.readout is not None:
             nudge_at = one_of("nudge_at of a network with a readout", nudge_at, (None, "drive"))
             of_logits = [name for name, known in losses.BY_NAME.items() if known.of_logits]
             loss = one_of("loss of a network with a readout", loss, (None, *of_logits))
             return nudge_at or "drive", loss or "cross_entropy"
-        nudge_at = one_of("nudge_at", nudge_at, (None, "state", "drive")) or "state"
+        at: NudgeAt = chosen("nudge_at", nudge_at, None | NudgeAt) or "state"
         loss = one_of("loss", loss, (None, *losses.LOSSES)) or "mse"
         linear = self.dynamics.output_activation == "linear"
         if losses.BY_NAME[loss].of_logits and not linear:
@@ -306,7 +308,7 @@ class Network(nn.Module):
                 f"loss={loss!r} needs output_activation='linear' or readout='softmax', got "
                 f"output_activation={self.dynamics.output_activation!r}"
             )
-        return nudge_at, loss
+        return at, loss
 
     def check_input(self, circuit: Circuit, x: Tensor) -> Tensor:
         """``x`` as the kernels and the reference take it; ValueError or TypeError if its shape, dtype or device do not

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
+from ..choices import Backend, DynamicsKind, Feedback, Gate, NudgeAt, Nudging, Readout, Schedule
 from ..networks import Network, convnet, mlp
-from ..training import BPTT, CEP, EP
+from ..training import BPTT, CEP, EP, Rule, groups_of
 
 
 class Convolutions(NamedTuple):
@@ -54,16 +55,16 @@ class Preset:
     batch_size: int = 20
     activation: str = "sigmoid"
     output_activation: str | None = None  # None: the same
-    dynamics: str = "prototypical"
+    dynamics: DynamicsKind = "prototypical"
     dt: float = 0.2  # step size, of energy dynamics only
-    nudging: str = "positive"
-    nudge_at: str | None = None  # None: as the rules have it
-    feedback: str = "tied"
+    nudging: Nudging = "positive"
+    nudge_at: NudgeAt | None = None  # None: as the rules have it
+    feedback: Feedback = "tied"
     feedback_angle: float | None = 0.0  # degrees between free feedback and forward weights at first; None: drawn apart
     shared_update: bool = False
-    gate: str | None = None
-    readout: str | None = None
-    schedule: str = "synchronous"
+    gate: Gate | None = None
+    readout: Readout | None = None
+    schedule: Schedule = "synchronous"
     tolerance: float | None = None
     data: str = "mnist"  # what the settings were found for
     augmented: bool = False  # trains on images moved and, where that keeps their class, mirrored by chance
@@ -74,7 +75,8 @@ class Preset:
     cosine_epochs: int | None = None  # the rates fall along a cosine to 1e-5 for so long and stay there; None: constant
 
     def network(self, inputs: int | Sequence[int], classes: int) -> Network:
-        """A new network for samples of the shape ``inputs``; draws from torch's global generator.
+        """A new network for samples of the shape ``inputs``, whose ``forward`` relaxes for as many steps as the rule's
+        free phase; draws from torch's global generator.
 
         Raises ValueError if there are convolutions and samples of that shape do not fit them.
         """
@@ -86,6 +88,7 @@ class Preset:
             "dt": self.dt,
             "feedback": self.feedback,
             "readout": self.readout,
+            "free_steps": self.free_steps,
             "schedule": self.schedule,
         }
         if self.convolutions is None:
@@ -96,7 +99,7 @@ class Preset:
             net.set_angle(self.feedback_angle)
         return net
 
-    def rule(self, net: Network, backend: str = "auto") -> EP | CEP | BPTT:
+    def rule(self, net: Network, backend: Backend = "auto") -> Rule:
         """The learning rule on ``net``; ``backend`` as for :class:`ceprop_cuda.EP`.
 
         Raises ValueError if BPTT is asked for together with what it has not.
@@ -128,9 +131,7 @@ class Preset:
         """SGD with a parameter group per connection; None for continual EP, which moves the weights itself."""
         if self.continual and not self.bptt:
             return None
-        connections = zip(net.weights, net.biases, net.feedback, self.lr, strict=True)
-        groups = [{"params": [p for p in (w, b, v) if p is not None], "lr": lr} for w, b, v, lr in connections]
-        return torch.optim.SGD(groups, momentum=self.momentum, weight_decay=self.weight_decay)
+        return torch.optim.SGD(groups_of(net, self.lr), momentum=self.momentum, weight_decay=self.weight_decay)
 
     def scheduler(self, optimizer: torch.optim.Optimizer | None) -> LRScheduler | None:
         """Of the rates of :meth:`optimizer`, to be stepped after every epoch; None if they stay as they are."""

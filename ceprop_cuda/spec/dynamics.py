@@ -31,8 +31,6 @@ from torch import Tensor
 from . import connections, losses
 from .connections import INPUT, Connection, Convolution, Structure
 
-SCHEDULES = ("synchronous", "asynchronous")
-
 
 class Activation(NamedTuple):
     rho: Callable[[Tensor], Tensor]

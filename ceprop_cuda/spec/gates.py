@@ -20,8 +20,6 @@ from torch import Tensor
 
 from .dynamics import Circuit, Nudge, Push, activation_of, emitted, push, rho_prime, step
 
-GATES = (None, "unit", "connection")
-
 
 class Slopes(NamedTuple):
     """rho'(a) by connection, shaped like the state of the layer that has moved."""

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..choices import Backend, DynamicsKind
 from ..data import Dataset
 from ..networks import Network, convnet, mlp
-from ..training import CEP, EP
+from ..training import CEP, EP, Rule
 
 PIXELS = 28  # height and width of the papers' images, which smaller ones are enlarged to
 TOY_SIZES = (5, 50, 10)
@@ -30,7 +31,7 @@ class Case:
     hidden: tuple[int, ...] = (512,)  # units of each hidden layer above the convolutions
     channels: tuple[int, ...] = ()  # of 5 x 5 convolutions, each followed by a 2 x 2 maximum
     activation: str = "tanh"
-    dynamics: str = "prototypical"
+    dynamics: DynamicsKind = "prototypical"
     lr: float | None = None  # of every connection of continual EP; None: EP
     feedback_angle: float | None = None  # degrees between free feedback and forward weights; None: tied
     is_toy: bool = False  # random inputs and targets instead of images
@@ -57,7 +58,7 @@ class Case:
             net.set_angle(self.feedback_angle)
         return net
 
-    def rule(self, net: Network, backend: str = "auto") -> EP | CEP:
+    def rule(self, net: Network, backend: Backend = "auto") -> Rule:
         phases = (net, self.free_steps, self.nudged_steps, self.beta)
         if self.lr is None:
             return EP(*phases, accumulate=True, backend=backend)

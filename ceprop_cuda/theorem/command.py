@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..backends import BACKENDS
 from ..checks import seed_number, whole_number
+from ..choices import Backend, words
 from ..data import DATASETS, Dataset, load
 from ..environment import environment
 from ..messages import warn
 from ..options import folder
 from ..presets import PRESETS
 from ..tables import markdown, write_csv
-from ..training import BPTT, CEP, EP
+from ..training import Rule
 from .cases import CASES
 from .comparison import Comparison, compare
 from .figures import courses, errors
@@ -68,7 +68,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--batches", type=int, default=1, metavar="N", help="to average over (default: 1; the papers take 20)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of weights and samples (default: 0)")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the free phase (default: auto)")
+    parser.add_argument(
+        "--backend", choices=words(Backend), default="auto", help="what runs the free phase (default: auto)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument("--out", type=folder, metavar="DIR", help="of figures and tables (default: theorem/NAME)")
 
@@ -86,15 +88,14 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(seed_number("--seed", args.seed))
     problem = _of_case(args, count) if args.case else _of_preset(args, count)
     rule = problem.rule
+    settings = rule.settings()
     out = args.out or Path("theorem", name)
     facts = {
         "case" if args.case else "preset": name,
         "source": problem.source,
         "data": problem.data,
-        "free_steps": str(rule.free_steps),
-        "nudged_steps": str(rule.nudged_steps),
-        "beta": str(rule.beta),
-        "lr": " ".join(map(str, rule.lr)) if isinstance(rule, CEP) else "",
+        **{name: str(settings[name]) for name in ("free_steps", "nudged_steps", "beta")},
+        "lr": " ".join(map(str, settings.get("lr", ()))),
         "batch": str(problem.batch),
         "seed": str(args.seed),
     }
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
 class Problem(NamedTuple):
     """What is compared, and on what."""
 
-    rule: EP | CEP
+    rule: Rule
     batches: Iterable[tuple[Tensor, Tensor]]
     batch: int
     data: str
@@ -147,7 +148,6 @@ def _of_preset(args: argparse.Namespace, count: int) -> Problem:
     dataset = _load(args, data)
     net = preset.network(tuple(dataset.train_x.shape[1:]), dataset.classes).double()
     rule = preset.rule(net, args.backend)
-    assert not isinstance(rule, BPTT)  # which no preset learns by unless told so
     batches = islice(dataset.train_batches(preset.batch_size, args.seed), count)
     return Problem(rule, ((x.double(), y) for x, y in batches), preset.batch_size, data, preset.source)
 

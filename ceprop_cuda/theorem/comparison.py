@@ -23,12 +23,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..backends import backend_module, exact
+from ..backends import exact
 from ..checks import whole_number
 from ..spec import reference
 from ..spec.dynamics import Circuit, Nudge
 from ..spec.gates import Slopes, slopes_at, step_with_slopes
-from ..training import CEP, EP
+from ..training import NudgedRule, Rule
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(rule: EP | CEP, x: Tensor, y: Tensor, samples: int = 100) -> Comparison:
+def compare(rule: Rule, x: Tensor, y: Tensor, samples: int = 100) -> Comparison:
     """Compare the nudged phase of ``rule`` with BPTT through as many last steps of its free phase; changes nothing.
 
     The updates are those of the rule: they add up to minus what :meth:`EP.backward` adds to the gradients, and, times
@@ -107,16 +107,17 @@ def compare(rule: EP | CEP, x: Tensor, y: Tensor, samples: int = 100) -> Compari
     Raises:
         ValueError, TypeError: the rule cannot be compared, or a shape, dtype or device does not fit.
     """
-    _refuse_unfit(rule)
+    nudged = _fit_to_compare(rule)
     samples = whole_number("samples", samples, 1)
     circuit = rule.net.circuit().leaves()
     x = rule.net.check_input(circuit, x)
-    nudge = Nudge(rule.net.check_target(circuit, x, y), rule.beta, rule.nudge_at, rule.loss)
+    nudge = nudged.nudge(rule.net.check_target(circuit, x, y))
     with exact(x):
-        return _compared(rule, circuit, x, nudge, samples)
+        return _compared(nudged, circuit, x, nudge, samples)
 
 
-def _compared(rule: EP | CEP, circuit: Circuit, x: Tensor, nudge: Nudge, samples: int) -> Comparison:
+def _compared(rule: NudgedRule, circuit: Circuit, x: Tensor, nudge: Nudge, samples: int) -> Comparison:
+    work = rule.work()
     path = _end_of_free_phase(rule, circuit, x)
     moved = max(_largest_change(before, after) for before, after in pairwise(path))
     free = path.pop()
@@ -127,9 +128,9 @@ def _compared(rule: EP | CEP, circuit: Circuit, x: Tensor, nudge: Nudge, samples
     draw = torch.Generator("cpu").manual_seed(0)
     neurons = [_Tally(f"s[{name}]", s[0], samples, draw) for name, s in zip(rule.net.layers, free, strict=True)]
     parameters = [_Tally(name, p, samples, draw) for name, p in _in_the_dynamics(circuit).items()]
-    nudges = [nudge, replace(nudge, beta=-nudge.beta)] if rule.nudging == "symmetric" else [nudge]
+    nudges = [nudge, replace(nudge, beta=-nudge.beta)] if work.symmetric else [nudge]
     ends, moving, pull = [free] * len(nudges), circuit, _loss_gradient(circuit, free, nudge)
-    is_fixed = isinstance(rule, EP) and not rule.accumulate
+    is_fixed = not (work.accumulate or work.continual)
     of_free = slopes_at(circuit, x, free, rule.gate)
     for _ in range(rule.nudged_steps):
         befores = ends
@@ -138,8 +139,7 @@ def _compared(rule: EP | CEP, circuit: Circuit, x: Tensor, nudge: Nudge, samples
         made = list(zip(befores, ends, nudges, strict=True))
         slopes = [of_free if is_fixed else of_step for _, of_step in steps]
         change = _mean_contrast(rule, moving, x, free if is_fixed else None, made, slopes)
-        if isinstance(rule, CEP):
-            moving = reference.moved(moving, change, rule.lr, rule.weight_decay)
+        moving = rule.moved(moving, change)
         for layer, (tally, gradient) in enumerate(zip(neurons, pull, strict=True)):
             updates = torch.stack([(after[layer] - before[layer]) / (pace * n.beta) for before, after, n in made])
             tally.add(updates.mean((0, 1)), -gradient.sum(0))
@@ -149,10 +149,12 @@ def _compared(rule: EP | CEP, circuit: Circuit, x: Tensor, nudge: Nudge, samples
     return Comparison([t.match() for t in neurons], [t.match() for t in parameters], loss, moved)
 
 
-def _refuse_unfit(rule: EP | CEP) -> None:
-    if not isinstance(rule, (EP, CEP)):
+def _fit_to_compare(rule: Rule) -> NudgedRule:
+    """``rule``, if it can be compared."""
+    if not isinstance(rule, NudgedRule):
         raise TypeError(f"rule must be an EP or CEP, which has a nudged phase, got {type(rule).__name__}")
-    if rule.nudging == "symmetric" and isinstance(rule, CEP):
+    work = rule.work()
+    if work.symmetric and work.continual:
         raise ValueError(
             "continual EP's second phase begins with other weights: rule must not have nudging='symmetric'"
         )
@@ -162,20 +164,20 @@ def _refuse_unfit(rule: EP | CEP) -> None:
             f"nudged_steps={rule.nudged_steps}"
         )
     rule.refuse_wrong_settings()
+    return rule
 
 
-def _end_of_free_phase(rule: EP | CEP, circuit: Circuit, x: Tensor) -> list[list[Tensor]]:
+def _end_of_free_phase(rule: NudgedRule, circuit: Circuit, x: Tensor) -> list[list[Tensor]]:
     """The states before and after each of as many last steps of the free phase as there are nudged ones."""
     steps = rule.nudged_steps
-    module, of_kernels = backend_module(rule.backend, circuit, x, precision="exact")
-    path = [module.relax(circuit, x, rule.free_steps - steps, **of_kernels).states]
+    path = [rule.relaxed(circuit, x, rule.free_steps - steps).states]
     for _ in range(steps):
         path.append(reference.step(circuit, x, path[-1]))
     return path
 
 
 def _mean_contrast(
-    rule: EP | CEP,
+    rule: NudgedRule,
     circuit: Circuit,
     x: Tensor,
     fixed: Sequence[Tensor] | None,

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..backends import backend_module, exact
-from ..checks import one_of, real_number, shown
-from ..networks import Network
+from ..checks import shown
+from ..choices import Update
 from ..records import StepResult, refuse_not_finite
 from ..spec import reference
 from ..spec.dynamics import Circuit
-from .nudged import NudgedRule
+from .groups import OfAllGroups, OfGroups, groups_of, rate, rates_and_decay
+from .nudged import NudgedRule, Work
+from .rule import Rule
+from .setting import setting, word
 
-UPDATES = ("auto", "literal", "low_rank")
+
+def _rates(rule: Rule, name: str, lr: float | Sequence[float]) -> tuple[float, ...]:
+    connections = len(rule.net.weights)
+    is_iterable = isinstance(lr, Iterable) and getattr(lr, "shape", None) != ()  # a tensor without axes is not
+    rates = list(lr) if isinstance(lr, Iterable) and is_iterable else [lr] * connections
+    if len(rates) != connections:
+        raise ValueError(f"{name} must hold {connections} rates, input side first, got {len(rates)}: {shown(lr)}")
+    return tuple(rate(f"{name}[{connection}]", value) for connection, value in enumerate(rates))
 
 
 class CEP(NudgedRule):
@@ -31,11 +43,12 @@ class CEP(NudgedRule):
         W[l] <- W[l] + lr[l] (d[l]^T r[l-1] / (beta B) - weight_decay W[l]),    V[l] likewise by r[l]^T d[l-1]
 
     and the next step is made with these weights. A readout moves once, at the end. The rule is its own optimizer: plain
-    gradient steps on every connection whose parameters require grad; ``lr`` 0 keeps one as it is, too.
+    gradient steps on every connection whose parameters require grad; ``lr`` 0 keeps one as it is, too. Its rates lie in
+    :attr:`optimizer`, so that ``torch.optim.lr_scheduler.StepLR(rule.optimizer, 10)`` and the like move them.
 
     Args:
         lr: learning rate of each connection, input side first (with a readout, its rate comes last), of a graph in the
-            order given; one number: all. May be set anew between steps.
+            order given; one number: all. May be set anew between steps, here or in the groups of ``optimizer``.
         weight_decay: every update also subtracts ``lr * weight_decay * p``, as torch.optim.SGD does.
         the others: as for :class:`EP`. "symmetric" goes back towards the free state by ``nudged_steps`` un-nudged steps
             between its two nudged phases.
@@ -50,53 +63,39 @@ class CEP(NudgedRule):
         ValueError, TypeError: as :class:`EP`; or a rate is negative, or there is not one for every connection.
     """
 
-    def __init__(
-        self,
-        net: Network,
-        free_steps: int,
-        nudged_steps: int,
-        beta: float,
-        lr: float | Sequence[float],
-        *,
-        nudging: str = "positive",
-        nudge_at: str | None = None,
-        loss: str | None = None,
-        shared_update: bool = False,
-        weight_decay: float = 0.0,
-        backend: str = "auto",
-        tolerance: float | None = None,
-        precision: str = "exact",
-        update: str = "auto",
-        gate: str | None = None,
-    ) -> None:
-        phases = (free_steps, nudged_steps, beta, nudging, nudge_at, loss)
-        super().__init__(net, *phases, shared_update, backend, tolerance, precision, gate)
-        self.lr = self._checked_lr(lr)
-        self.weight_decay = weight_decay
-        self.update = update
-        self._lead_network()
+    lr: float | Sequence[float] = setting(_rates, kw_only=False, kind=OfGroups)
+    weight_decay: float = setting(lambda _, name, value: rate(name, value), default=0.0, kind=OfAllGroups)
+    update: Update = setting(word(Update), default="auto", decides=False)
 
-    def _checked_lr(self, lr: float | Sequence[float]) -> tuple[float, ...]:
-        connections = len(self.net.weights)
-        is_iterable = isinstance(lr, Iterable) and getattr(lr, "shape", None) != ()  # a tensor without axes is not
-        rates = list(lr) if is_iterable else [lr] * connections  # type: ignore[arg-type]
-        if len(rates) != connections:
-            raise ValueError(f"lr must hold {connections} rates, input side first, got {len(rates)}: {shown(lr)}")
-        return tuple(
-            real_number(f"lr[{connection}]", rate, lambda value: value >= 0, "a finite number >= 0")
-            for connection, rate in enumerate(rates)
-        )
+    moves_parameters = True
 
-    def _checked_weight_decay(self, weight_decay: object) -> float:
-        return real_number("weight_decay", weight_decay, lambda value: value >= 0, "a finite number >= 0")
+    @cached_property
+    def optimizer(self) -> torch.optim.SGD:
+        """A parameter group for each connection, whose ``lr`` and ``weight_decay`` are the rule's: give it to any
+        scheduler of torch. Nobody needs to call its ``step`` or ``zero_grad``."""
+        return torch.optim.SGD(groups_of(self.net, [0.0] * len(self.net.weights)))
 
-    def _checked_update(self, update: str) -> str:
-        return one_of("update", update, UPDATES)
+    def refuse_wrong_settings(self) -> None:
+        super().refuse_wrong_settings()
+        rates_and_decay(self.optimizer, len(self.net.weights))
 
-    def _rates_to_train(self, circuit: Circuit) -> list[float]:
-        """``lr``, but 0 for a connection that does not require grad; ValueError if only a part of one does."""
-        rates = []
-        for connection, rate in enumerate(self.lr):
+    def settings(self) -> dict[str, Any]:
+        """... with the rates before any scheduler moved them."""
+        groups = self.optimizer.param_groups
+        return super().settings() | {"lr": tuple(group.get("initial_lr", group["lr"]) for group in groups)}
+
+    def work(self) -> Work:
+        return super().work()._replace(continual=True, weight_decay=self.weight_decay != 0, update=self.update)
+
+    def moved(self, circuit: Circuit, contrast: reference.PerParameter) -> Circuit:
+        return reference.moved(circuit, contrast, *rates_and_decay(self.optimizer, len(self.net.weights)))
+
+    def _rates_to_train(self, circuit: Circuit) -> tuple[list[float], float]:
+        """The rate of each connection, 0 for one that does not require grad, and the weight decay, of groups that were
+        found right; ValueError if only a part of a connection requires grad."""
+        groups = self.optimizer.param_groups
+        rates, decay = [float(group["lr"]) for group in groups], float(groups[0]["weight_decay"])
+        for connection in range(len(rates)):
             # Of a connection W, b and V, as far as they exist.
             parts = [circuit.weights[connection], circuit.biases[connection]]
             if circuit.free_feedback is not None and connection in circuit.structure.inner:
@@ -107,8 +106,9 @@ class CEP(NudgedRule):
                     f"some parameters of connection {connection} require grad and others do not: continual EP moves "
                     "the weights, the bias and the feedback weights of a connection at one rate, or none of them"
                 )
-            rates.append(rate if requires == {True} else 0.0)
-        return rates
+            if requires == {False}:
+                rates[connection] = 0.0
+        return rates, decay
 
     @torch.no_grad()
     def step(self, x: Tensor, y: Tensor) -> StepResult:
@@ -123,10 +123,10 @@ class CEP(NudgedRule):
                 of a connection does; no parameter was changed.
             RuntimeError: within ``torch.inference_mode()``.
         """
-        circuit = self._circuit_to_train()
-        rates = self._rates_to_train(circuit)
+        circuit = self.circuit_to_train()
+        rates, decay = self._rates_to_train(circuit)
         x = self.net.check_input(circuit, x)
-        nudge = self._nudge(self.net.check_target(circuit, x, y))
+        nudge = self.drawn_nudge(self.net.check_target(circuit, x, y))
         forms = {"precision": self.precision, "update": self.update}
         module, of_kernels = backend_module(self.backend, circuit, x, gate=self.gate, **forms)
         if module is reference:
@@ -140,9 +140,9 @@ class CEP(NudgedRule):
                 nudged_steps=self.nudged_steps,
                 lr=rates,
                 tolerance=self.tolerance,
-                symmetric=self.nudging == "symmetric",
+                symmetric=self.is_symmetric,
                 shared_update=self.shared_update,
-                weight_decay=self.weight_decay,
+                weight_decay=decay,
                 gate=self.gate,
                 **of_kernels,
             )
@@ -151,4 +151,5 @@ class CEP(NudgedRule):
         for p, moved in zip(circuit.parameters(), ran.circuit.parameters(), strict=True):
             if moved is not p:  # the reference returns new tensors, the kernels write in place
                 p.copy_(moved)
-        return self._nudged_result(nudge.target, ran)
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # or schedulers warn that it has made no step
+        return self.nudged_result(nudge, ran)

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from ..backends import backend_module, exact
-from ..checks import one_of
-from ..networks import Network
 from ..records import StepResult, refuse_not_finite
 from ..spec import reference
-from .nudged import NudgedRule
+from .nudged import NudgedRule, Work
 from .rule import add_to_grads
+from .setting import flag, setting
 
 
 class EP(NudgedRule):
@@ -25,7 +24,7 @@ class EP(NudgedRule):
     Free feedback and ``shared_update``: see ``ceprop_cuda.spec.reference.contrast``.
 
     Args:
-        net: the network; its ``free_steps`` becomes ``free_steps``.
+        net: the network, which making a rule does not change. Several rules may work on one.
         free_steps, nudged_steps: lengths T and K of the phases.
         beta: strength of the nudge; may be negative, not 0.
         nudging: "positive" (as ``beta`` says), "random_sign" (a fair coin on its sign per batch, from torch's global
@@ -52,30 +51,10 @@ class EP(NudgedRule):
         ValueError, TypeError: a setting is none of the choices, or the network cannot have it.
     """
 
-    def __init__(
-        self,
-        net: Network,
-        free_steps: int,
-        nudged_steps: int,
-        beta: float,
-        *,
-        nudging: str = "positive",
-        nudge_at: str | None = None,
-        loss: str | None = None,
-        accumulate: bool = False,
-        shared_update: bool = False,
-        backend: str = "auto",
-        tolerance: float | None = None,
-        precision: str = "exact",
-        gate: str | None = None,
-    ) -> None:
-        phases = (free_steps, nudged_steps, beta, nudging, nudge_at, loss)
-        super().__init__(net, *phases, shared_update, backend, tolerance, precision, gate)
-        self.accumulate = accumulate
-        self._lead_network()
+    accumulate: bool = setting(flag, default=False)
 
-    def _checked_accumulate(self, accumulate: bool) -> bool:
-        return one_of("accumulate", accumulate, (True, False))
+    def work(self) -> Work:
+        return super().work()._replace(accumulate=self.accumulate)
 
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> StepResult:
@@ -91,9 +70,9 @@ class EP(NudgedRule):
                 changed.
             RuntimeError: within ``torch.inference_mode()``.
         """
-        circuit = self._circuit_to_train()
+        circuit = self.circuit_to_train()
         x = self.net.check_input(circuit, x)
-        nudge = self._nudge(self.net.check_target(circuit, x, y))
+        nudge = self.drawn_nudge(self.net.check_target(circuit, x, y))
         module, of_kernels = backend_module(self.backend, circuit, x, gate=self.gate, precision=self.precision)
         with exact(x):
             ran = module.ep_step(
@@ -103,7 +82,7 @@ class EP(NudgedRule):
                 free_steps=self.free_steps,
                 nudged_steps=self.nudged_steps,
                 tolerance=self.tolerance,
-                symmetric=self.nudging == "symmetric",
+                symmetric=self.is_symmetric,
                 accumulate=self.accumulate,
                 shared_update=self.shared_update,
                 gate=self.gate,
@@ -111,6 +90,6 @@ class EP(NudgedRule):
             )
         learned = ran.gradients.parameters() if module is reference else []
         refuse_not_finite(self.net.layers, circuit, x, nudge.target, ran, learned)
-        result = self._nudged_result(nudge.target, ran)
+        result = self.nudged_result(nudge, ran)
         add_to_grads(circuit, ran.gradients)
         return result

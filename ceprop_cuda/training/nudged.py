@@ -1,86 +1,96 @@
-"""What EP and continual EP share."""
+"""What rules with a nudged phase share, among them EP and continual EP."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..checks import one_of, real_number, whole_number
-from ..networks import Network
+from ..checks import tolerance_or_none
+from ..choices import Gate, NudgeAt, Nudging, Precision, Update
 from ..records import StepResult
 from ..spec import reference
-from ..spec.dynamics import Nudge
-from ..spec.gates import GATES
+from ..spec.dynamics import Circuit, Nudge
 from .rule import Rule
+from .setting import Check, flag, number, setting, whole, word
 
-NUDGINGS = ("positive", "random_sign", "symmetric")
+
+def _of_free_feedback(check: Check) -> Check:
+    """What ``check`` says, but that only a network with free feedback may have something other than None or False."""
+
+    def checked(rule: Rule, name: str, value: Any) -> Any:
+        value = check(rule, name, value)
+        if value and rule.net.free_feedback is None:
+            raise ValueError(f"{name}={value!r} needs a network with feedback='free', got tied feedback")
+        return value
+
+    return checked
+
+
+class Work(NamedTuple):
+    """What a training step does, which decides what it costs and what the theorem says of it."""
+
+    free_steps: int
+    nudged_steps: int
+    symmetric: bool
+    shared_update: bool
+    accumulate: bool = False  # a contrast of every nudged step, with the weights at rest
+    continual: bool = False  # a contrast of every nudged step, after which the weights move
+    weight_decay: bool = False
+    update: Update = "auto"
 
 
 class NudgedRule(Rule):
-    """What EP and continual EP share: the nudged phase."""
+    """A rule that learns from how a nudge moves the states: what ``theorem.compare`` and ``plan`` take.
 
-    def __init__(
-        self,
-        net: Network,
-        free_steps: int,
-        nudged_steps: int,
-        beta: float,
-        nudging: str,
-        nudge_at: str | None,
-        loss: str | None,
-        shared_update: bool,
-        backend: str,
-        tolerance: float | None,
-        precision: str,
-        gate: str | None,
-    ) -> None:
-        super().__init__(net, free_steps, loss, nudge_at, backend)
-        self.nudged_steps = nudged_steps
-        self.beta = beta
-        self.nudging = nudging
-        self.shared_update = shared_update
-        self.tolerance = tolerance
-        self.precision = precision
-        self.gate = gate
-        self.refuse_wrong_settings()
+    The settings are explained at :class:`ceprop_cuda.EP`. ``work`` and ``moved`` say what sets one such rule apart from
+    another.
+    """
 
-    def _checked_nudged_steps(self, nudged_steps: object) -> int:
-        return whole_number("nudged_steps", nudged_steps, 1)
-
-    def _checked_beta(self, beta: object) -> float:
-        return real_number("beta", beta, lambda value: value != 0, "a finite number other than 0")
-
-    def _checked_nudging(self, nudging: str) -> str:
-        return one_of("nudging", nudging, NUDGINGS)
-
-    def _checked_shared_update(self, shared_update: bool) -> bool:
-        shared_update = one_of("shared_update", shared_update, (True, False))
-        if shared_update and self.net.free_feedback is None:
-            raise ValueError("shared_update=True needs a network with feedback='free', got tied feedback")
-        return shared_update
-
-    def _checked_gate(self, gate: str | None) -> str | None:
-        gate = one_of("gate", gate, GATES)
-        if gate is not None and self.net.free_feedback is None:
-            raise ValueError(f"gate={gate!r} needs a network with feedback='free', got tied feedback")
-        return gate
+    nudged_steps: int = setting(whole(1), kw_only=False)
+    beta: float = setting(number(lambda value: value != 0, "a finite number other than 0"), kw_only=False)
+    nudging: Nudging = setting(word(Nudging), default="positive")
+    nudge_at: NudgeAt | None = setting(lambda rule, _, at: rule.net.nudging_point(at, None)[0], default=None)
+    shared_update: bool = setting(_of_free_feedback(flag), default=False)
+    gate: Gate | None = setting(_of_free_feedback(word(None | Gate)), default=None)
+    tolerance: float | None = setting(lambda _, _name, value: tolerance_or_none(value), default=None)
+    precision: Precision = setting(word(Precision), default="exact", decides=False)
 
     def refuse_wrong_settings(self) -> None:
         super().refuse_wrong_settings()
         if self.gate is not None and self.shared_update:
             raise ValueError(f"gate={self.gate!r} is not for shared_update=True, the update of tied weights")
 
-    def _nudge(self, target: Tensor) -> Nudge:
-        sign = -1 if self.nudging == "random_sign" and torch.rand((), device="cpu").item() < 0.5 else 1
-        return Nudge(target, sign * self.beta, self.nudge_at, self.loss)
+    def free_phase(self, circuit: Circuit, x: Tensor) -> reference.Relaxed:
+        return self.relaxed(circuit, x, self.free_steps, self.tolerance, self.precision)
 
-    def _nudged_result(self, target: Tensor, ran: reference.EPResult | reference.CEPResult) -> StepResult:
-        return StepResult(
-            self.loss,
-            target,
-            ran.output,
-            ran.free_states,
-            ran.steps,
-            ran.nudged_states[0],
-            ran.nudged_states[1] if self.nudging == "symmetric" else [],
-        )
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether there is a phase with +beta and one with -beta."""
+        return self.nudging == "symmetric"
+
+    def work(self) -> Work:
+        """Of a training step."""
+        return Work(self.free_steps, self.nudged_steps, self.is_symmetric, self.shared_update)
+
+    def moved(self, circuit: Circuit, contrast: reference.PerParameter) -> Circuit:
+        """What ``circuit`` is after a nudged step with this contrast, if the weights move at every step."""
+        return circuit
+
+    def nudge(self, target: Tensor) -> Nudge:
+        """Towards ``target`` with the sign that ``beta`` has."""
+        assert self.nudge_at is not None  # its check has filled in the default
+        return Nudge(target, self.beta, self.nudge_at, self.loss_kind())
+
+    def drawn_nudge(self, target: Tensor) -> Nudge:
+        """As :meth:`nudge`, but of "random_sign" with a sign drawn by torch's global generator."""
+        nudge = self.nudge(target)
+        if self.nudging == "random_sign" and torch.rand((), device="cpu").item() < 0.5:
+            nudge = replace(nudge, beta=-nudge.beta)
+        return nudge
+
+    def nudged_result(self, nudge: Nudge, ran: reference.EPResult | reference.CEPResult) -> StepResult:
+        minus = ran.nudged_states[1] if self.is_symmetric else []
+        return StepResult(nudge.loss, nudge.target, ran.output, ran.free_states, ran.steps, ran.nudged_states[0], minus)

@@ -13,8 +13,7 @@ import torch
 from .. import _C, ops
 from ..checks import whole_number
 from ..networks import Network
-from .cep import CEP
-from .ep import EP
+from .nudged import NudgedRule, Work
 
 PARTS = ("free phase", "nudged phases", "contrast", "input update", "inner updates")
 
@@ -67,7 +66,7 @@ class Plan:
         return f", {form}" if form else ""
 
 
-def plan(net: Network, rule: EP | CEP, batch: int) -> Plan:
+def plan(net: Network, rule: NudgedRule, batch: int) -> Plan:
     """What a training step of ``rule`` on ``net`` costs for ``batch`` samples; trains nothing.
 
     The kernels take, for continual EP, the form of each update that needs fewer operations (2005.04168's update moves
@@ -75,37 +74,30 @@ def plan(net: Network, rule: EP | CEP, batch: int) -> Plan:
     Runs a few free steps to measure their speed, with as many threads as torch has; waits for a GPU.
 
     Raises:
-        TypeError: ``rule`` is no EP or CEP.
+        TypeError: ``rule`` has no nudged phase, as EP, CEP and rules of your own that derive from NudgedRule have.
         ValueError: ``rule`` is another network's, ``net`` is a graph, or ``batch`` is no int >= 1.
     """
-    if not isinstance(rule, (EP, CEP)):
+    if not isinstance(rule, NudgedRule):
         raise TypeError(f"rule must be an EP or CEP, got {type(rule).__name__}")
     if rule.net is not net:
         raise ValueError("rule must be one on net, got one on another network")
     batch = whole_number("batch", batch, 1)
-    continual = isinstance(rule, CEP)
+    work = rule.work()
     if not net.circuit().structure.is_chain:
         raise ValueError("plan counts the operations of chains of layers, this network is a graph")
     if net.circuit().convolutions:
-        costs = costs_of_convolutions(net, rule, batch)
-        forms = {"input": "literal", "inner": "literal"} if continual else {}
-        return Plan(costs, forms, {}, _expected_ms(net, rule, batch, costs))
+        costs = costs_of_convolutions(net, work, batch)
+        forms = {"input": "literal", "inner": "literal"} if work.continual else {}
+        return Plan(costs, forms, {}, _expected_ms(net, work, batch, costs))
     parts, chosen = _C.step_costs(
         widths=[net.weights[0].shape[1], *(w.shape[0] for w in net.weights)],
         readout=net.readout is not None,
         free_feedback=net.free_feedback is not None,
         asynchronous=net.dynamics.schedule == "asynchronous",
-        symmetric=rule.nudging == "symmetric",
-        accumulate=isinstance(rule, EP) and rule.accumulate,
-        shared_update=rule.shared_update,
-        weight_decay=isinstance(rule, CEP) and rule.weight_decay != 0,
         literal_input=net.weights[0].device.type == "cpu",
         batch=batch,
-        free_steps=rule.free_steps,
-        nudged_steps=rule.nudged_steps,
         number_bytes=net.weights[0].element_size(),
-        continual=continual,
-        update=rule.update if isinstance(rule, CEP) else "auto",
+        **work._asdict(),
     )
     taken = {"input update": chosen.get("input"), "inner updates": chosen.get("inner")}
     costs = {}
@@ -114,11 +106,11 @@ def plan(net: Network, rule: EP | CEP, batch: int) -> Plan:
         if name in parts:
             costs[part] = Cost(*parts.pop(name))
     return Plan(
-        costs, chosen, {name: Cost(*cost) for name, cost in parts.items()}, _expected_ms(net, rule, batch, costs)
+        costs, chosen, {name: Cost(*cost) for name, cost in parts.items()}, _expected_ms(net, work, batch, costs)
     )
 
 
-def costs_of_convolutions(net: Network, rule: EP | CEP, batch: int) -> dict[str, Cost]:
+def costs_of_convolutions(net: Network, work: Work, batch: int) -> dict[str, Cost]:
     """What the CPU kernels for convolutions multiply and add in the parts of a step, zeros counted.
 
     Of a connection with w weights at p positions of the kernel, which a pooling leaves q places of, for each sample:
@@ -126,7 +118,7 @@ def costs_of_convolutions(net: Network, rule: EP | CEP, batch: int) -> dict[str,
     feedback or above a layer that has moved within the step; 2 w p a term of the contrast, and 2 w p to pick the maxima
     of each state that no step has picked. The input's drive is taken once, in continual EP after every move as well.
     """
-    circuit, continual = net.circuit(), isinstance(rule, CEP)
+    circuit = net.circuit()
     free = circuit.free_feedback is not None
     up, step, contrast, weights = [], [], [], [float(w.numel() * w.element_size()) for w in circuit.weights]
     for connection, (w, positions, places, picks) in enumerate(_uses(net)):
@@ -134,8 +126,8 @@ def costs_of_convolutions(net: Network, rule: EP | CEP, batch: int) -> dict[str,
         back = 2.0 * batch * w * places if picks else through
         moved_below = net.dynamics.schedule == "asynchronous" and connection % 2 == 1
         again = through if picks and (free or moved_below) else 0.0
-        terms = 2 if not (free and picks) else 4 if rule.shared_update else 3
-        states = 0 if not picks else terms if free else 1 if continual else 2
+        terms = 2 if not (free and picks) else 4 if work.shared_update else 3
+        states = 0 if not picks else terms if free else 1 if work.continual else 2
         up.append(through)
         step.append(through + back + again)
         contrast.append(through * (terms + states))
@@ -147,22 +139,22 @@ def costs_of_convolutions(net: Network, rule: EP | CEP, batch: int) -> dict[str,
         cost = Cost(count * inner(step), count * 2 * inner(weights))
         return Cost(cost.flops + count * 2 * up[-1], cost.bytes + count * 2 * weights[-1]) if readout else cost
 
-    phases = 2 if rule.nudging == "symmetric" else 1
-    moves = phases * rule.nudged_steps
-    way_back = rule.nudged_steps if continual and phases == 2 else 0
-    first = steps(rule.free_steps, readout=False)
+    phases = 2 if work.symmetric else 1
+    moves = phases * work.nudged_steps
+    way_back = work.nudged_steps if work.continual and work.symmetric else 0
+    first = steps(work.free_steps, readout=False)
     costs = {
         "free phase": Cost(up[0] + first.flops, weights[0] + first.bytes),
         "nudged phases": steps(moves + way_back, readout=circuit.readout),
     }
-    if isinstance(rule, EP):
-        times = moves if rule.accumulate and free and not rule.shared_update else 1
+    if work.continual:
+        costs["input update"] = Cost(moves * 2 * up[0], moves * 3 * weights[0])
+        costs["inner updates"] = Cost(moves * inner(contrast), moves * 4 * inner(weights))
+    else:
+        times = moves if work.accumulate and free and not work.shared_update else 1
         costs["contrast"] = Cost(
             times * (up[0] + inner(contrast)), times * (weights[0] + (2 if free else 1) * inner(weights))
         )
-    else:
-        costs["input update"] = Cost(moves * 2 * up[0], moves * 3 * weights[0])
-        costs["inner updates"] = Cost(moves * inner(contrast), moves * 4 * inner(weights))
     return costs
 
 
@@ -181,7 +173,7 @@ def _uses(net: Network) -> Iterator[tuple[int, int, int, bool]]:
 
 
 @torch.no_grad()
-def _expected_ms(net: Network, rule: EP | CEP, batch: int, costs: dict[str, Cost]) -> float | None:
+def _expected_ms(net: Network, work: Work, batch: int, costs: dict[str, Cost]) -> float | None:
     """The measured time of the free steps, and of everything else as much time as its operations take there."""
     circuit = net.circuit()
     x = torch.full((batch, *net.input_shape), 0.5, dtype=net.weights[0].dtype, device=net.weights[0].device)
@@ -199,8 +191,8 @@ def _expected_ms(net: Network, rule: EP | CEP, batch: int, costs: dict[str, Cost
 
     few, many = milliseconds(0), milliseconds(8)
     step = max(0.0, many - few) / 8
-    phases = (3 if isinstance(rule, CEP) else 2) if rule.nudging == "symmetric" else 1
-    steps = rule.free_steps + phases * rule.nudged_steps
+    phases = (3 if work.continual else 2) if work.symmetric else 1
+    steps = work.free_steps + phases * work.nudged_steps
     updates = sum(costs[part].flops for part in PARTS[2:] if part in costs)
     free_steps_flops = costs["free phase"].flops + costs["nudged phases"].flops
     return few + steps * step * (1 + updates / max(1.0, free_steps_flops))

@@ -1,98 +1,115 @@
-"""What learning rules share."""
+"""What learning rules share, and what others ask of any rule."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..backends import BACKENDS, PRECISIONS, backend_module, exact
-from ..checks import one_of, tolerance_or_none, whole_number
+from ..backends import backend_module, exact
+from ..choices import Backend, Precision
 from ..networks import Network
 from ..records import StepResult
 from ..spec import reference
 from ..spec.dynamics import Circuit
+from .setting import Checked, setting, whole, word
 
 
-class Rule:
-    """What the rules share: a network, its free phase and its loss.
+def _network(_: Any, name: str, net: object) -> Network:
+    if isinstance(net, Network):
+        return net
+    kind = type(net).__name__
+    if isinstance(getattr(net, "module", None), Network):
+        raise TypeError(
+            f"{name} must be a ceprop_cuda.Network, got a {kind} around one: give its .module, and average every "
+            "p.grad over the processes yourself"
+        )
+    hint = ": make one of it by Network(model, input_shape)" if isinstance(net, nn.Sequential) else ""
+    raise TypeError(f"{name} must be a ceprop_cuda.Network, got {kind}{hint}")
 
-    A setting is checked whenever it is set, by the method ``_checked_<setting>``, which returns what is kept. One that
-    is wrong when the rule is made is refused at once, one that is set later by the next call.
+
+class Rule(Checked):
+    """A learning rule on a network: a free phase, a loss, and a way to learn from a batch.
+
+    For a rule of your own derive a class and write :meth:`backward`, or :meth:`step` and ``moves_parameters = True``;
+    a :class:`ceprop_cuda.Trainer` then trains by it, and its runs are resumed only by a rule of the same name and
+    settings. Settings of its own are attributes ``name: type = setting(check, default=...)``, see ``setting.py``.
+
+    Args:
+        net: the network, which making a rule does not change. Several rules may work on one.
+        free_steps: number T of steps of the free phase.
+        loss: "mse", ||y - s||^2 / 2, or "cross_entropy" (linear output units or a readout). None: "mse", with a
+            readout "cross_entropy".
+        backend: "auto", "fused" or "reference".
     """
 
-    _wrong: dict[str, Exception]
-    net: Network
-    free_steps: int
-    loss: str
-    nudge_at: str
-    backend: str
-    tolerance: float | None = None  # the rules with a nudged phase take these
-    precision: str = "exact"
+    net: Network = setting(_network, kw_only=False, decides=False)
+    free_steps: int = setting(whole(0), kw_only=False)
+    loss: str | None = setting(lambda rule, _, loss: rule.net.nudging_point(None, loss)[1], default=None)
+    backend: Backend = setting(word(Backend), default="auto", decides=False)
 
-    def __init__(self, net: Network, free_steps: int, loss: str | None, nudge_at: str | None, backend: str) -> None:
-        vars(self)["_wrong"] = {}  # the errors of settings that are wrong, by name
-        self.net = net
-        self.free_steps = free_steps
-        nudge_at, loss = self.net.nudging_point(nudge_at, loss)
-        vars(self).update(
-            nudge_at=nudge_at, loss=loss
-        )  # checked together: each by itself may not fit the other's default
-        self.backend = backend
+    moves_parameters: ClassVar[bool] = False  # by step(); else backward() adds to p.grad, and an optimizer moves them
 
-    def _lead_network(self) -> None:
-        """The last of a rule's making, when every setting has been accepted."""
-        self.net.free_steps = self.free_steps
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """Of a rule that moves parameters: what holds its rates, for schedulers and for a run to keep; None if nothing
+        does."""
+        return None
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if check := getattr(self, f"_checked_{name}", None):
-            self._wrong.pop(name, None)
-            try:
-                value = check(value)
-            except (ValueError, TypeError) as error:
-                if name not in vars(self):
-                    raise
-                self._wrong[name] = error
-        super().__setattr__(name, value)
+    def backward(self, x: Tensor, y: Tensor) -> StepResult:
+        """Add to ``p.grad`` of every parameter that requires grad what the rule takes for the gradient on a batch.
 
-    def refuse_wrong_settings(self) -> None:
-        """Raise the ValueError or TypeError of a setting that was set since the rule was made."""
-        for error in self._wrong.values():
-            raise type(error)(*error.args)
+        Args:
+            x: ``(B, *input_shape)``.
+            y: class indices ``(B,)`` int64, or float targets ``(B, classes)``.
 
-    def _checked_net(self, net: object) -> Network:
-        if isinstance(net, Network):
-            return net
-        kind = type(net).__name__
-        if isinstance(getattr(net, "module", None), Network):
-            raise TypeError(
-                f"net must be a ceprop_cuda.Network, got a {kind} around one: give its .module, and average every "
-                "p.grad over the processes yourself"
-            )
-        hint = ": make one of it by Network(model, input_shape)" if isinstance(net, nn.Sequential) else ""
-        raise TypeError(f"net must be a ceprop_cuda.Network, got {kind}{hint}")
+        Raises:
+            ValueError, TypeError: a shape, dtype or device does not fit, or no parameter requires grad; no gradient was
+                changed.
+            RuntimeError: within ``torch.inference_mode()``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no backward()")
 
-    def _checked_free_steps(self, free_steps: object) -> int:
-        return whole_number("free_steps", free_steps, 0)
+    def step(self, x: Tensor, y: Tensor) -> StepResult:
+        """Learn from a batch: move the parameters in place. Args and Raises as of :meth:`backward`."""
+        raise NotImplementedError(f"{type(self).__name__} has no step()")
 
-    def _checked_nudge_at(self, nudge_at: str | None) -> str:
-        return self.net.nudging_point(nudge_at, self.loss)[0]
+    @torch.no_grad()
+    def predict(self, x: Tensor, y: Tensor) -> StepResult:
+        """The free phase alone: loss, output and states; x ``(B, *input_shape)``, y as for a training step."""
+        self.refuse_wrong_settings()
+        circuit = self.net.circuit()
+        x = self.net.check_input(circuit, x)
+        target = self.net.check_target(circuit, x, y)
+        ran = self.free_phase(circuit, x)
+        with exact(x):
+            output = reference.logits(circuit, ran.states)
+        return StepResult(self.loss_kind(), target, output, ran.states, ran.steps)
 
-    def _checked_loss(self, loss: str | None) -> str:
-        return self.net.nudging_point(self.nudge_at, loss)[1]
+    # -----------------------------------------------------------------------------------------------------------
+    # For rules
 
-    def _checked_backend(self, backend: str) -> str:
-        return one_of("backend", backend, BACKENDS)
+    def free_phase(self, circuit: Circuit, x: Tensor) -> reference.Relaxed:
+        """From rest; ``x`` as :meth:`ceprop_cuda.Network.check_input` returns it."""
+        return self.relaxed(circuit, x, self.free_steps)
 
-    def _checked_tolerance(self, tolerance: object) -> float | None:
-        return tolerance_or_none(tolerance)
+    def relaxed(
+        self, circuit: Circuit, x: Tensor, steps: int, tolerance: float | None = None, precision: Precision = "exact"
+    ) -> reference.Relaxed:
+        """As :meth:`free_phase`, of so many steps, by the rule's backend."""
+        module, of_kernels = backend_module(self.backend, circuit, x, precision=precision)
+        with exact(x):
+            ran: reference.Relaxed = module.relax(circuit, x, steps, tolerance=tolerance, **of_kernels)
+        return ran
 
-    def _checked_precision(self, precision: str) -> str:
-        return one_of("precision", precision, PRECISIONS)
+    def loss_kind(self) -> str:
+        """``loss``, which is never None: its check fills in the default."""
+        assert self.loss is not None
+        return self.loss
 
-    def _circuit_to_train(self) -> Circuit:
-        """The network's circuit, if there is something to learn."""
+    def circuit_to_train(self) -> Circuit:
+        """The network's circuit, if there is something to learn and no setting is wrong."""
         self.refuse_wrong_settings()
         circuit = self.net.circuit()
         if torch.is_inference_mode_enabled():
@@ -103,19 +120,6 @@ class Rule:
         if not any(p.requires_grad for p in circuit.parameters()):
             raise ValueError("no parameter of the network requires grad, so there is nothing to learn")
         return circuit
-
-    @torch.no_grad()
-    def predict(self, x: Tensor, y: Tensor) -> StepResult:
-        """The free phase alone: loss, output and states; x ``(B, *input_shape)``, y as for a training step."""
-        self.refuse_wrong_settings()
-        circuit = self.net.circuit()
-        x = self.net.check_input(circuit, x)
-        target = self.net.check_target(circuit, x, y)
-        module, of_kernels = backend_module(self.backend, circuit, x, precision=self.precision)
-        with exact(x):
-            ran = module.relax(circuit, x, self.free_steps, tolerance=self.tolerance, **of_kernels)
-            output = reference.logits(circuit, ran.states)
-        return StepResult(self.loss, target, output, ran.states, ran.steps)
 
 
 def add_to_grads(circuit: Circuit, gradients: reference.PerParameter) -> None:

@@ -20,9 +20,7 @@ from ..messages import has_bar, has_stderr, say
 from ..networks import Network
 from ..records import Diverged, NotStored, StepResult, bad_parameters
 from ..run_directory import GeneratorState, Metrics, RunDirectory, json_values
-from .bptt import BPTT
-from .cep import CEP
-from .ep import EP
+from .rule import Rule
 from .tally import Tally, summary_of
 
 
@@ -30,26 +28,31 @@ class Trainer:
     """Runs a learning rule over epochs of batches.
 
     Args:
-        rule: an EP or BPTT rule, which only computes gradients, or CEP, which moves the weights itself.
-        optimizer: steps after every batch of EP or BPTT, on every parameter of the network that requires grad; None for
-            CEP. One that takes no closure: not LBFGS.
-        scheduler: of ``optimizer``'s learning rates, stepped after every epoch; any that needs no metric.
+        rule: an EP or BPTT rule, which only computes gradients, CEP, which moves the weights itself, or one of your
+            own, see :class:`ceprop_cuda.Rule`.
+        optimizer: steps after every batch of a rule that computes gradients, on every parameter of the network that
+            requires grad; None for others. One that takes no closure: not LBFGS.
+        scheduler: of the learning rates of ``optimizer``, or of ``rule.optimizer``, stepped after every epoch; any that
+            needs no metric.
 
     Raises ValueError or TypeError if these do not go together.
     """
 
     def __init__(
         self,
-        rule: EP | CEP | BPTT,
+        rule: Rule,
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: LRScheduler | None = None,
     ) -> None:
         name = type(rule).__name__
-        if not isinstance(rule, (EP, CEP, BPTT)):
-            raise TypeError(f"rule must be an EP, CEP or BPTT, got {name}")
-        if isinstance(rule, CEP):
-            if optimizer is not None or scheduler is not None:
-                raise ValueError("CEP moves the weights itself by its lr=: it takes no optimizer and no scheduler")
+        if not isinstance(rule, Rule):
+            raise TypeError(
+                f"rule must be an EP, CEP or BPTT, got {name}; one of your own derives from ceprop_cuda.Rule"
+            )
+        if rule.moves_parameters:
+            if optimizer is not None and optimizer is not rule.optimizer:
+                raise ValueError(f"{name} moves the weights itself: it takes no optimizer")
+            optimizer = rule.optimizer
         elif not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"{name} only computes gradients: it needs a torch.optim optimizer, got {optimizer!r}")
         else:
@@ -58,7 +61,8 @@ class Trainer:
         if isinstance(scheduler, ReduceLROnPlateau):
             raise TypeError("scheduler must step without a metric, got ReduceLROnPlateau")
         if scheduler is not None and scheduler.optimizer is not optimizer:
-            raise ValueError("scheduler must be that of the optimizer given, got one of another optimizer")
+            whose = f"rule.optimizer, as {name} moves the weights itself" if rule.moves_parameters else "optimizer="
+            raise ValueError(f"scheduler must be that of {whose}, got one of another optimizer")
         self.rule = rule
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -198,10 +202,10 @@ class Trainer:
         }
 
     def _learn(self, x: Tensor, y: Tensor) -> StepResult:
-        if isinstance(self.rule, CEP):
+        if self.rule.moves_parameters:
             return self.rule.step(x, y)
         assert self.optimizer is not None  # __init__ has seen to it
-        self._refuse_other_parameters()
+        self._refuse_other_parameters(self.optimizer)
         self.rule.net.zero_grad()
         out = self.rule.backward(x, y)
         self.optimizer.step()
@@ -212,15 +216,14 @@ class Trainer:
         self.rule.refuse_wrong_settings()
         if not any(p.requires_grad for p in self.rule.net.parameters()):
             raise ValueError("no parameter of the network requires grad, so there is nothing to learn")
-        if self.optimizer is not None:
+        if self.optimizer is not None and not self.rule.moves_parameters:
             _refuse_left_out_parameters(self.rule.net, self.optimizer)
 
-    def _refuse_other_parameters(self) -> None:
+    def _refuse_other_parameters(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise ValueError if parameters were replaced, so that the optimizer would step on the old ones."""
-        assert self.optimizer is not None
         parameters = self.rule.net.circuit().parameters()
         if len(parameters) != len(self._known) or any(p is not q for p, q in zip(parameters, self._known, strict=True)):
-            _refuse_left_out_parameters(self.rule.net, self.optimizer)
+            _refuse_left_out_parameters(self.rule.net, optimizer)
             self._known = parameters
 
     def _parts(self, batches: Iterable[Sequence[Tensor]]) -> dict[str, Any]:
@@ -266,8 +269,8 @@ def _refuse_closures(optimizer: torch.optim.Optimizer) -> None:
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(
-            f"{type(optimizer).__name__} evaluates the loss several times a step, by a closure, which EP and BPTT have "
-            "none of: take an optimizer that steps once"
+            f"{type(optimizer).__name__} evaluates the loss several times a step, by a closure, which learning rules "
+            "have none of: take an optimizer that steps once"
         )
 
 
@@ -281,9 +284,7 @@ def _refuse_left_out_parameters(net: Network, optimizer: torch.optim.Optimizer) 
         )
 
 
-def _description(rule: EP | CEP | BPTT) -> dict[str, Any]:
+def _description(rule: Rule) -> dict[str, Any]:
     """What is trained and how, beyond the values of parameters; what runs it may change between epochs."""
-    left_out = ("net", "backend", "precision", "update")
-    settings = {name: value for name, value in vars(rule).items() if name not in left_out and name[0] != "_"}
     dtype = str(rule.net.weights[0].dtype).removeprefix("torch.")
-    return {"name": type(rule).__name__, **settings, "network": rule.net.extra_repr(), "dtype": dtype}
+    return {"name": type(rule).__name__, **rule.settings(), "network": rule.net.extra_repr(), "dtype": dtype}

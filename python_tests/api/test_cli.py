@@ -379,7 +379,7 @@ def test_what_is_missing_for_colour_sets_is_one_line(
 ) -> None:
     folder = Path("data").absolute()
     assert_refused(capsys, ["train", "--preset", "cifar10-ep-ce"], f"cifar10 is not in {folder}/cifar-10-batches-py")
-    monkeypatch.setattr(data, "find_spec", lambda _: None)
+    monkeypatch.setattr(data.sets, "find_spec", lambda _: None)
     assert_refused(
         capsys, ["train", "--preset", "p-1h", "--data", "svhn"], "scipy, which is not installed: pip install"
     )

@@ -26,6 +26,10 @@ def cep_rule(net: cep.Network, **settings: Any) -> cep.CEP:
     return cep.CEP(net, **{**phases, "backend": "reference", **settings})
 
 
+def bptt_rule(net: cep.Network, **settings: Any) -> cep.BPTT:
+    return cep.BPTT(net, **{"free_steps": 20, "unrolled_steps": 5, "backend": "reference", **settings})
+
+
 def values(net: cep.Network) -> list[Tensor]:
     return [p.detach().clone() for p in net.parameters()]
 
@@ -85,10 +89,16 @@ def test_settings_are_said_by_name(call: Callable[[cep.Network], object]) -> Non
         call(network())
 
 
-def test_a_rule_sets_the_steps_of_the_networks_forward() -> None:
-    net = network()
-    ep_rule(net, free_steps=7)
-    assert net.free_steps == 7
+@pytest.mark.parametrize("kind", [ep_rule, cep_rule, bptt_rule])
+def test_a_rule_leaves_the_networks_own_steps_alone(kind: Callable[..., Any]) -> None:
+    net, (x, y) = network(free_steps=4), batch()
+    before = values(net)
+    rule = kind(net, free_steps=20)
+    assert (net.free_steps, rule.free_steps) == (4, 20)
+    assert all(map(torch.equal, values(net), before))
+    assert torch.equal(rule.predict(x, y).output, net.relax(x, 20, backend="reference")[-1])
+    assert torch.equal(net(x), net.relax(x, 4)[-1])
+    assert rule.predict(x, y).steps.tolist() == [20]
 
 
 def test_an_optimizer_on_the_original_model_trains_the_network() -> None:

@@ -17,8 +17,7 @@ WITH_FAULT = """
 import sys
 sys.path[:0] = [{scripts!r}, {tests!r}]
 import fuzz_judge
-from ceprop_cuda.networks import network
-from ceprop_cuda.training import cep, nudged, rule
+from ceprop_cuda import choices
 from ceprop_cuda.spec import reference
 {fault}
 for number in range(150):
@@ -31,8 +30,8 @@ for number in range(150):
 FAULTS = {
     "numbers": "reference.readout_contrast = lambda *_, f=reference.readout_contrast: tuple(2 * t for t in f(*_))",
     "steps": "reference.STEPS_PER_CHECK = 5",
-    "words": "network.one_of = lambda name, value, choices: {choice: choice for choice in choices}[value]",
-    "refusals": "cep.one_of = nudged.one_of = rule.one_of = lambda name, value, choices: value",
+    "words": "choices.one_of = lambda name, value, choices: {choice: choice for choice in choices}[value]",
+    "refusals": "choices.one_of = lambda name, value, choices: value",
 }
 
 
