@@ -1,4 +1,4 @@
-// Plain structs that describe a network and its phases to any kernel. No torch, no device code.
+// These plain structs describe a network and its phases to any kernel. No torch, no device code.
 #pragma once
 
 #include <array>
@@ -11,12 +11,15 @@
 
 namespace ceprop {
 
-enum class Engine { automatic, launch, graph };  // on a GPU: as planned, one launch, calls of a library in a graph
-enum class Precision { exact, tf32, bf16 };      // of the products' operands on a GPU; their sums stay exact
+// What runs a call on a GPU: what the plan says, one launch, or calls of a library in a CUDA graph.
+enum class Engine { automatic, launch, graph };
+// To what the operands of products are rounded on a GPU; their sums stay exact.
+enum class Precision { exact, tf32, bf16 };
 
 enum class Pool { none, max, avg };
 
-// pool(conv2d(u, W, b)); windows of the pooling lie side by side, what is left at the far edges is dropped.
+// This computes pool(conv2d(u, W, b)). The windows of the pooling lie side by side, and what is left at the far edges
+// is dropped.
 struct Convolution {
   std::array<int64_t, 2> kernel, stride, padding, window;  // height, width; a window of 1 x 1 without pooling
   Pool pool;
@@ -41,8 +44,8 @@ struct Connection {
   int feedback = -1;        // where its V is among the feedback weights; -1: it has none, or feedback is tied
 };
 
-// Which layers there are and how they are joined. No layer joins itself, and no connections form a ring. A dense
-// connection takes a map's units channel by channel.
+// A shape says which layers there are and how they are joined. No layer joins itself, and no connections form a ring. A
+// dense connection takes a map's units channel by channel.
 struct NetworkShape {
   MapShape input;
   std::vector<MapShape> layers;         // with states; of a dense layer (n, 1, 1)
@@ -71,7 +74,7 @@ struct NetworkShape {
       if (connection.kind == Kind::convolution) return true;
     return false;
   }
-  // Any connection as a convolution: a dense one has a kernel that covers the map below it.
+  // Says any connection as a convolution: a dense one has a kernel that covers the map below it.
   CEPROP_INLINE Convolution as_convolution(int connection) const {
     if (is_convolution(connection)) return connections[connection].convolution;
     return {{below(connection).height, below(connection).width}, {1, 1}, {0, 0}, {1, 1}, Pool::none};
@@ -81,14 +84,14 @@ struct NetworkShape {
     const auto& kernel = connections[connection].convolution.kernel;
     return above(connection).channels * below(connection).channels * kernel[0] * kernel[1];
   }
-  // Where a sample's weights are applied: the places of the map above, before a pooling.
+  // How often a connection's kernel is applied to a sample: once for each place of the map above, before a pooling.
   CEPROP_INLINE int64_t position_count(int connection) const {
     const MapShape of = above(connection);
     return of.height * of.width * as_convolution(connection).places();
   }
 };
 
-// Tensors are dense and row-major.
+// A network of any shape. Its tensors are dense and row-major.
 template <class T>
 struct Network {
   NetworkShape shape;
@@ -106,7 +109,7 @@ struct Nudge {
   Loss loss;
 };
 
-// What a batch is, whatever is done with it.
+// The samples of a call.
 template <class T>
 struct Batch {
   int64_t size;
@@ -135,7 +138,7 @@ struct RelaxCall {
   std::vector<T*> states;         // out, [B, n_l] per layer
 };
 
-// What the steps of learning share: a free phase, then a phase with +beta and if symmetric one with -beta.
+// What both ops that learn are told: they run a free phase, then a phase with +beta and if symmetric one with -beta.
 template <class T>
 struct LearnCall {
   Network<T> network;
@@ -159,16 +162,16 @@ struct EpCall : LearnCall<T> {
   std::vector<T*> feedback_gradients;  // out, like the feedback
 };
 
-// How C-EP's moving weights are held: moved at every step, or kept constant and what has moved added by products with B
-// x B matrices, until the phase ends.
+// How C-EP holds weights that move. The literal form moves them at every step. In low rank they stay constant until the
+// phase ends, and products with B x B matrices add what they would have moved by.
 enum class Form { literal, low_rank };
 
-// Of the input's connection, and of those between layers.
+// The input's connection has a form of its own; all those between layers have one.
 struct Forms {
   Form input, inner;
 };
 
-// Moves the network's weights, biases and feedback in place.
+// A kernel that runs this call moves the network's weights, biases and feedback in place.
 template <class T>
 struct CepCall : LearnCall<T> {
   std::vector<double> lr;  // per connection
