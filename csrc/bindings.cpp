@@ -46,15 +46,16 @@ std::map<std::string, std::string> build_info() {
   return facts;
 }
 
-// Of dense layers: widths are n_in, n_0, ..., n_{L-1}, and the classes of a readout.
+// Returns a chain of dense layers; `widths` are n_in, n_0, ..., n_{L-1}, and the classes of a readout.
 ceprop::NetworkShape chain_of(const std::vector<int64_t>& widths, bool readout, bool free_feedback, bool asynchronous) {
   std::vector<ceprop::MapShape> maps;
   for (const int64_t width : widths) maps.push_back({width, 1, 1});
   return ceprop::chain_of(maps, {}, readout, free_feedback, asynchronous);
 }
 
-// What model/costs.h says of a learning step: (operations, bytes) of each of its parts, of the continual update in
-// every form that is exact; and the forms that the kernels take, "input" and "inner", when `update` is wished for.
+// Returns what model/costs.h says of a learning step: (operations, bytes) of each of its parts, and of the continual
+// update in every form that is exact; then the forms that the kernels take, "input" and "inner", when `update` is
+// wished for.
 using Parts = std::map<std::string, std::pair<double, double>>;
 
 std::pair<Parts, std::map<std::string, std::string>> step_costs(const std::vector<int64_t>& widths, bool readout,
@@ -99,7 +100,7 @@ std::pair<Parts, std::map<std::string, std::string>> step_costs(const std::vecto
   return {parts, chosen};
 }
 
-// Which terms the contrast of a connection has, (above moves, below moves), as model/learning.h says.
+// Returns which terms the contrast of a connection has, (above moves, below moves), as model/learning.h says.
 std::pair<bool, bool> contrast_terms(bool free_feedback, bool shared_update, bool of_input, bool of_feedback) {
   const ceprop::Learns learns = ceprop::learns_by(free_feedback, shared_update);
   const ceprop::Copy copy = of_feedback ? ceprop::Copy::feedback : ceprop::Copy::weights;
@@ -108,7 +109,7 @@ std::pair<bool, bool> contrast_terms(bool free_feedback, bool shared_update, boo
 }
 
 #ifdef CEPROP_WITH_CUDA
-// The arguments of launch_plan that say what a device is.
+// Returns the arguments of launch_plan that say what a device is.
 std::map<std::string, int64_t> cuda_device(int index) {
   const ceprop::cuda::Device device = ceprop::cuda::properties_of(index);
   return {{"compute_capability", device.compute_capability},
@@ -118,8 +119,8 @@ std::map<std::string, int64_t> cuda_device(int index) {
 }
 #endif
 
-// Which CUDA kernel a device would run a call by, and how it would lie in it; ValueError if none can. The workspace is
-// that of continual EP in low rank. See cuda/launch_plan.h.
+// Returns which CUDA kernel a device would run a call by, and how the call would lie in it; ValueError if none can. The
+// workspace is that of continual EP in low rank. See cuda/launch_plan.h.
 pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes, int cluster_blocks,
                            const std::vector<int64_t>& widths, bool readout, bool energy, bool asynchronous,
                            int64_t batch, int64_t number_bytes, const std::string& precision) {
@@ -149,9 +150,9 @@ pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t 
   return facts;
 }
 
-// The same for a network with convolutions. maps: channels, height, width, of the input and above every connection;
-// made: of the connections that are convolutions kernel, stride, padding and window, height and width each, and a
-// letter of pools. By a library's calls there are no blocks. See cuda/conv/launch_plan.h.
+// Does the same for a network with convolutions. maps: channels, height, width, of the input and above every
+// connection; made: kernel, stride, padding and window, height and width each, of the connections that are
+// convolutions, and a letter of pools for each. A library's calls have no blocks. See cuda/conv/launch_plan.h.
 pybind11::dict convolution_launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes,
                                        int cluster_blocks, const std::vector<std::array<int64_t, 3>>& maps,
                                        const std::vector<std::array<int64_t, 8>>& made, const std::string& pools,

@@ -1,4 +1,4 @@
-// The kernels of one instruction set, as the ops call them, and the choice among the sets. No torch.
+// How the ops call the kernels of one instruction set, and how a set is chosen. No torch.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@
 
 namespace ceprop {
 
-// Each returns whether it was interrupted; see Stop.
+// Each kernel returns whether it was interrupted; see Stop.
 template <class T>
 struct KernelsOf {
   bool (*relax)(const RelaxCall<T>&, int threads);
@@ -40,12 +40,12 @@ extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 #endif
 
-// The widest set that this machine runs, or the one that the environment variable CEPROP_CPU_CAPABILITY names
-// ("default", "avx2", "avx512"), read at every call. Throws std::invalid_argument if it names none or one that cannot
-// run here.
+// Returns the widest set that this machine runs, or the one that the environment variable CEPROP_CPU_CAPABILITY names
+// ("default", "avx2", "avx512"), which it reads at every call. Throws std::invalid_argument if that names no set or one
+// that cannot run here.
 const Kernels& chosen_kernels();
 
-// The names of all sets that this machine runs, the widest last.
+// Returns the names of all sets that this machine runs, the widest last.
 std::vector<std::string> runnable_kernels();
 
 }  // namespace ceprop

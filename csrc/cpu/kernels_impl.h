@@ -1,4 +1,4 @@
-// The body of every kernels_<set>.cpp, which sets the instruction set and defines what set.h says.
+// Every kernels_<set>.cpp consists of this. It sets the instruction set and defines what set.h says.
 #pragma once
 
 #include "conv/learning.h"
@@ -28,7 +28,7 @@ struct Convolutional {
   using Learning = conv::Learning<Tile>;
 };
 
-// A call, by the engine for its network.
+// Each of these runs a call by the engine for its network.
 template <class T>
 struct Calls {
   using Tiles = Tile<T, CEPROP_VECTOR_BYTES>;

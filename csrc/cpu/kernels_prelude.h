@@ -1,5 +1,5 @@
-// What the kernels need from outside. Included before a source file turns on its instruction set, so that library code
-// shared with the rest of the program is compiled for every machine.
+// Includes what the kernels need from outside. A source file includes it before it turns on its instruction set, so
+// that library code shared with the rest of the program is compiled for every machine.
 #pragma once
 
 #include <algorithm>

@@ -22,7 +22,7 @@ class Kept {
     return block;
   }
 
-  // What no call has asked for since makes room for what was used last.
+  // Blocks that no call has asked for since make room for the one that was used last.
   void give(void* block, size_t bytes) {
     if (total_ + bytes > kept_bytes) drop();
     if (bytes > kept_bytes) return std::free(block);
@@ -58,7 +58,7 @@ void* take_block(size_t bytes) {
 void give_block(void* block, size_t bytes) noexcept {
   try {
     kept.give(block, rounded(bytes));
-  } catch (const std::bad_alloc&) {  // no memory to note it
+  } catch (const std::bad_alloc&) {  // there was no memory to note the block
     std::free(block);
   }
 }

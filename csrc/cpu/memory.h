@@ -1,4 +1,4 @@
-// Memory of an op call, all taken before the workers start.
+// The memory of an op call, which takes all of it before the workers start.
 #pragma once
 
 #include <cstddef>
@@ -8,9 +8,9 @@
 
 namespace ceprop {
 
-// Blocks at cache-line alignment. Training makes the same call over and over, and fresh pages of several megabytes cost
-// as much as packing the weights into them: so each thread that calls ops keeps the blocks of its last calls, up to
-// `kept_bytes`, for the next of the same size. Throws std::bad_alloc.
+// Blocks are aligned to cache lines. Training makes the same call over and over, and fresh pages of several megabytes
+// cost as much as packing the weights into them: so each thread that calls ops keeps the blocks of its last calls, up
+// to `kept_bytes`, for the next of the same size. Throws std::bad_alloc.
 inline constexpr size_t kept_bytes = size_t(64) << 20;
 void* take_block(size_t bytes);
 void give_block(void* block, size_t bytes) noexcept;

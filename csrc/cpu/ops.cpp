@@ -1,4 +1,4 @@
-// The ops on CPU tensors.
+// Registers the ops for CPU tensors.
 #include <ATen/Parallel.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/library.h>
@@ -42,7 +42,8 @@ int steps_of(const LearnCall<T>& call) {
   return call.free_steps + call.nudged_steps * (call.symmetric ? 3 : 1);
 }
 
-// As torch is set to, but no more than can run at once or have something to do: the others would only be waited for.
+// A call takes as many threads as torch is set to, but no more than can run at once or have something to do: the others
+// would only be waited for.
 template <class Call>
 int threads_for(const Call& call) {
   const int asked = at::get_num_threads();

@@ -1,4 +1,4 @@
-// Between torch's row-major matrices and panels. Lanes past the last unit hold zeros.
+// How numbers come from torch's row-major matrices into panels, and back. Lanes past the last unit hold zeros.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ inline int64_t lanes_used(int64_t units, int64_t first) {
   return units - first < Tile::width ? units - first : Tile::width;
 }
 
-// One panel of a [rows][units] matrix: panel[row][lane] = matrix[row][first + lane].
+// Loads one panel of a [rows][units] matrix: panel[row][lane] = matrix[row][first + lane].
 template <class Tile, class T>
 inline void load_panel(const T* matrix, int64_t rows, int64_t units, int64_t first, T* panel) {
   const int64_t valid = lanes_used<Tile>(units, first);
@@ -35,8 +35,9 @@ inline void store_panel(const T* panel, int64_t rows, int64_t units, int64_t fir
   }
 }
 
-// One panel of the transpose of `depth` columns of a matrix with rows of `stride`, a row per unit: panel[k][lane] =
-// matrix[first + lane][k]. In squares that fit the registers; what is left at the edge of `depth` goes one by one.
+// Loads one panel of the transpose of `depth` columns of a matrix with rows of `stride`, a row per unit: panel[k][lane]
+// = matrix[first + lane][k]. Squares that fit the registers go at once; what is left at the edge of `depth` goes one by
+// one.
 template <class Tile, class T>
 inline void load_panel_transposed(const T* matrix, int64_t stride, int64_t depth, int64_t units, int64_t first,
                                   T* panel) {
@@ -63,7 +64,7 @@ inline void load_panel_transposed(const T* matrix, int64_t stride, int64_t depth
   }
 }
 
-// And back.
+// Stores it back.
 template <class Tile, class T>
 inline void store_panel_transposed(const T* panel, int64_t depth, int64_t units, int64_t first, T* matrix,
                                    int64_t stride) {

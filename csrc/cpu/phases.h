@@ -1,5 +1,5 @@
-// The three ops: what every worker does from the first step to the last, by the table of model/stages.h. An Engine is a
-// kind of network: how it relaxes, what it learns from, and how its weights move while it learns.
+// What every worker does in the three ops from the first step to the last, by the table of model/stages.h. An Engine
+// says for one kind of network how it relaxes, what it learns from, and how its weights move while it learns.
 #pragma once
 
 #include <algorithm>
@@ -25,10 +25,10 @@ bool ends_after(Relaxation& relaxation, const Worker& worker, const Part& part, 
   return worker.ends(part.independent && !stop.tolerance) || settled;
 }
 
-// At most so many steps from a buffer of the ring, made by step(part, from, to).
+// Takes at most so many steps from a buffer of the ring, each by step(part, from, to).
 struct Walked {
-  int last;   // the buffer of the last
-  int count;  // how many
+  int last;   // the buffer of the last step
+  int count;  // how many steps there were
 };
 template <class Relaxation, class Step>
 Walked walk(Relaxation& relaxation, const Worker& worker, Part& part, int steps, int from, const Stop& stop,
@@ -43,18 +43,18 @@ Walked walk(Relaxation& relaxation, const Worker& worker, Part& part, int steps,
   return walked;
 }
 
-// The same of a phase from which nothing is learnt until it ends.
+// Walks through a phase from which nothing is learned until it ends.
 template <class Relaxation>
 Walked walk_phase(Relaxation& relaxation, const Worker& worker, Part& part, int steps, int from, const Stop& stop,
                   const Nudge* nudge) {
   const auto step = [&](Part& some, int before, int after) { relaxation.step(worker, some, before, after, nudge); };
   if (!part.independent || stop.tolerance) return walk(relaxation, worker, part, steps, from, stop, step);
-  // Samples that know nothing of each other.
+  // These samples know nothing of each other.
   for_some_rows(part.rows, relaxation.rows_together(), [&](const Range& rows) {
     Part some{{part.items[0], part.items[1]}, rows, true};
     walk(relaxation, worker, some, steps, from, stop, step);
   });
-  return {(from + steps) % ring, steps};  // of a worker without samples, too
+  return {(from + steps) % ring, steps};  // a worker without samples says so, too
 }
 
 template <class Engine>
@@ -70,7 +70,7 @@ bool relax(const RelaxCall<typename Engine::Scalar>& call, int threads) {
   });
 }
 
-// What the two learning ops share: the way through their stages, and what must hold before anything is stored.
+// The two ops that learn share this: the way through their stages, and what must hold before anything is stored.
 template <class Engine>
 class LearningPhases {
  public:
@@ -84,8 +84,9 @@ class LearningPhases {
         error = Buffer<T>(relaxation.padded(call.network.shape.classes) * call.batch.size);
   }
 
-  // All stages. begin() is called after the free phase; learn(part, stage, nudge, from, to, number) makes step `number`
-  // of those that learn, and learns from it. Ends with a barrier. Returns the last buffer, and how many steps learnt.
+  // Walks through all stages. begin() is called after the free phase; learn(part, stage, nudge, from, to, number) takes
+  // step `number` of those that learn, and learns from it. Ends with a barrier. Returns the last buffer, and how many
+  // steps learned.
   template <class Begin, class Learn>
   Walked run(const Worker& worker, const Begin& begin, const Learn& learn) {
     relaxation_.load(worker, {});
@@ -114,26 +115,27 @@ class LearningPhases {
     return {last, learnt};
   }
 
-  // What is compared in the end; slopes may go where no states are needed any more.
+  // The buffers that are compared in the end; slopes may go where no states are needed any more.
   Between ends(int last) const {
     return {buffer_of(stages_.earlier, last), buffer_of(stages_.later, last), kept_free, (last + 1) % ring};
   }
 
   Sanity<T>& sanity() { return sanity_; }
 
-  // The largest number in a sum of outer products over the batch: of what states moved by, with states or inputs.
+  // A bound of the numbers in a sum of outer products over the batch: of what states moved by, with states or inputs.
   double largest_contrast() const {
     const double states = sanity_.largest(Sanity<T>::states), inputs = sanity_.largest(Sanity<T>::inputs);
     return 4 * static_cast<double>(call_.batch.size) * states * std::max(states, inputs);
   }
-  // And of a readout's.
+  // A bound of the numbers in a readout's sums.
   double largest_of_readout() const {
     if (!call_.network.shape.has_readout()) return 0;
     const double states = sanity_.largest(Sanity<T>::states), inputs = sanity_.largest(Sanity<T>::inputs);
     return static_cast<double>(call_.batch.size) * (1 + inputs) * std::max(states, 1.0);
   }
 
-  // Whether what is learnt may be stored, of which `update` is the largest number that is added; if not, says so.
+  // Whether what is learned may be stored, where `update` is the largest number that is added; if not, steps_used says
+  // so.
   bool holds(const Worker& worker, double update) const {
     const bool all = sanity_.holds(update);
     for (int phase = 0; phase < stages_.count && !all; ++phase) note_steps(worker, call_.stop, phase, -1);

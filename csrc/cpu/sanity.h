@@ -12,8 +12,8 @@
 
 namespace ceprop::CEPROP_SET {
 
-// The largest magnitude in rows of numbers, NaN if one is none. By bits, whose order is that of magnitudes, infinity
-// and NaN beyond it: compilers make vector code of that.
+// Returns the largest magnitude in rows of numbers, NaN if one is none. It compares bits, whose order is that of
+// magnitudes, with infinity and NaN beyond: compilers turn that into vector code.
 template <class T>
 T largest_of(const T* rows, int64_t count, int64_t valid, int64_t stride) {
   using Bits = typename ExpFormat<T>::Bits;
@@ -31,17 +31,17 @@ T largest_of(const T* rows, int64_t count, int64_t valid, int64_t stride) {
 template <class T>
 class Sanity {
  public:
-  enum Kind { inputs, states, parameters, kinds };  // of inputs: x and targets
+  enum Kind { inputs, states, parameters, kinds };  // the inputs are x and targets
 
   explicit Sanity(int workers) : seen_(workers) {}
 
-  // The magnitudes that a worker has seen; all of them are known after a barrier.
+  // Notes a magnitude that a worker has seen; all of them are known after a barrier.
   void note(const Worker& worker, Kind kind, T largest) {
     T& most = seen_[worker.index].largest[kind];
     if (most == most && !(largest <= most)) most = largest;
   }
 
-  // Some samples of x [B, inputs] and the target [B, classes], as they were given.
+  // Notes this worker's samples of x [B, inputs] and the target [B, classes], as they were given.
   void note_inputs(const Worker& worker, const Batch<T>& batch, int64_t n_in, int64_t classes) {
     const Range rows = worker.share(batch.size);
     const auto note_rows = [&](const T* from, int64_t width) {
@@ -68,7 +68,7 @@ class Sanity {
   }
 
  private:
-  // Aligned, so that workers do not write to the same line.
+  // These are aligned, so that workers do not write to the same line.
   struct alignas(64) Seen {
     T largest[kinds] = {};
   };

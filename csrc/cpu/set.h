@@ -1,6 +1,6 @@
 // The instruction set that a source file compiles the kernels for: it defines CEPROP_SET, the set's name, and
-// CEPROP_VECTOR_BYTES first; without them it is what every machine has. Each set lives in a namespace of its own, so
-// that the linker cannot mix them.
+// CEPROP_VECTOR_BYTES first. Without them the set is what every machine has. Each set lives in a namespace of its own,
+// so that the linker cannot mix them.
 #pragma once
 
 #ifndef CEPROP_SET

@@ -15,12 +15,12 @@ class Settling {
  public:
   explicit Settling(int workers) : flags_(2 * workers) {}
 
-  // Whether a phase ends after `count` steps; stays(limit) says whether this worker's units do in the last. With a
-  // tolerance every worker has to ask after every step.
+  // Whether a phase ends after `count` steps; stays(limit) says whether this worker's units have stayed in the last
+  // one. With a tolerance every worker has to ask after every step.
   template <class Stays>
   bool may_stop(const Worker& worker, const Stop& stop, int count, const Stays& stays) {
     if (!stop.tolerance || count % steps_per_check != 0) return false;
-    // Two flags a worker, in turn: a fast worker may set the next before a slow one has read this.
+    // A worker has two flags, which it sets in turn: a fast worker may set the next before a slow one has read this.
     Flag* flags = flags_.data() + count / steps_per_check % 2 * worker.count;
     flags[worker.index].value = stays(limit_of<T>(*stop.tolerance));
     worker.wait();
@@ -28,7 +28,7 @@ class Settling {
   }
 
  private:
-  // Aligned, so that workers do not write to the same line.
+  // These are aligned, so that workers do not write to the same line.
   struct alignas(64) Flag {
     bool value;
   };

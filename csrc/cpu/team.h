@@ -17,8 +17,8 @@
 
 namespace ceprop {
 
-// All workers wait until the last has come. Spins for some microseconds, the length of a step, then gives the core
-// away: where another process holds a core, spinning for it would cost its whole time slice.
+// At a barrier all workers wait until the last has come. It spins for some microseconds, the length of a step, then
+// gives the core away: where another process holds a core, spinning for it would cost its whole time slice.
 class Barrier {
  public:
   void wait(int workers) {
@@ -38,8 +38,8 @@ class Barrier {
     }
   }
 
-  // That the call end before its work is done. `wanted` by a worker at any time; it `ends` for all from the next
-  // barrier on, so that they agree.
+  // A worker may want at any time that the call end before its work is done. It ends for all from the next barrier on,
+  // so that they agree.
   void end() { wanted_.store(true, std::memory_order_relaxed); }
   bool is_wanted() const { return wanted_.load(std::memory_order_relaxed); }
   bool ends() const { return ends_.load(std::memory_order_relaxed); }
@@ -57,13 +57,13 @@ class Barrier {
   alignas(64) std::atomic<bool> wanted_{false}, ends_{false};
 };
 
-// Asks `interrupted` about every twentieth of a second, by the clock at about every hundredth: neither costs a short
-// step anything.
+// Asks `interrupted` about every twentieth of a second, and looks at the clock about every hundredth: neither costs a
+// short step anything.
 class Watch {
  public:
   explicit Watch(bool (*interrupted)()) : interrupted_(interrupted) {}
 
-  // After a step.
+  // To be asked after every step.
   bool sees_interrupt() {
     if (!interrupted_ || --left_ > 0) return false;
     const Clock::time_point now = Clock::now();
@@ -84,8 +84,8 @@ class Watch {
   Clock::time_point looked_ = Clock::now(), asked_ = looked_;
 };
 
-// Saturated sigmoids make denormal numbers, which cost a hundred times a normal one: flush them to zero here, and
-// give the thread its mode back at the end.
+// Flushes denormal numbers to zero, and gives the thread its mode back at the end. Saturated sigmoids give such
+// numbers, which cost a hundred times a normal one.
 class FlushDenormals {
  public:
 #if defined(__x86_64__)
@@ -113,7 +113,7 @@ struct Range {
   int64_t begin, end;
 };
 
-// One thread of the team, in the parallel region.
+// A worker is one thread of the team, in the parallel region.
 struct Worker {
   int index, count;
   Barrier* barrier;
@@ -121,11 +121,11 @@ struct Worker {
 
   void wait() const { barrier->wait(count); }
 
-  // After a barrier: whether the call has ended. All workers agree.
+  // Whether the call has ended, asked after a barrier. All workers agree.
   bool has_ended() const { return barrier->ends(); }
 
-  // After a step: whether the call ends here. All workers agree, if a barrier ends every step; else, `independent`,
-  // each by itself.
+  // Whether the call ends here, asked after a step. All workers agree, if a barrier ends every step; else,
+  // `independent`, each ends by itself.
   bool ends(bool independent) const {
     if (index == 0 && watch->sees_interrupt()) barrier->end();
     return independent ? barrier->is_wanted() : barrier->ends();
@@ -133,7 +133,7 @@ struct Worker {
 
   Range share(int64_t items) const { return {items * index / count, items * (index + 1) / count}; }
 
-  // The consecutive items of this worker, by their cost: see first_of_share().
+  // This worker takes consecutive items, shared by their cost: see first_of_share().
   Range share(const std::vector<double>& cost) const {
     return {first_of_share(cost, index, count), first_of_share(cost, index + 1, count)};
   }

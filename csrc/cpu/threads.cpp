@@ -16,7 +16,8 @@ namespace {
 
 bool forked = false;
 
-// CPUs that a control group gives at a time: "max 100000" or "150000 100000" in cpu.max, or a quota below 0 for none.
+// Returns how many CPUs a control group gives at a time. Its files say "max 100000" or "150000 100000" in cpu.max, or a
+// quota below 0 for none.
 double quota_of(const std::string& folder) {
   std::ifstream v2(folder + "/cpu.max");
   std::string quota;
@@ -28,7 +29,7 @@ double quota_of(const std::string& folder) {
   return std::numeric_limits<double>::infinity();
 }
 
-// The least of this process's groups and those around them.
+// Returns the least quota of this process's groups and those around them.
 double quota() {
   double least = std::numeric_limits<double>::infinity();
   std::ifstream groups("/proc/self/cgroup");

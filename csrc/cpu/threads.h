@@ -9,7 +9,8 @@
 
 namespace ceprop {
 
-// That can run at once: the CPUs that this process may use, less where its control group has a quota of fewer.
+// Returns how many threads can run at once: as many as there are CPUs that this process may use, or fewer where its
+// control group has a lower quota.
 int allowed_threads();
 
 // Whether this process was forked from one whose threads are not here: OpenMP would wait for them.
@@ -19,7 +20,7 @@ bool was_forked();
 // CEPROP_CPU_OVERSUBSCRIBE is 1, as tests set it.
 bool oversubscribes();
 
-// Multiplications between two barriers of the call, about: its steps share what is done once.
+// About how many multiplications lie between two barriers of the call: its steps share what is done once.
 template <class T>
 double work_between_barriers(const Network<T>& network, int64_t batch, double steps) {
   constexpr double activation = 32, pack_and_store = 3;
@@ -37,7 +38,7 @@ double work_between_barriers(const Network<T>& network, int64_t batch, double st
   return (steps * step + once) / (steps + 4);
 }
 
-// Few enough that each has something to do between two barriers; `asked` at most.
+// Returns so few threads that each has something to do between two barriers, and `asked` at most.
 inline int threads_worth(double work_between_barriers, int asked) {
   constexpr double of_a_thread = 32768;  // some microseconds, where a barrier takes one
   return static_cast<int>(std::clamp(std::round(work_between_barriers / of_a_thread), 1.0, static_cast<double>(asked)));

@@ -1,4 +1,4 @@
-// The two products that everything else is made of, on tiles that stay in registers.
+// Everything else consists of these two products, on tiles that stay in registers.
 //
 // A panel is `width` units wide: two vectors. Everything is stored in panels: states as [panel][batch][width], weights
 // into a panel of units as [panel][depth][width]. So a tile reads its weights as whole vectors, and its neighbours'
@@ -22,7 +22,7 @@ struct Tile {
   typedef Scalar Unaligned __attribute__((vector_size(vector_bytes), aligned(alignof(Scalar)), may_alias));
   static constexpr int lanes = vector_bytes / sizeof(Scalar);
   static constexpr int width = 2 * lanes;
-  // Rows whose accumulators fit the register file: 32 registers with AVX-512, 16 elsewhere.
+  // The register file holds the sums of so many rows: it has 32 registers with AVX-512, 16 elsewhere.
   static constexpr int max_rows = vector_bytes == 64 ? 12 : 6;
 };
 
@@ -52,14 +52,15 @@ inline Range row_block(int64_t rows, int64_t block) {
 // many weights of a panel fit the first-level cache, where all rows find them.
 inline constexpr int64_t products_per_sum = 128;
 
-// What sums start from: rows of `width` numbers, `stride` apart; 0 apart where all sums start from the same row.
+// Sums start from these rows of `width` numbers, `stride` apart; 0 apart where all sums start from the same row.
 template <class T>
 struct Start {
   const T* rows;
   int64_t stride;
 };
 
-// sums[row][lane] = start[row][lane] + sum_k a[k][row] b[k][lane] for the lanes of the first `vectors` vectors
+// Computes sums[row][lane] = start[row][lane] + sum_k a[k][row] b[k][lane] for the lanes of the first `vectors`
+// vectors.
 //   sums: [rows][width], may be where they start; in other lanes they stay at the start
 //   a: panels of states, element (row, k) at a[(k / width) * panel_stride + row * width + k % width]
 //   b: [depth][width]
@@ -94,7 +95,7 @@ inline void multiply(typename Tile::Scalar* sums, const Start<typename Tile::Sca
     }
 }
 
-// The same for any number of rows, of products, at least one, and the vectors that hold the first `valid` lanes.
+// Does the same for any number of rows, of products, at least one, and the vectors that hold the first `valid` lanes.
 template <class Tile>
 inline void add_products(typename Tile::Scalar* sums, Start<typename Tile::Scalar> start,
                          const typename Tile::Scalar* a, int64_t panel_stride, const typename Tile::Scalar* b,
@@ -117,14 +118,14 @@ inline void add_products(typename Tile::Scalar* sums, Start<typename Tile::Scala
   }
 }
 
-// One term of a contrast: rows^T lanes, both panels [batch][width] of what two layers show.
+// One term of a contrast is rows^T lanes, both panels [batch][width] of what two layers show.
 template <class T>
 struct Product {
   const T* rows;
   const T* lanes;
 };
 
-// out[row][lane] is blended with sum_products sum_batch rows[batch][row] * lanes[batch][lane]
+// Blends out[row][lane] with sum_products sum_batch rows[batch][row] * lanes[batch][lane].
 //   out: row stride `stride`; only the first `valid` lanes are touched
 template <class Tile, int rows, int vectors>
 inline void outer_products(const Product<typename Tile::Scalar>* products, int count, int64_t batch,
@@ -169,7 +170,7 @@ inline void outer_products(const Product<typename Tile::Scalar>* products, int c
     for (int64_t lane = 0; lane < valid; ++lane) out[lane] = blend(out[lane], T(acc[row][lane / lanes][lane % lanes]));
 }
 
-// rows[i][j] <-> rows[j][i]: blocks of 1, 2, 4, ... lanes swap places across the diagonal.
+// Swaps rows[i][j] and rows[j][i]: blocks of 1, 2, 4, ... lanes change places across the diagonal.
 template <class Tile, int block = 1>
 inline void transpose(typename Tile::Vector* rows) {
   if constexpr (block < Tile::lanes) {
@@ -188,14 +189,15 @@ inline void transpose(typename Tile::Vector* rows) {
   }
 }
 
-// Scalar products of `rows` samples with `columns` others, over the units of a layer: as many as a vector holds.
+// Takes scalar products of `rows` samples with `columns` others, over the units of a layer: as many as a vector holds.
 template <class Tile>
 struct Dots {
   using T = typename Tile::Scalar;
   using Vector = typename Tile::Vector;
   static constexpr int rows = Tile::lanes >= 16 ? 4 : Tile::lanes >= 4 ? 2 : 1, columns = Tile::lanes / rows;
 
-  // Lane i * columns + j: left[i] . right[j], each pointing to a sample's first lane in the first of its panels.
+  // Lane i * columns + j becomes left[i] . right[j], where each points to a sample's first lane in the first of its
+  // panels.
   static Vector of(const T* const (&left)[rows], const T* const (&right)[columns], int64_t panel_stride,
                    int64_t units) {
     Vector sums[Tile::lanes] = {};

@@ -1,4 +1,4 @@
-// The units of a panel: from drives to next states.
+// How the units of a panel come from their drives to their next states.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ inline void apply_activation(Activation activation, const T* from, T* to, int64_
   });
 }
 
-// next_state of `count` units; `pull` may be null.
+// Takes next_state() of `count` units; `pull` may be null.
 template <class T>
 inline void move_units(const UnitRule& rule, int64_t count, const T* drive, const T* state, const T* pull, NudgeAt at,
                        T* next) {
@@ -43,7 +43,7 @@ inline void move_units(const UnitRule& rule, int64_t count, const T* drive, cons
   });
 }
 
-// rho' of the drives of `count` units; `inside` is what a nudge adds to them and may be null.
+// Takes rho' of the drives of `count` units; `inside` is what a nudge adds to them and may be null.
 template <class T>
 inline void take_slopes(Activation activation, int64_t count, const T* drive, const T* inside, T* slopes) {
   with_activation(activation, [&]<Activation A>() {
@@ -58,8 +58,8 @@ inline void take_slopes(Activation activation, int64_t count, const T* drive, co
   });
 }
 
-// By how much `count` output units are pulled: `given` holds their targets, or beta times their errors where these are
-// of samples.
+// Computes by how much `count` output units are pulled: `given` holds their targets, or beta times their errors where
+// the loss takes a sample's outputs together.
 template <class T>
 inline void pull_units(const Nudge& nudge, int64_t count, const T* given, const T* state, T* pull) {
   if (!is_of_units(nudge.loss)) {

@@ -1,4 +1,4 @@
-// The local contrast between two fields, as sums of outer products over the batch; the formulas are those of
+// The local contrast between two state buffers, as sums of outer products over the batch; the formulas are those of
 // cpu/dense/contrast.h, computed on tiles of 16 units of one layer and 64 of the other.
 //
 // A contrast is upper^T lower, summed over one term or two:
@@ -10,7 +10,7 @@
 
 namespace ceprop::cuda {
 
-// A row for each unit: what layer `layer` shows in field `later`, less what it shows in `earlier` if that is not
+// A row for each unit: what layer `layer` shows in buffer `later`, less what it shows in `earlier` if that is not
 // negative; or, where `rows` is not null, those rows.
 template <class T>
 struct Shown {
@@ -137,9 +137,9 @@ class Contrast {
  private:
   static constexpr int pack = Pack<T>::size;
 
-  __device__ const T* row(const Shown<T>& shown, int field, int unit) const {
+  __device__ const T* row(const Shown<T>& shown, int buffer, int unit) const {
     const States& states = network_.states;
-    return shown.state ? states.state(field, shown.layer, unit) : states.seen(field, shown.layer, unit);
+    return shown.state ? states.state(buffer, shown.layer, unit) : states.seen(buffer, shown.layer, unit);
   }
 
   __device__ Shown<T> shown(const Sum& of, int term, bool upper) const {

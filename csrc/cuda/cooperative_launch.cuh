@@ -7,7 +7,7 @@
 
 namespace ceprop::cuda {
 
-// On the stream, without waiting for it: as a grid, or, `in_cluster`, as one cluster of all blocks.
+// Launches on the stream, without waiting for it: as a grid, or, `in_cluster`, as one cluster of all blocks.
 template <class Problem>
 cudaError_t launch_cooperatively(void (*kernel)(Problem), const Problem& problem, int blocks, int64_t shared_bytes,
                                  bool in_cluster, cudaStream_t stream) {

@@ -28,7 +28,7 @@ namespace {
 // What a plan depends on, as numbers.
 using Key = std::vector<int64_t>;
 
-// Plans by what they depend on.
+// Holds plans by what they depend on.
 template <class Planned>
 class Known {
  public:
@@ -48,7 +48,7 @@ class Known {
 
 void add(Key& key, const MapShape& map) { key.insert(key.end(), {map.channels, map.height, map.width}); }
 
-// Of what all plans depend on. `network` is a chain: the number of its turns says which they are.
+// Returns the numbers that all plans depend on. `network` is a chain: the number of its turns says which they are.
 Key key_of(int index, Precision precision, Engine engine, const NetworkShape& network) {
   Key key{index, static_cast<int64_t>(precision), static_cast<int64_t>(engine), network.turn_count(),
           network.has_readout()};

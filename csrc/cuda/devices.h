@@ -6,7 +6,7 @@
 
 namespace ceprop::cuda {
 
-// Of the device with this number; throws c10::Error if there is none.
+// Returns those of the device with this number; throws c10::Error if there is none.
 Device properties_of(int index);
 
 Planned plan_for(int index, const Shape& shape, Precision precision, Engine engine);

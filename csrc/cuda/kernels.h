@@ -8,7 +8,7 @@
 
 namespace ceprop::cuda {
 
-// Of the current device, or the error that asking for it gave.
+// Reads what the current device is, or returns the error that asking for it gave.
 cudaError_t read_device(Device& device);
 
 // One launch on the stream, without waiting for it. T is float or double.

@@ -14,7 +14,7 @@
 
 namespace ceprop::cuda {
 
-// Of cudaDeviceProp, what plans depend on.
+// Plans depend on these of a device's properties.
 struct Device {
   int compute_capability;  // 90 for 9.0
   int multiprocessors;
@@ -169,7 +169,7 @@ inline double step_microseconds(const Shape& shape, const Plan& plan) {
   return most + barrier;
 }
 
-// That move at once: of the turn that has most.
+// Returns how many tiles move at once in the turn that has most.
 inline int64_t most_tiles(const Shape& shape) {
   int64_t most = 0;
   for (const std::vector<int>& turn : shape.network.turns) {

@@ -25,11 +25,11 @@ struct Layout {
   int columns;      // of memory for the samples of a unit: the batch, padded
   int pass;         // samples of them that a block works on at once
   int depth;        // neighbours whose states are in shared memory at once
-  int unit_states;  // numbers of a unit's states in a cluster: [state, seen][field][columns], and 7 packs for the banks
+  int unit_states;  // numbers of a unit's states in a cluster: [state, seen][buffer][columns], 7 packs for the banks
   // The tiles of all layers in a row, those of half 0 first: block b has [first[half][b], first[half][b + 1]).
   uint16_t first[2][most_blocks + 1];
-  // In a cluster, of the tiles numbered through both halves the first of each layer; which block has a tile, and as
-  // which of its own.
+  // In a cluster: the first tile of each layer, numbered through both halves; which block has a tile, and as which of
+  // its own.
   uint16_t first_tile[most_layers];
   uint8_t owner[most_cluster_tiles], slot[most_cluster_tiles];
 };

@@ -11,8 +11,8 @@ namespace ceprop::cuda {
 
 inline bool has_energy(const std::vector<UnitRule>& rules) { return rules[0].dynamics == Dynamics::energy; }
 
-// Of [batch][batch] in the workspace, C-EP's: the input's, and of inner updates in low rank two for each layer; see
-// Workspace.
+// How many [batch][batch] matrices the workspace has: C-EP's for the input, and two for each layer where the inner
+// updates are in low rank; see Workspace.
 template <class T>
 int matrices_of(const LearnCall<T>&) {
   return 0;
@@ -68,9 +68,9 @@ void lay_out(Problem<T>& problem, bool energy, int matrices, int64_t moving, voi
   w.x = rows(problem.widths[0]);
   for (T** of_classes : {&w.target, &w.error, &w.end_error[0], &w.end_error[1]}) *of_classes = rows(classes);
   for (int l = 0; l < problem.layers; ++l)
-    for (int field = 0; field < state_buffers; ++field) {
-      w.state[field][l] = rows(problem.widths[l + 1]);
-      w.seen[field][l] = energy ? rows(problem.widths[l + 1]) : w.state[field][l];
+    for (int buffer = 0; buffer < state_buffers; ++buffer) {
+      w.state[buffer][l] = rows(problem.widths[l + 1]);
+      w.seen[buffer][l] = energy ? rows(problem.widths[l + 1]) : w.state[buffer][l];
     }
   w.drive = rows(problem.widths[1]);
   w.sum = rows(problem.widths[1]);

@@ -6,13 +6,13 @@
 
 namespace ceprop::cuda {
 
-// Rows of numbers in memory: row k at base + k * stride, or, base null, of layer `layer` in `field` what unit first + k
-// shows to its neighbours, or its state.
+// Rows of numbers in memory: row k at base + k * stride, or, base null, of layer `layer` in `buffer` what unit first +
+// k shows to its neighbours, or its state.
 template <class T>
 struct Rows {
   const T* base;
   int64_t stride;
-  int field, layer, first;
+  int buffer, layer, first;
   bool state;
 };
 
@@ -30,7 +30,7 @@ struct Operands {
 template <class T, class Tile, class States>
 class Products {
  public:
-  // Of weights that stay in shared memory.
+  // Weights that stay in shared memory have this stride.
   static constexpr int packed_stride = Tile::left_stride;
 
   // The order in which threads take rows of tile_units numbers side by side: where rows are padded, every second one,
@@ -50,8 +50,8 @@ class Products {
 
   __device__ const T* row(const Rows<T>& rows, int k) const {
     if (rows.base) return rows.base + k * rows.stride;
-    return rows.state ? states_.state(rows.field, rows.layer, rows.first + k)
-                      : states_.seen(rows.field, rows.layer, rows.first + k);
+    return rows.state ? states_.state(rows.buffer, rows.layer, rows.first + k)
+                      : states_.seen(rows.buffer, rows.layer, rows.first + k);
   }
 
   // Adds a product for the samples from `column` on to the tile's. `units`: how many there are, of which the tile takes
@@ -62,7 +62,7 @@ class Products {
     const int depth = p_.layout.depth, pass = p_.layout.pass, stride = Tile::rows_stride(pass);
     Staged* left = static_cast<Staged*>(work);            // [2][depth][left_stride]
     Staged* rows = left + 2 * depth * Tile::left_stride;  // [2][depth][stride]
-    // Of the part from k on, padded as tiles take it.
+    // The part from k on has so many rows, padded as tiles take it.
     const auto rows_of_part = [&](int k) {
       return min(depth, (of.depth - k + Tile::depth_step - 1) / Tile::depth_step * Tile::depth_step);
     };
@@ -81,7 +81,7 @@ class Products {
       __pipeline_wait_prior(1);
       __syncthreads();
       const Staged* from = left + buffer * depth * Tile::left_stride;
-      // From the begin of shared memory, so that the compiler knows which memory it is.
+      // This counts from the begin of shared memory, so that the compiler knows which memory it is.
       if constexpr (!Tile::converts)
         if (of.packed >= 0) from = dynamic_shared_memory<T>() + of.packed + k * packed_stride;
       tile.add(from, rows + buffer * depth * stride, rows_of_part(k));

@@ -18,7 +18,7 @@ enum class Kind {
   gram,      // C-EP: x^T x, and 1 for the bias
   logits,    // of a readout, into `error`
   low_rank,  // C-EP: the B x B matrices by which the weights' move since the free phase acts on the states
-  move,      // the states, from field `from` to field `to`, nudged by beta if it is not 0
+  move,      // the states, from buffer `from` to buffer `to`, nudged by beta if it is not 0
 };
 
 template <class T>
@@ -97,7 +97,7 @@ class Relaxation {
   }
 
   // The block's own states; each thread those that it will read itself in store().
-  __device__ void copy_field(int from, int to) const {
+  __device__ void copy_states(int from, int to) const {
     for (OwnTiles<T> own = tiles(); own.next();) {
       const int layer = own.item.layer;
       for_each_pack(own.item, [&](int unit, int column) {
@@ -108,11 +108,11 @@ class Relaxation {
   }
 
   // out[l] [B, n_l] <- the block's states.
-  __device__ void store(int field, T* const* out) const {
+  __device__ void store(int buffer, T* const* out) const {
     for (OwnTiles<T> own = tiles(); own.next();) {
       const int layer = own.item.layer;
       for_each_pack(own.item, [&](int unit, int column) {
-        const Pack<T> state = load_pack(states.state(field, layer, unit) + column);
+        const Pack<T> state = load_pack(states.state(buffer, layer, unit) + column);
 #pragma unroll
         for (int j = 0; j < Pack<T>::size; ++j)
           if (column + j < p.batch) out[layer][int64_t(column + j) * p.widths[layer + 1] + unit] = state.v[j];
@@ -120,16 +120,16 @@ class Relaxation {
     }
   }
 
-  // error = scale times that of the outputs in `field`, or of a readout's logits, which are in `error`. Also of the
+  // error = scale times that of the outputs in `buffer`, or of a readout's logits, which are in `error`. Also of the
   // last pack's padding, which move() reads. Ends with a barrier.
-  __device__ void take_error(int field, T scale, T* error) {
+  __device__ void take_error(int buffer, T scale, T* error) {
     constexpr int pack = Pack<T>::size;
     const int first = static_cast<int>(blockIdx.x) * block_threads + static_cast<int>(threadIdx.x);
     const int end = (p.batch + pack - 1) / pack * pack;
     for (int sample = first; sample < end; sample += p.layout.blocks * block_threads) {
       const auto slot = [&](int64_t c) -> T& { return error[c * p.layout.columns + sample]; };
       const auto logit = [&](int64_t c) {
-        return p.readout ? __ldcg(&slot(c)) : states.state(field, p.layers - 1, static_cast<int>(c))[sample];
+        return p.readout ? __ldcg(&slot(c)) : states.state(buffer, p.layers - 1, static_cast<int>(c))[sample];
       };
       const auto target = [&](int64_t c) { return p.workspace.target[c * p.layout.columns + sample]; };
       sanity.note(sample_error(classes(), scale, logit, target, slot));
@@ -186,9 +186,9 @@ class Relaxation {
           if (column + j >= p.batch) shown.v[j] = 0;
       }
 #pragma unroll 1
-      for (int field = 0; field < state_buffers; ++field) {
-        store_pack(states.state(field, l, unit) + column, field == 0 ? start : Pack<T>{});
-        if (has_seen) store_pack(states.seen(field, l, unit) + column, field == 0 ? shown : Pack<T>{});
+      for (int buffer = 0; buffer < state_buffers; ++buffer) {
+        store_pack(states.state(buffer, l, unit) + column, buffer == 0 ? start : Pack<T>{});
+        if (has_seen) store_pack(states.seen(buffer, l, unit) + column, buffer == 0 ? shown : Pack<T>{});
       }
       if (l == 0) store_pack(p.workspace.sum + int64_t(unit) * p.layout.columns + column, Pack<T>{});
     });
@@ -200,7 +200,7 @@ class Relaxation {
     }
   }
 
-  // Of matrices that all blocks share: tiles of 16 rows.
+  // All blocks share the tiles of a matrix, 16 rows each.
   __device__ int row_tiles(Kind kind) const {
     return ((kind == Kind::logits ? classes() : p.batch) + tile_units - 1) / tile_units;
   }
@@ -211,13 +211,13 @@ class Relaxation {
   }
 
   __device__ static Rows<T> rows_of(T* base, int64_t stride) { return {base, stride, 0, 0, 0, false}; }
-  __device__ static Rows<T> rows_of(int field, int layer, int first = 0) {
-    return {nullptr, 0, field, layer, first, false};
+  __device__ static Rows<T> rows_of(int buffer, int layer, int first = 0) {
+    return {nullptr, 0, buffer, layer, first, false};
   }
 
   // What a tile of units multiplies on one side, 0: from below, 1: from above, with the weights where the network has
   // them.
-  __device__ Operands<T> neighbours(const Item<T>& item, int side, int field) const {
+  __device__ Operands<T> neighbours(const Item<T>& item, int side, int buffer) const {
     const int l = item.layer, units = p.widths[l + 1], depth = side ? depth_above(p, l) : depth_below(p, l);
     Operands<T> of = nothing();
     of.depth = depth;
@@ -228,7 +228,7 @@ class Relaxation {
       of.left = rows_of(p.weights[l] + int64_t(item.first) * depth, depth);
     else
       of.left = rows_of((p.free_feedback && !is_top ? p.feedback[l] : p.weights[l + 1]) + item.first, units);
-    of.rows = side && is_top ? rows_of(p.workspace.error, p.layout.columns) : rows_of(field, side ? l + 1 : l - 1);
+    of.rows = side && is_top ? rows_of(p.workspace.error, p.layout.columns) : rows_of(buffer, side ? l + 1 : l - 1);
     return of;
   }
 

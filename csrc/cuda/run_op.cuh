@@ -15,7 +15,7 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
   const Learning<T, Tile, States> learning(network);
   const Stages& stages = p.stages;
   const bool cep = stages.op == Op::cep_step, learns = stages.op != Op::relax;
-  int field = 0, learnt = 0;
+  int buffer = 0, learnt = 0;
   double keep = 1;
   if (cep) remember(p, learning);
   network.load();
@@ -25,16 +25,16 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
     const bool nudged = learns && stage.beta != 0;
     const int phase = stage.stores == 2;
     if (!loads && stage.from != Kept::last) {
-      field = (field + 1) % ring;  // the one that no slow block still reads
-      network.copy_field(buffer_of(stage.from, field), field);
+      buffer = (buffer + 1) % ring;  // the one that no slow block still reads
+      network.copy_states(buffer_of(stage.from, buffer), buffer);
       network.states.sync();
     }
     int count = 0;
     for (bool stays = false, ends = false; !ends;) {
       ends = loads || stays || count == stage.steps;
-      const int to = (field + 1) % ring;
+      const int to = (buffer + 1) % ring;
       const bool corrected = nudged && p.low_rank && p.layers > 1;
-      // Of the nudge, or, at the end of a nudged phase, that by which a readout learns.
+      // The nudge needs an error, and at the end of a nudged phase a readout learns from one.
       const bool has_error = ends ? nudged && p.readout : stage.beta != 0 && !is_of_units(p.nudge.loss);
       T* error = ends ? p.workspace.end_error[phase] : p.workspace.error;
       for (int part = 0; part < 3; ++part) {
@@ -44,11 +44,11 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
         const bool wanted = part == 0   ? loads || (has_error && p.readout)
                             : part == 1 ? (loads ? cep : corrected && !ends)
                                         : !ends;
-        if (wanted) network.take({kind, field, to, T(stage.beta), T(keep), cep && index != 0, corrected, error});
-        if (part == 0 && has_error) network.take_error(field, ends ? T(1) : T(stage.beta), error);
+        if (wanted) network.take({kind, buffer, to, T(stage.beta), T(keep), cep && index != 0, corrected, error});
+        if (part == 0 && has_error) network.take_error(buffer, ends ? T(1) : T(stage.beta), error);
       }
       if (ends) break;
-      const Between between{field, to, field};
+      const Between between{buffer, to, buffer};
       if (stage.learns && cep) {
         learning.move_own(between, stage.divisor);
         keep *= 1 - p.rate[0] * p.weight_decay;
@@ -58,20 +58,20 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
         if (cep) network.states.sync();  // weights moved that other blocks read
       }
       stays = network.may_stop(++count);
-      field = to;
+      buffer = to;
     }
     if (loads) continue;
     network.note_steps(index, count);
-    if (stage.stores >= 0) network.store(field, stage.stores == 0 ? p.free_states : p.nudged_states[phase]);
-    if (stage.keeps != Kept::last) network.copy_field(field, buffer_of(stage.keeps, field));
+    if (stage.stores >= 0) network.store(buffer, stage.stores == 0 ? p.free_states : p.nudged_states[phase]);
+    if (stage.keeps != Kept::last) network.copy_states(buffer, buffer_of(stage.keeps, buffer));
     if (index == 0 && p.low_rank) network.states.sync();  // all blocks read what is kept in the next phase
   }
   if (learns) {
     network.sanity.tell();
     network.states.sync();  // what the phases kept is there for all blocks
-    const Between ends{buffer_of(stages.earlier, field), buffer_of(stages.later, field), kept_free};
+    const Between ends{buffer_of(stages.earlier, buffer), buffer_of(stages.later, buffer), kept_free};
     if (network.sanity.holds()) {
-      learning.learn(ends, stages.divisor, true, true, field, keep);
+      learning.learn(ends, stages.divisor, true, true, buffer, keep);
       if (cep && !p.low_rank && p.layout.resident) learning.store_resident();
     } else {
       take_back(p, learning, stages.count);

@@ -1,6 +1,6 @@
 // Where the states of a step lie, and how its blocks wait for each other.
 //
-// Both types give the row [columns] of a unit's state and of what its neighbours see of it, by field and layer; sync()
+// Both types give the row [columns] of a unit's state and of what its neighbours see of it, by buffer and layer; sync()
 // ends a step: what any thread wrote before it, to rows or to global memory, every thread sees after it.
 #pragma once
 
@@ -19,7 +19,7 @@ __device__ __forceinline__ int halves_of(const Problem<T>& problem) {
   return problem.asynchronous ? 2 : 1;
 }
 
-// In global memory, for any number of blocks.
+// Keeps the states in global memory, for any number of blocks.
 template <class T>
 class GridStates {
  public:
@@ -30,11 +30,11 @@ class GridStates {
 
   __device__ GridStates(const Problem<T>& problem, void*) : problem_(problem) {}
 
-  __device__ T* state(int field, int layer, int unit) const {
-    return problem_.workspace.state[field][layer] + static_cast<int64_t>(unit) * problem_.layout.columns;
+  __device__ T* state(int buffer, int layer, int unit) const {
+    return problem_.workspace.state[buffer][layer] + static_cast<int64_t>(unit) * problem_.layout.columns;
   }
-  __device__ T* seen(int field, int layer, int unit) const {
-    return problem_.workspace.seen[field][layer] + static_cast<int64_t>(unit) * problem_.layout.columns;
+  __device__ T* seen(int buffer, int layer, int unit) const {
+    return problem_.workspace.seen[buffer][layer] + static_cast<int64_t>(unit) * problem_.layout.columns;
   }
   __device__ static void sync(CALLED_FROM) { cooperative_groups::this_grid().sync(CALLER); }
 
@@ -43,9 +43,9 @@ class GridStates {
 };
 
 #if DEVICE_HAS_CLUSTERS
-// In the shared memory of the blocks that own the units, of one cluster: [own unit][unit_states], where rows of
-// [state, seen][field][columns] begin some packs late, each unit's so that 8 threads never meet in a bank, whether they
-// read 8 packs of a unit, the same pack of 8 units, or what follows each other in a product's sums; see
+// Keeps them in the shared memory of the blocks that own the units, of one cluster: [own unit][unit_states], where rows
+// of [state, seen][buffer][columns] begin some packs late, each unit's so that 8 threads never meet in a bank, whether
+// they read 8 packs of a unit, the same pack of 8 units, or what follows each other in a product's sums; see
 // python_tests/cuda_emulated/test_cuda_banks.py.
 template <class T>
 class ClusterStates {
@@ -58,19 +58,19 @@ class ClusterStates {
   __device__ ClusterStates(const Problem<T>& problem, void* memory)
       : problem_(problem), own_(static_cast<T*>(memory)) {}
 
-  __device__ T* state(int field, int layer, int unit) const { return row(field, layer, unit, 0); }
-  __device__ T* seen(int field, int layer, int unit) const {
-    return row(field, layer, unit, problem_.rules[layer].dynamics == Dynamics::energy ? 1 : 0);
+  __device__ T* state(int buffer, int layer, int unit) const { return row(buffer, layer, unit, 0); }
+  __device__ T* seen(int buffer, int layer, int unit) const {
+    return row(buffer, layer, unit, problem_.rules[layer].dynamics == Dynamics::energy ? 1 : 0);
   }
   __device__ static void sync(CALLED_FROM) { cooperative_groups::this_cluster().sync(CALLER); }
 
  private:
-  __device__ T* row(int field, int layer, int unit, int which) const {
+  __device__ T* row(int buffer, int layer, int unit, int which) const {
     const Layout& layout = problem_.layout;
     const int tile = layout.first_tile[layer] + unit / tile_units;
     const int64_t own = layout.slot[tile] * tile_units + unit % tile_units;
     return cooperative_groups::this_cluster().map_shared_rank(own_, layout.owner[tile]) + own * layout.unit_states +
-           shift(unit % tile_units) + (which * state_buffers + field) * layout.columns;
+           shift(unit % tile_units) + (which * state_buffers + buffer) * layout.columns;
   }
   // Numbers before a unit's states. Sums of a pass lie by fours of units and then by packs, 8 or what is left of them
   // beside each other (tiles.cuh): with 2 or 6 left over, fours that are side by side must not begin 4 packs apart.

@@ -37,8 +37,8 @@ __device__ __forceinline__ Pack<T> next_of(const UnitRule& rule, const Pack<T>& 
   return next;
 }
 
-// By how much output units are pulled: `given` holds their targets, or beta times their errors where these are of
-// samples.
+// Returns by how much output units are pulled: `given` holds their targets, or beta times their errors where the loss
+// takes a sample's outputs together.
 template <class T>
 __device__ __forceinline__ Pack<T> pull_of(Loss loss, T beta, const Pack<T>& given, const Pack<T>& state) {
   if (!is_of_units(loss)) return given;

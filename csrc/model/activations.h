@@ -1,5 +1,6 @@
-// Every activation once: its name, rho(x) and rho'(x). The enumeration, the names that ops take and every choice
-// among activations follow from this list; ceprop_cuda's table in Python has the same names in the same order.
+// This list says every activation once: its name, rho(x) and rho'(x). The enumeration, the names that ops take and
+// every choice among activations follow from this list; ceprop_cuda's table in Python has the same names in the same
+// order.
 #pragma once
 
 #include "elementary.h"
@@ -38,7 +39,7 @@ CEPROP_INLINE T rho_prime([[maybe_unused]] T x) {
 #undef CEPROP_SLOPE
 }
 
-// body.template operator()<A>() with the activation as a constant.
+// Calls body.template operator()<A>() with the activation as a constant.
 template <class Body>
 CEPROP_CALLS void with_activation(Activation activation, const Body& body) {
   switch (activation) {

@@ -1,4 +1,4 @@
-// A network whose layers form a chain. No torch.
+// How the shape of a network is built whose layers form a chain. No torch.
 #pragma once
 
 #include <vector>
@@ -7,9 +7,9 @@
 
 namespace ceprop {
 
-// The chain with these maps: the input's, then what is above each connection, the classes of a readout among them.
-// Connection l joins layer l - 1 to layer l; the first ones are the convolutions. Asynchronous: even layers move before
-// odd ones.
+// Returns the chain in which connection l joins layer l - 1 to layer l. `maps` are the input's and what is above each
+// connection, the classes of a readout among them; `convolutions` are the first connections. An asynchronous step has
+// two turns: even layers move before odd ones.
 inline NetworkShape chain_of(const std::vector<MapShape>& maps, const std::vector<Convolution>& convolutions,
                              bool readout, bool free_feedback, bool asynchronous) {
   NetworkShape shape{};

@@ -1,5 +1,5 @@
-// What a learning step costs, and which form of the continual update costs less. Operations count 2 a multiplication
-// and addition; bytes are those of weights read and written, the states being small beside them. No torch.
+// What a learning step costs, and which form of the continual update costs less. A multiplication with an addition
+// counts as two operations. Bytes are those of weights read and written: the states are small beside them. No torch.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace ceprop {
 
-// What the costs of a step depend on; the layers are dense.
+// The costs of a step depend on this. The network is a chain of dense layers.
 struct StepShape {
   const NetworkShape& network;
   bool free_feedback, symmetric, accumulate, shared_update, weight_decay;
@@ -40,21 +40,22 @@ class StepCosts {
     for (const MapShape& layer : network.layers) units_ += static_cast<double>(layer.units());
   }
 
-  // The input's drive, once; every step both ways through all inner connections.
+  // The phase computes the input's drive once, and every step goes both ways through all inner connections.
   Cost free_phase() const { return matrix(2, 1, input_) + shape_.free_steps * step(); }
 
-  // The same with the nudge, for all nudged phases and the return between C-EP's.
+  // All nudged phases together cost this, with the return between C-EP's.
   Cost nudged_phases(bool continual) const { return later_steps(continual) * (step() + matrix(4, 2, readout_)); }
 
-  // EP's contrast of both copies of the weights, tied and shared ones by two terms; once, or summed over the steps.
+  // EP takes the contrast of both copies of the weights, of tied and shared ones by two terms. It does so once, or
+  // after every step to sum up.
   Cost contrast() const {
     const int times = shape_.accumulate && adds_up_steps(learns()) ? later_steps(false) : 1;
     return times * (matrix(2, 1, input_) + copies() * matrix(2 * terms(), 1, inner_));
   }
 
-  // C-EP's updates of the input's connection. Literal: an update every nudged step, and at all steps but the first,
-  // which is counted with the free phase, a product with the input. Low rank: the drive follows by a B x B matrix, and
-  // the weights move once.
+  // C-EP moves the input's connection. In the literal form every nudged step has an update, and every step but the
+  // first, which is counted with the free phase, a product with the input. In low rank the drive follows by a B x B
+  // matrix, and the weights move once.
   Cost input_update(Form form) const {
     if (form == Form::literal)
       return (shape_.free_steps + later_steps(true) - 1) * matrix(2, 1, input_) + moves() * matrix(2, 2, input_);
@@ -63,20 +64,22 @@ class StepCosts {
            moves() * Cost{2 * batch * batch * static_cast<double>(shape_.network.layers[0].units()), 0};
   }
 
-  // And of those between layers. Literal: all weights move, tied ones once for both copies, tied and shared ones by two
-  // terms. Low rank: two B x B matrices of every layer, two products with them, and the weights move once.
+  // C-EP moves the connections between layers. In the literal form all weights move at every step: tied ones once for
+  // both copies, tied and shared ones by two terms. In low rank every layer has two B x B matrices and two products
+  // with them, and the weights move once.
   Cost inner_update(Form form) const {
     if (form == Form::literal) return moves() * matrix(2 * terms() * copies(), shape_.free_feedback ? 4 : 3, inner_);
     const double batch = static_cast<double>(shape_.batch);
     return moves() * Cost{inner_ > 0 ? 8 * batch * batch * units_ : 0, 0} + matrix(4, 2, inner_);
   }
 
-  // Whether the inner updates telescope: tied weights and plain steps of one phase, all layers at once.
+  // Whether the inner updates telescope: they do with tied weights and plain steps of one phase, if all layers move at
+  // once.
   bool inner_has_low_rank() const {
     return !shape_.free_feedback && shape_.network.turn_count() == 1 && !shape_.symmetric && !shape_.weight_decay;
   }
 
-  // The forms with fewer operations, or `wanted` wherever it is exact.
+  // Chooses the forms with fewer operations, or `wanted` wherever it is exact.
   Forms choose(std::optional<Form> wanted) const {
     const auto cheaper = [&](const Cost& literal, const Cost& low_rank) {
       return low_rank.operations < literal.operations ? Form::low_rank : Form::literal;
@@ -93,22 +96,22 @@ class StepCosts {
   int later_steps(bool continual) const { return shape_.nudged_steps * (shape_.symmetric ? (continual ? 3 : 2) : 1); }
   int moves() const { return shape_.nudged_steps * (shape_.symmetric ? 2 : 1); }
   Learns learns() const { return learns_by(shape_.free_feedback, shape_.shared_update); }
-  double copies() const { return shape_.free_feedback ? 2 : 1; }  // that learn, of an inner connection
-  // Of a copy's contrast.
+  // How many copies of an inner connection's weights learn, and how many terms the contrast of one has.
+  double copies() const { return shape_.free_feedback ? 2 : 1; }
   double terms() const {
     const Terms terms = terms_of(learns(), false, Copy::weights);
     return terms.above_moves + terms.below_moves;
   }
   Cost step() const { return matrix(4, 2, inner_); }
 
-  // `operations` of every sample and `passes` over the memory for each of `weights`.
+  // Each of `weights` takes `operations` for every sample and `passes` over its memory.
   Cost matrix(double operations, double passes, double weights) const {
     return {operations * static_cast<double>(shape_.batch) * weights,
             passes * static_cast<double>(shape_.number_bytes) * weights};
   }
 
   const StepShape& shape_;
-  // Weights of the input's connections, of those between layers, one way, and of a readout.
+  // Numbers of the weights of the input's connection, of those between layers, and of a readout.
   double input_ = 0, inner_ = 0, readout_ = 0;
   double units_ = 0;
 };

@@ -1,5 +1,5 @@
-// Functions of one number from which units are made, for host and device: the exponential, the two sigmoids and what
-// they need. No branches, so that compilers turn loops of them into vector code.
+// The functions of one number that units compute, on host and device: the exponential, the two sigmoids and what they
+// need. They have no branches, so that compilers turn loops of them into vector code.
 #pragma once
 
 #include <cmath>
@@ -8,12 +8,15 @@
 #include <bit>
 #endif
 
-// Forced inline on the host, so that no copy compiled for one instruction set is shared with another.
+// The host has to inline these, so that no copy compiled for one instruction set is shared with another.
 #ifdef __CUDACC__
 #define CEPROP_INLINE __host__ __device__ __forceinline__
 #else
 #define CEPROP_INLINE inline __attribute__((always_inline))
 #endif
+
+// What runs on the host only. Forced inline as well: kernels of one instruction set share no copy with others.
+#define CEPROP_HOST_INLINE inline __attribute__((always_inline))
 
 // A function that calls what it is handed belongs to the side that is compiled: a lambda of the device cannot be called
 // from a function that is also the host's.
@@ -41,7 +44,7 @@ CEPROP_INLINE T clip(T x, T low, T high) {
   return x > high ? high : x;
 }
 
-// Numbers as their bits, and back.
+// These turn numbers into their bits, and back.
 #ifdef __CUDA_ARCH__
 CEPROP_INLINE int32_t bits_of(float x) { return __float_as_int(x); }
 CEPROP_INLINE int64_t bits_of(double x) { return __double_as_longlong(x); }
@@ -88,14 +91,13 @@ struct ExpFormat<double> {
   static constexpr int mantissa = 52, bias = 1023, terms = 13;
 };
 
-// e^x = power (1 + fraction), power = 2^n, |fraction| < 0.42: kept apart for the sake of e^x - 1.
+// e^x = power (1 + fraction), with power = 2^n and |fraction| < 0.42. They are kept apart for the sake of e^x - 1.
 template <class T>
 struct SplitExp {
   T power, fraction;
 };
 
-// Branch-free, so that compilers turn a loop of it into vector code. The fraction is e^r - 1 by its Taylor series,
-// |r| <= ln(2) / 2, cut where the next term is below rounding.
+// The fraction is e^r - 1 by its Taylor series, |r| <= ln(2) / 2, cut where the next term is below rounding.
 template <class T>
 CEPROP_INLINE SplitExp<T> split_exp(T x) {
   using Format = ExpFormat<T>;

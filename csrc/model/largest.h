@@ -1,4 +1,4 @@
-// How large numbers may be of which a learning op stores something. What it stores is then a number. No torch.
+// How large the numbers of a learning op may be, so that what it stores is a number. No torch.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +37,7 @@ template <class T>
 T largest_state(const CepCall<T>& call) {
   const double updates = call.nudged_steps * (call.symmetric ? 2.0 : 1.0);
   const double fastest = *std::max_element(call.lr.begin(), call.lr.end());
-  // Of a weight by its decay.
+  // A weight grows by its decay, where that is above 2 / rate.
   const double growth = std::pow(std::max(1.0, std::abs(1 - fastest * call.weight_decay)), updates);
   return largest_state(call.network, fastest * std::max(1 / std::abs(call.nudge.beta), 1.0), updates, growth);
 }

@@ -1,4 +1,4 @@
-// What makes an enumeration, and the words for it, of a list of names.
+// These turn a list of names into an enumeration and into the words for it.
 #pragma once
 
 #define CEPROP_NAME(name, ...) name,

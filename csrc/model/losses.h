@@ -1,5 +1,5 @@
-// Every loss once: the error that it gives to the output, minus its gradient by the output units or logits of a sample.
-// A nudge pulls by beta times the error, a readout learns from it.
+// These lists say every loss once: the error that it gives to the output, which is minus its gradient by the output
+// units or logits of a sample. A nudge pulls by beta times the error, a readout learns from it.
 #pragma once
 
 #include "elementary.h"
@@ -7,10 +7,11 @@
 
 namespace ceprop {
 
-// Losses that are sums over units: name, and the error of a unit with state s and target y. A unit's pull is computed
-// where it moves.
+// These losses are sums over units: their names, and the error of a unit with state s and target y. A unit's pull is
+// computed where it moves.
 #define CEPROP_UNIT_LOSSES(ENTRY) ENTRY(mse, y - s)
-// Losses of all outputs of a sample together, each a branch of sample_error(). Their errors are computed before a step.
+// These losses take all outputs of a sample together; each is a branch of sample_error(). Their errors are computed
+// before a step.
 #define CEPROP_SAMPLE_LOSSES(ENTRY) ENTRY(cross_entropy)
 
 enum class Loss { CEPROP_UNIT_LOSSES(CEPROP_NAME) CEPROP_SAMPLE_LOSSES(CEPROP_NAME) };

@@ -1,4 +1,4 @@
-// Plain structs that describe a network and its phases to any kernel. No torch, no device code.
+// These plain structs describe a network and its phases to any kernel. No torch, no device code.
 #pragma once
 
 #include <array>
@@ -11,13 +11,16 @@
 
 namespace ceprop {
 
-// The fused kernels where they can and pay, the fused kernels, or torch's operators around kernels of aten/.
+// What runs a call: the fused kernels where they can and pay, the fused kernels, or torch's operators around the
+// kernels of aten/.
 enum class Engine { automatic, launch, graph };
-enum class Precision { exact, tf32, bf16 };  // of the products' operands on a GPU; their sums stay exact
+// To what the operands of products are rounded on a GPU; their sums stay exact.
+enum class Precision { exact, tf32, bf16 };
 
 enum class Pool { none, max, avg };
 
-// pool(conv2d(u, W, b)); windows of the pooling lie side by side, what is left at the far edges is dropped.
+// This computes pool(conv2d(u, W, b)). The windows of the pooling lie side by side, and what is left at the far edges
+// is dropped.
 struct Convolution {
   std::array<int64_t, 2> kernel, stride, padding, window;  // height, width; a window of 1 x 1 without pooling
   Pool pool;
@@ -42,8 +45,8 @@ struct Connection {
   int feedback = -1;        // where its V is among the feedback weights; -1: it has none, or feedback is tied
 };
 
-// Which layers there are and how they are joined. No layer joins itself, and no connections form a ring. A dense
-// connection takes a map's units channel by channel. All that end at a layer are convolutions, or none is.
+// A shape says which layers there are and how they are joined. No layer joins itself, and no connections form a ring. A
+// dense connection takes a map's units channel by channel. All that end at a layer are convolutions, or none is.
 struct NetworkShape {
   MapShape input;
   std::vector<MapShape> layers;         // with states; of a dense layer (n, 1, 1)
@@ -52,56 +55,58 @@ struct NetworkShape {
   int output;                           // the layer that is nudged, or that the readout reads
   int64_t classes;                      // units of the output layer, or of the readout
 
-  CEPROP_INLINE int layer_count() const { return static_cast<int>(layers.size()); }
-  CEPROP_INLINE int connection_count() const { return static_cast<int>(connections.size()); }
-  CEPROP_INLINE int turn_count() const { return static_cast<int>(turns.size()); }
-  CEPROP_INLINE bool has_readout() const { return connections.back().kind == Kind::readout; }
-  CEPROP_INLINE const MapShape& below(int connection) const {
+  CEPROP_HOST_INLINE int layer_count() const { return static_cast<int>(layers.size()); }
+  CEPROP_HOST_INLINE int connection_count() const { return static_cast<int>(connections.size()); }
+  CEPROP_HOST_INLINE int turn_count() const { return static_cast<int>(turns.size()); }
+  CEPROP_HOST_INLINE bool has_readout() const { return connections.back().kind == Kind::readout; }
+  CEPROP_HOST_INLINE const MapShape& below(int connection) const {
     const int layer = connections[connection].below;
     return layer == from_input ? input : layers[layer];
   }
-  CEPROP_INLINE MapShape above(int connection) const {
+  CEPROP_HOST_INLINE MapShape above(int connection) const {
     if (connections[connection].kind == Kind::readout) return {classes, 1, 1};
     return layers[connections[connection].above];
   }
-  CEPROP_INLINE int64_t units_below(int connection) const { return below(connection).units(); }
-  CEPROP_INLINE int64_t units_above(int connection) const { return above(connection).units(); }
+  CEPROP_HOST_INLINE int64_t units_below(int connection) const { return below(connection).units(); }
+  CEPROP_HOST_INLINE int64_t units_above(int connection) const { return above(connection).units(); }
   // Whether the states of a layer, or the input, are [B, channels, height, width]; else they are [B, n].
-  CEPROP_INLINE bool is_map(int layer) const {
+  CEPROP_HOST_INLINE bool is_map(int layer) const {
     for (const Connection& connection : connections)
       if (connection.kind == Kind::convolution && layer == (layer == from_input ? connection.below : connection.above))
         return true;
     return false;
   }
-  CEPROP_INLINE std::vector<int64_t> sizes(int layer, int64_t batch) const {
+  CEPROP_HOST_INLINE std::vector<int64_t> sizes(int layer, int64_t batch) const {
     const MapShape& map = layer == from_input ? input : layers[layer];
     if (is_map(layer)) return {batch, map.channels, map.height, map.width};
     return {batch, map.units()};
   }
-  CEPROP_INLINE bool is_convolution(int connection) const { return connections[connection].kind == Kind::convolution; }
-  CEPROP_INLINE bool has_convolutions() const {
+  CEPROP_HOST_INLINE bool is_convolution(int connection) const {
+    return connections[connection].kind == Kind::convolution;
+  }
+  CEPROP_HOST_INLINE bool has_convolutions() const {
     for (const Connection& connection : connections)
       if (connection.kind == Kind::convolution) return true;
     return false;
   }
-  // Any connection as a convolution: a dense one has a kernel that covers the map below it.
-  CEPROP_INLINE Convolution as_convolution(int connection) const {
+  // Says any connection as a convolution: a dense one has a kernel that covers the map below it.
+  CEPROP_HOST_INLINE Convolution as_convolution(int connection) const {
     if (is_convolution(connection)) return connections[connection].convolution;
     return {{below(connection).height, below(connection).width}, {1, 1}, {0, 0}, {1, 1}, Pool::none};
   }
-  CEPROP_INLINE int64_t weight_count(int connection) const {
+  CEPROP_HOST_INLINE int64_t weight_count(int connection) const {
     if (!is_convolution(connection)) return units_above(connection) * units_below(connection);
     const auto& kernel = connections[connection].convolution.kernel;
     return above(connection).channels * below(connection).channels * kernel[0] * kernel[1];
   }
-  // Where a sample's weights are applied: the places of the map above, before a pooling.
-  CEPROP_INLINE int64_t position_count(int connection) const {
+  // How often a connection's kernel is applied to a sample: once for each place of the map above, before a pooling.
+  CEPROP_HOST_INLINE int64_t position_count(int connection) const {
     const MapShape of = above(connection);
     return of.height * of.width * as_convolution(connection).places();
   }
 };
 
-// Tensors are dense and row-major.
+// A network of any shape. Its tensors are dense and row-major.
 template <class T>
 struct Network {
   NetworkShape shape;
@@ -119,7 +124,7 @@ struct Nudge {
   Loss loss;
 };
 
-// What a batch is, whatever is done with it.
+// The samples of a call.
 template <class T>
 struct Batch {
   int64_t size;
@@ -148,7 +153,7 @@ struct RelaxCall {
   std::vector<T*> states;         // out, [B, n_l] per layer
 };
 
-// What the steps of learning share: a free phase, then a phase with +beta and if symmetric one with -beta.
+// What both ops that learn are told: they run a free phase, then a phase with +beta and if symmetric one with -beta.
 template <class T>
 struct LearnCall {
   Network<T> network;
@@ -172,16 +177,16 @@ struct EpCall : LearnCall<T> {
   std::vector<T*> feedback_gradients;  // out, like the feedback
 };
 
-// How C-EP's moving weights are held: moved at every step, or kept constant and what has moved added by products with B
-// x B matrices, until the phase ends.
+// How C-EP holds weights that move. The literal form moves them at every step. In low rank they stay constant until the
+// phase ends, and products with B x B matrices add what they would have moved by.
 enum class Form { literal, low_rank };
 
-// Of the input's connection, and of those between layers.
+// The input's connection has a form of its own; all those between layers have one.
 struct Forms {
   Form input, inner;
 };
 
-// Moves the network's weights, biases and feedback in place.
+// A kernel that runs this call moves the network's weights, biases and feedback in place.
 template <class T>
 struct CepCall : LearnCall<T> {
   std::vector<double> lr;  // per connection

@@ -1,4 +1,4 @@
-// How work that differs in cost is shared: by whoever shares, workers on a CPU or blocks on a GPU.
+// How work is shared whose items differ in cost, by workers on a CPU or blocks on a GPU.
 #pragma once
 
 #include <cstdint>
@@ -6,8 +6,8 @@
 
 namespace ceprop {
 
-// The first item of share `index` of `count`, when item i costs cost[i + 1] - cost[i] (running sums from 0): an item
-// goes to the share of the total in which its middle lies. Share `count` begins behind the last item.
+// Returns the first item of share `index` of `count`. Item i costs cost[i + 1] - cost[i] (running sums from 0) and goes
+// to the share of the total in which its middle lies. Share `count` begins behind the last item.
 inline int64_t first_of_share(const std::vector<double>& cost, int index, int count) {
   const auto items = static_cast<int64_t>(cost.size()) - 1;
   if (index == count) return items;

@@ -1,4 +1,4 @@
-// The phases of an op as a table, which the loops of all kernels walk; made on the host, read on host and device.
+// The table of an op's phases, which the loops of all kernels walk. The host fills it in; host and device read it.
 #pragma once
 
 #include "learning.h"
@@ -8,7 +8,7 @@ namespace ceprop {
 
 enum class Op { relax, ep_step, cep_step };
 
-// States that are kept while others move on: of the last step, of the free phase, of the phase with +beta.
+// Which states are kept while others move on: those of the last step, of the free phase, or of the phase with +beta.
 enum class Kept { last, free, plus };
 
 // State buffers are numbered: a ring of three, in which the steps of a phase go round (a step may overwrite the oldest
@@ -44,7 +44,7 @@ struct Stages {
   CEPROP_INLINE bool is_nudged(int index) const { return stage[index].beta != 0; }
 };
 
-// Forced inline, and without lambdas: kernels of one instruction set share no copy with others.
+// These are forced inline and have no lambdas: kernels of one instruction set share no copy with others.
 template <class T>
 CEPROP_INLINE Stages stages_of(const RelaxCall<T>& call) {
   return {Op::relax,
@@ -57,7 +57,8 @@ CEPROP_INLINE Stages stages_of(const RelaxCall<T>& call) {
           Kept::last};
 }
 
-// Free phase; phase with +beta; if symmetric one with -beta.
+// Lists the free phase, the phase with +beta, and if symmetric the one with -beta, for C-EP with the way back before
+// it.
 template <class T>
 CEPROP_INLINE Stages stages_of(const LearnCall<T>& call, Op op, bool steps_learn) {
   const double beta = call.nudge.beta, divisor = call.symmetric ? 2 * beta : beta;

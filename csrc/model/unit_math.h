@@ -1,4 +1,4 @@
-// One step of one unit: its dynamics, the pull of a nudge, and whether it has settled; once for host and device.
+// How one unit takes a step: its dynamics, the pull of a nudge, and whether it stays; said once for host and device.
 #pragma once
 
 #include "activations.h"
@@ -29,7 +29,7 @@ CEPROP_INLINE Pull<T> pull_at(NudgeAt at, T pull) {
   return {at == NudgeAt::drive ? pull : T(0), at == NudgeAt::drive ? T(0) : pull};
 }
 
-// The next state of a unit with drive a and state s.
+// Returns the next state of a unit with drive a and state s.
 //   prototypical  rho(a + inside) + outside
 //   energy        clip(s + dt (-s + rho'(s) a + inside + outside))
 template <Activation A, Dynamics D, class T>
@@ -46,14 +46,15 @@ CEPROP_INLINE T size_of(T drive, T state) {
   return std::fabs(drive) * T(0x1p-70) + std::fabs(state);
 }
 
-// Whether a unit has moved by no more than `limit`; one that has become NaN has.
+// Whether a unit has moved by no more than `limit`. One that has become NaN has moved by more.
 template <class T>
 CEPROP_INLINE bool stays(T before, T after, T limit) {
   const T moved = after - before;
   return moved <= limit && -moved <= limit;
 }
 
-// A tolerance as a limit for stays(): rounded down, so that numbers of type T compare with it as with the tolerance.
+// Turns a tolerance into a limit for stays(). It is rounded down, so that numbers of type T compare with it as with the
+// tolerance.
 template <class T>
 T limit_of(double tolerance) {
   const T rounded = static_cast<T>(tolerance);

@@ -1,5 +1,5 @@
-// The local contrast between two states: of dPhi/dW, Phi = sum_c r[c] . F_c(r[c-1]). With U the units of a map unpooled
-// to the positions of the kernel, and (.) the correlation with the receptive fields,
+// The contrast between two states is the change of dPhi/dW, Phi = sum_c r[c] . F_c(r[c-1]). With U the units of a map
+// unpooled to the positions of the kernel, and (.) the correlation with the receptive fields, it is
 //   tied          dW[c] = U'r'[c] (.) r'[c-1] - U r[c] (.) r[c-1] = (U'r'[c] - U r[c]) (.) r'[c-1] + U r[c] (.) d[c-1]
 //   vector field  dW[c] = U*d[c] (.) r*[c-1],   dV[c] = (U's - U s)r*[c] (.) s'[c-1] + U s r*[c] (.) d[c-1]
 //   shared        both get the mean of what tied weights would by either
@@ -50,7 +50,7 @@ class Contrast {
   // weights it has picked the maxima of one of the two.
   void expect_steps() { of_step_ = !network_.free_feedback; }
 
-  // What the contrast needs of both states, each worker for its samples. Ends with a barrier.
+  // Takes what the contrast needs of both states, each worker for its samples. Ends with a barrier.
   void differ(const Worker& worker, const Between& between) {
     const Range rows = worker.share(relaxation_.batch());
     for (int c = 0; c < network_.shape.layer_count(); ++c) {
@@ -79,8 +79,8 @@ class Contrast {
     worker.wait();
   }
 
-  // sink(c, channel, bias, sums of W, sums of V or null) for every channel that is this worker's: the contrast of its
-  // bias and, laid out like a row of Weights, of its weights. No barrier.
+  // Calls sink.bias(), sink.weights() and, where V learns, sink.feedback() with (c, channel, contrast) for every
+  // channel that is this worker's. The contrast of weights is laid out like a row of Weights. No barrier.
   template <class Sink>
   void for_each_channel(const Worker& worker, const Between& between, const Sink& sink) {
     const Range mine = worker.share(cost_);
@@ -106,13 +106,13 @@ class Contrast {
     }
   }
 
-  // Row-major gradients, blended with the contrast of every connection of the dynamics. No barrier.
+  // Blends the row-major gradients with the contrast of every connection of the dynamics. No barrier.
   void add_to_gradients(const Worker& worker, const Between& between, const Blend<T>& blend, const EpCall<T>& to) {
     for_each_channel(worker, between, IntoGradients{relaxation_, blend, to});
   }
 
-  // R and c, blended with e^T s and sum e, e: [batch][padded classes], s: the top layer's states in `buffer`. No
-  // barrier.
+  // Blends R and c with e^T s and sum e, where e is [batch][padded classes] and s the top layer's states in `buffer`.
+  // No barrier.
   void add_to_readout(const Worker& worker, const T* error, int buffer, const Blend<T>& blend, T* weights, T* biases) {
     const int c = network_.shape.connection_count() - 1;
     const Link<Tile>& link = relaxation_.link(c);
@@ -133,7 +133,7 @@ class Contrast {
   }
 
  private:
-  // (U plus - U minus) (.) below: maps of the batch, and where each picks its maxima. There may be no `minus`.
+  // A term is (U plus - U minus) (.) below: maps of the batch, and where each picks its maxima. It may have no `minus`.
   struct Term {
     const T* plus;
     const uint16_t* plus_places;
@@ -165,7 +165,7 @@ class Contrast {
     }
   };
 
-  // What a layer shows of its state: tied learning works on r, a vector field on s.
+  // What a layer shows of its state: tied weights learn from r, a vector field from s.
   const T* shown(int buffer, int layer) const {
     const StateBuffer<T>& of = relaxation_.buffer(buffer, layer);
     return moves_states(learns_) ? of.state : of.seen;
@@ -198,13 +198,13 @@ class Contrast {
     return sum;
   }
 
-  // Samples whose unpooled units stay in the first-level cache.
+  // So many samples' unpooled units stay in the first-level cache.
   int64_t samples_together(const Link<Tile>& link) const {
     const int64_t fit = (16 << 10) / (link.positions * max_positions<Tile> * static_cast<int64_t>(sizeof(T)));
     return std::clamp<int64_t>(fit, 1, relaxation_.rows_together());
   }
 
-  // sums[channel][depth] (+)= the terms, over the whole batch in the same order whoever does it.
+  // Adds the terms up in sums[channel][depth], over the whole batch in the same order whoever does it.
   void sum_terms(const Worker& worker, int c, const Range& channels, const Sum& sum, T* sums, bool fresh) {
     const Link<Tile>& link = relaxation_.link(c);
     T* expanded = expanded_[worker.index].get();
@@ -265,8 +265,8 @@ class Contrast {
   const Learns learns_;
   bool of_step_ = false;
   std::vector<Buffer<T>> moved_;  // per layer, maps of the batch
-  // Per connection, [batch][places above][stride above]: what W, or V, picks of the two states, where
-  // nothing else has; of the fixed state of a vector field, the first.
+  // Per connection, [batch][places above][stride above]: what W, or V, picks of the two states, where nothing else has
+  // picked it. Of a vector field's fixed state W's picks are in the first.
   std::vector<Buffer<uint16_t>> up_earlier_, up_later_, down_earlier_, down_later_;
   std::vector<Item> items_;
   std::vector<double> cost_{0.0};

@@ -1,4 +1,4 @@
-// C-EP: at every nudged step  W <- (1 - lr weight_decay) W + lr / (beta B) contrast.
+// C-EP of chains with convolutions: every nudged step moves  W <- (1 - lr weight_decay) W + lr / (beta B) contrast.
 #pragma once
 
 #include "contrast.h"
@@ -17,7 +17,8 @@ class Learning {
 
   void load(const Worker&) {}
 
-  // A step of this part's samples, then an update of all weights by the contrast over `divisor`; `part` waits.
+  // This part's samples take a step, then all weights move by the contrast over `divisor`. Ends after barriers, before
+  // which `part` waits.
   void step(const Worker& worker, const Part& part, int from, int to, const Nudge& nudge, double divisor) {
     const Between between{from, to, from};
     relaxation_.step(worker, part, from, to, &nudge);
@@ -42,7 +43,7 @@ class Learning {
     }
   }
 
-  // Nothing moves at the end only.
+  // No weight moves at the end only.
   void note_parameters(const Worker&, const Part&, Sanity<T>&) const {}
   double largest_input_update(const Sanity<T>&) const { return 0; }
 

@@ -1,4 +1,5 @@
-// The numbers of one sample's map: their way from torch's order and back, and rho of them.
+// What is done with the numbers of one sample's map: they come from torch's order and go back, and rho is taken of
+// them.
 #pragma once
 
 #include <cstring>
@@ -8,14 +9,14 @@
 
 namespace ceprop::CEPROP_SET::conv {
 
-// body(first place, its offset, how many numbers follow) of what lies together within the border.
+// Calls body(first place, its offset, how many numbers follow) for every stretch that lies together within the border.
 template <class Body>
 inline void for_each_stretch(const Map& of, const Body& body) {
   if (of.border[0] == 0 && of.border[1] == 0) return body(0, 0, of.size());
   for (int64_t y = 0; y < of.height; ++y) body(y * of.width, of.at(y, 0), of.width * of.stride);
 }
 
-// Lanes past the last channel hold zeros.
+// Zeroes the lanes past the last channel.
 template <class T>
 inline void clear_padding(const Map& of, T* sample) {
   if (of.stride == of.channels) return;
@@ -31,7 +32,7 @@ inline void activate(const Map& of, Activation activation, const T* from, T* to)
   clear_padding(of, to);
 }
 
-// One sample of [batch, channels, height, width] into the maps of the batch, and back.
+// These bring one sample of [batch, channels, height, width] into the maps of the batch, and back.
 template <class T>
 inline void load_map(const Map& of, const T* from, int64_t sample, T* maps) {
   from += sample * of.channels * of.places();

@@ -13,11 +13,11 @@
 
 namespace ceprop::CEPROP_SET::conv {
 
-// The map of one sample, channels last: [height + 2 border][width + 2 border][stride]. The border is what the
-// convolution above pads with; it holds zeros, as do the lanes past the last channel.
+// How the map of one sample lies, channels last: [height + 2 border][width + 2 border][stride]. The border is what the
+// convolution above pads with. It holds zeros, as do the lanes past the last channel.
 struct Map {
   int64_t channels, height, width;
-  int64_t stride;  // of a place
+  int64_t stride;  // numbers of a place
   int64_t border[2];
 
   int64_t row() const { return (width + 2 * border[1]) * stride; }
@@ -26,22 +26,23 @@ struct Map {
   int64_t places() const { return height * width; }
 };
 
-// Vectors of a receptive field that the way down keeps in registers: some of a column's at some places of the kernel.
+// These vectors of a receptive field the way down keeps in registers: some of a column's at some places of the kernel.
 struct Patch {
   int vectors;
-  int64_t weights;            // where its weights begin: [channel above][vectors]
-  std::vector<int64_t> at;    // of each vector in the column's map below, from the receptive field's first place
-  std::vector<int64_t> from;  // of each vector in a channel's weights
+  int64_t weights;          // where its weights begin: [channel above][vectors]
+  std::vector<int64_t> at;  // where each vector lies in the column's map below, from the receptive field's first place
+  std::vector<int64_t> from;  // where it lies in a channel's weights
 };
 
-// Some channels of the map below, whose drive from above is summed up at once: [places with border][vectors].
+// The way down sums up the drive of these channels of the map below at once, in [places with border][vectors].
 struct Column {
   int64_t first;  // vector
   int64_t vectors;
   std::vector<Patch> patches;
 };
 
-// One connection. Positions are those of the kernel, window of the pooling by window, row by row in each.
+// How one connection leads from map to map. Positions are those of the kernel, window of the pooling by window, row by
+// row in each.
 template <class Tile>
 struct Link {
   static constexpr int64_t products_per_chunk = 160, bytes_per_slice = 40 << 10;

@@ -1,4 +1,4 @@
-// One connection, the way up and the way down, for a few samples.
+// How a few samples pass through one connection, up and down.
 #pragma once
 
 #include <algorithm>
@@ -9,9 +9,10 @@
 
 namespace ceprop::CEPROP_SET::conv {
 
-// pool(conv2d(below, W) + bias), and which place of its window each maximum comes from, the first of equal ones.
+// Computes pool(conv2d(below, W) + bias), and which place of its window each maximum comes from, the first of equal
+// ones.
 //   weights: [panel][depth][width]; bias: [panel][width]; below: maps of the samples
-//   sums: scratch, [samples][positions][width]
+//   sums: working memory, [samples][positions][width]
 //   drive: null or [samples][places above][stride above]; places: null or likewise
 template <class Tile>
 inline void go_up(const Link<Tile>& link, const typename Tile::Scalar* weights, const typename Tile::Scalar* bias,
@@ -46,7 +47,7 @@ inline void go_up(const Link<Tile>& link, const typename Tile::Scalar* weights, 
   }
 }
 
-// One vector of channels of all windows. A NaN is the maximum.
+// Pools one vector of channels of all windows. A NaN counts as the maximum.
 template <class Tile>
 inline void pool(const Link<Tile>& link, const typename Tile::Scalar* sums, int64_t windows,
                  typename Tile::Scalar* drive, uint16_t* places) {
@@ -75,9 +76,9 @@ inline void pool(const Link<Tile>& link, const typename Tile::Scalar* sums, int6
   }
 }
 
-// The units above a connection that are not zero, by the position that each is unpooled to: zeros, which saturated
-// units are, cost nothing on the way down. (So a zero above an infinite weight brings nothing, where 0 * inf would be
-// NaN; NaN is no zero.)
+// Lists the units above a connection that are not zero, by the position that each is unpooled to. Zeros, which
+// saturated units are, so cost nothing on the way down. (A zero above an infinite weight brings nothing, where 0 * inf
+// would be NaN; NaN is no zero.)
 template <class Tile>
 class Lists {
  public:
@@ -143,7 +144,7 @@ class Lists {
       count += cursors[place];
       cursors[place] = starts[place];
     }
-    // Which units are zero cannot be foreseen: instead of a branch, these go to a place of their own.
+    // Which units are zero cannot be foreseen: so there is no branch, and zeros go to a place of their own.
     Entry<T>* of_zeros = entries_.get() + room_;
     for (int64_t c = first; c < end; ++c) {
       const bool counts = units[c] != 0;
@@ -161,8 +162,8 @@ class Lists {
   Buffer<int32_t> cursors_;
 };
 
-// total = drive + conv_transpose2d(unpool(above), W), the units above in lists.
-//   weights: as the patches say; scratch: [samples][places below with border][vectors of a column]
+// Computes total = drive + conv_transpose2d(unpool(above), W), with the units above in lists.
+//   weights: as the patches say; scratch: working memory, [samples][places below with border][vectors of a column]
 //   drive, total: [samples][places below][stride below]
 template <class Tile>
 inline void go_down(const Link<Tile>& link, const typename Tile::Scalar* weights, const Lists<Tile>& lists,

@@ -1,4 +1,4 @@
-// A chain of convolutions on its way to a fixed point: states in maps, packed weights, and the step.
+// A chain with convolutions on its way to a fixed point: its states in maps, its packed weights, and the step.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,8 @@
 
 namespace ceprop::CEPROP_SET::conv {
 
-// The states of one layer at one time, a map per sample. `seen` is what its neighbours see: rho(state) in energy
-// dynamics, else the state itself, in the same memory.
+// The states of one layer at one time, a map per sample. `seen` are the firing rates: rho(state) in energy dynamics,
+// else the states themselves, in the same memory.
 template <class T>
 struct StateBuffer {
   T* state;
@@ -44,7 +44,8 @@ class Relaxation {
 
   // ---- the parts that every worker calls, in the same order ----
 
-  // Whole samples, which know nothing of each other: nobody waits, unless what is learned moves the weights.
+  // Samples know nothing of each other: a worker takes whole ones, and nobody waits, unless what is learned moves the
+  // weights.
   Part by_samples(const Worker& worker) const { return {{}, worker.share(batch_.size), true}; }
   Part by_units(const Worker& worker) const { return {{}, worker.share(batch_.size), worker.count == 1}; }
   int64_t rows_together() const { return together_; }
@@ -116,7 +117,7 @@ class Relaxation {
     });
   }
 
-  // The part's states; no barrier.
+  // Copies the part's states; no barrier.
   void copy_states(const Part& part, int from, int to) {
     for (int l = 0; l < shape_.layer_count(); ++l) {
       const int64_t at = part.rows.begin * map(l).size(), bytes = (part.rows.end * map(l).size() - at) * sizeof(T);
@@ -125,15 +126,15 @@ class Relaxation {
     }
   }
 
-  // states[l] [B, channels, height, width] <- the part's states; no barrier.
+  // Stores the part's states in states[l] [B, channels, height, width]; no barrier.
   void store(const Part& part, int buffer, T* const* states) const {
     for (int l = 0; l < shape_.layer_count(); ++l)
       for (int64_t row = part.rows.begin; row < part.rows.end; ++row)
         store_map(map(l), buffers_[buffer][l].state, row, states[l]);
   }
 
-  // to = scale times the error of the outputs of these samples, [batch][padded classes], zero past the classes; no
-  // barrier.
+  // Computes to = scale times the error of the outputs of these samples, [batch][padded classes], zero past the
+  // classes; no barrier.
   void compute_error(const Worker& worker, const Range& some, int buffer, T scale, T* to) {
     const Map& of = maps_.back();
     const T* top = buffers_[buffer][shape_.output].state;
@@ -174,7 +175,7 @@ class Relaxation {
 
   // ---- what the learning rules read and write ----
 
-  // What a connection picks of the states below it, [places above][stride above] of these samples.
+  // Notes what a connection picks of the states below it, [places above][stride above] of these samples.
   void pick(const Worker& worker, int c, const Weights<Tile>& weights, const T* below, const Range& some,
             uint16_t* places) {
     for_some_rows(some, together_, [&](const Range& rows) { lift(worker, c, weights, below, rows, nullptr, places); });
@@ -184,7 +185,7 @@ class Relaxation {
   const uint16_t* picked(int c) const { return places_[c].get(); }
   bool picked_after_step(int c) const { return turn_of(c) > 0; }
 
-  // From the matrices, after a barrier; another one must follow.
+  // Packs this worker's part of the weights from their matrices, after a barrier; another one must follow.
   void pack(const Worker& worker) {
     for (size_t c = 0; c < links_.size(); ++c) {
       weights_[c].pack(links_[c], worker);
@@ -192,7 +193,7 @@ class Relaxation {
     }
   }
 
-  // F_0(x) of these samples, and what it picks.
+  // Computes F_0(x) of these samples, and notes what it picks.
   void load_input_drive(const Worker& worker, const Range& some) {
     for_some_rows(some, together_, [&](const Range& rows) {
       lift(worker, 0, weights_[0], x_.get(), rows, input_drive_.get() + rows.begin * drive_size(0), places_[0].get());
@@ -212,7 +213,8 @@ class Relaxation {
   int64_t padded(int64_t channels) const { return (channels + Tile::lanes - 1) / Tile::lanes * Tile::lanes; }
 
  private:
-  // The buffers of a step: of the units' own states and of their neighbours' before it, and of the states after it.
+  // The numbers of a step's buffers: those of the units' own states and of their neighbours' before it, and those of
+  // the states after it.
   struct Move {
     int from, seen, to;
   };
@@ -238,7 +240,7 @@ class Relaxation {
   int64_t drive_size(int l) const { return map(l).places() * map(l).stride; }
   int turn_of(int l) const { return l % shape_.turn_count(); }
 
-  // The input's places follow each other: it has few channels.
+  // The input's places follow each other without padding: it has few channels.
   Map map_above(int l) const {
     const MapShape of = l < 0 ? shape_.input : shape_.above(l);
     std::array<int64_t, 2> border{};
@@ -246,7 +248,7 @@ class Relaxation {
     return {of.channels, of.height, of.width, l < 0 ? of.channels : padded(of.channels), {border[0], border[1]}};
   }
 
-  // As many as keep about a megabyte of states and sums in the second-level cache.
+  // So many samples keep about a megabyte of states and sums in the second-level cache.
   int64_t samples_together() const {
     int64_t numbers = 1;
     for (const Link<Tile>& link : links_) numbers = std::max(numbers, link.below.size() + link.positions * Tile::width);
@@ -301,14 +303,14 @@ class Relaxation {
     scratch.lists.allocate();
   }
 
-  // With room for a vector that begins at the last number.
+  // They have room for a vector that begins at the last number.
   static Buffer<T> zeros(const Map& map, int64_t samples) {
     return Buffer<T>::zeros(samples * map.size() + Tile::width);
   }
 
   T* drive_of(const Worker& worker, int l) { return scratch_[worker.index].drives[l].get(); }
 
-  // Up through connection c. below: maps of the batch; drive: of these samples; places: of the batch.
+  // Passes up through connection c. below: maps of the batch; drive: of these samples; places: of the batch.
   void lift(const Worker& worker, int c, const Weights<Tile>& weights, const T* below, const Range& rows, T* drive,
             uint16_t* places) {
     const Link<Tile>& link = links_[c];
@@ -344,7 +346,7 @@ class Relaxation {
                pull ? pull + (row - rows.begin) * drive_size(l) : nullptr, nudge ? nudge->at : NudgeAt::state, move);
   }
 
-  // One sample: from drives to next states.
+  // Moves one sample from its drives to its next states.
   void move_map(int l, int64_t sample, const T* drive, const T* pull, NudgeAt nudged_at, const Move& move) {
     const Map& of = map(l);
     const UnitRule& rule = network_.rules[l];
@@ -374,9 +376,10 @@ class Relaxation {
   std::vector<Weights<Tile>> weights_, feedback_;
   std::vector<Buffer<T>> biases_, memory_;
   std::vector<StateBuffer<T>> buffers_[state_buffers];
-  PlacesOf places_;                       // of the input, and of a step on the way down
-  Buffer<T> x_, target_, error_, zeros_;  // maps; the last: as a bias
-  Buffer<T> input_drive_;                 // [batch][places][stride]
+  PlacesOf places_;               // of the input, and of a step on the way down
+  Buffer<T> x_, target_, error_;  // maps
+  Buffer<T> zeros_;               // a bias for V, which has none
+  Buffer<T> input_drive_;         // [batch][places][stride]
   std::vector<Scratch> scratch_;
 };
 

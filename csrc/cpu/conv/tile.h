@@ -1,4 +1,4 @@
-// The three products of convolutions, on tiles that stay in registers.
+// Convolutions consist of these three products, on tiles that stay in registers.
 #pragma once
 
 #include <cstdint>
@@ -7,11 +7,11 @@
 
 namespace ceprop::CEPROP_SET::conv {
 
-// Rows of the way up have a pointer each: as many as the address registers hold beside the others.
+// Rows of the way up have a pointer each: the address registers hold so many beside the others.
 template <class Tile>
 inline constexpr int max_positions = Tile::max_rows < 8 ? Tile::max_rows : 8;
 
-// Vectors of the way down: the registers, but those of a weight and a broadcast.
+// The way down keeps so many vectors: as there are registers, but those of a weight and a broadcast.
 template <class Tile>
 inline constexpr int max_patch = Tile::max_rows == 12 ? 25 : 12;
 
@@ -23,8 +23,8 @@ struct Chunk {
   int64_t depth;  // how many products come before
 };
 
-// sums[row][lane] = start[row][lane] + sum_run sum_k map[where[row] + run * run_stride + k] b[run][k][lane], for the
-// lanes of the first `vectors` vectors
+// Computes sums[row][lane] = start[row][lane] + sum_run sum_k map[where[row] + run * run_stride + k] b[run][k][lane],
+// for the lanes of the first `vectors` vectors
 //   sums: [rows][width], may be where they start
 //   where: offsets of the rows' receptive fields in the map, where the chunk begins at chunk.from
 //   b: [runs][length][width]
@@ -57,14 +57,14 @@ inline void gather(typename Tile::Scalar* sums, const Start<typename Tile::Scala
       *reinterpret_cast<Vector*>(sums + v * lanes) = *reinterpret_cast<const Vector*>(first + v * lanes) + sum[row][v];
 }
 
-// A unit that is not zero: what it shows, and its channel in the slice.
+// A unit that is not zero has an entry: what it shows, and its channel in the slice.
 template <class T>
 struct Entry {
   T value;
   int32_t channel;
 };
 
-// to[at[n]] += sum_entries value * weights[channel][n], n < vectors, for every position and its list of entries
+// Adds to[at[n]] += sum_entries value * weights[channel][n], n < vectors, for every position and its list of entries
 //   starts: where the lists begin among the entries, and the last ends; positions share lists in groups of `sharing`
 //   to: the column's map; cells: of each position
 template <class Tile, int vectors>
@@ -91,7 +91,7 @@ inline void scatter(const Entry<typename Tile::Scalar>* entries, const int32_t* 
   }
 }
 
-// sums[row][lane] (+)= sum_positions m[position][row] map[where[position] + lane], for the first `valid` lanes
+// Sums up sums[row][lane] (+)= sum_positions m[position][row] map[where[position] + lane], for the first `valid` lanes
 template <class Tile, int rows, int vectors>
 inline void correlate(typename Tile::Scalar* sums, int64_t stride, bool fresh, const typename Tile::Scalar* m,
                       const typename Tile::Scalar* map, const int64_t* where, int64_t positions, int64_t valid) {

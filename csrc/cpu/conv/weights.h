@@ -1,4 +1,4 @@
-// The weights of one connection: as a matrix, and packed for the ways up and down.
+// How the weights of one connection lie: as a matrix, and packed for the ways up and down.
 #pragma once
 
 #include <cstring>
@@ -15,7 +15,7 @@ class Weights {
   using T = typename Tile::Scalar;
 
   Weights() = default;
-  // given: [channels above, channels below, kernel]; a null one makes no weights.
+  // given: [channels above, channels below, kernel], or null where there are no weights.
   Weights(const Link<Tile>& link, T* given, bool up, bool down)
       : given_(given),
         matrix_(given ? link.down_size() : 0),
@@ -28,7 +28,7 @@ class Weights {
   const T* up() const { return up_.get(); }
   const T* down() const { return down_.get(); }
 
-  // Some channels above, from the parameter and back.
+  // These bring some channels above from the parameter, and back.
   void load(const Link<Tile>& link, const Range& channels) const {
     const int64_t taps = link.convolution.kernel[0] * link.convolution.kernel[1], count = link.below.channels;
     for (int64_t c = channels.begin; c < channels.end; ++c) {
@@ -43,7 +43,7 @@ class Weights {
       blend_channel(link, c, row(link, c), Blend<T>{0, 1, true}, given_);
   }
 
-  // One channel of a parameter, or of its gradient, is blended with numbers that lie like a row.
+  // Blends one channel of a parameter, or of its gradient, with numbers that lie like a row.
   static void blend_channel(const Link<Tile>& link, int64_t c, const T* from, const Blend<T>& blend, T* parameter) {
     const int64_t taps = link.convolution.kernel[0] * link.convolution.kernel[1], count = link.below.channels;
     for (int64_t i = 0; i < count; ++i)
@@ -53,7 +53,7 @@ class Weights {
       }
   }
 
-  // From the matrix, this worker's part.
+  // Packs this worker's part from the matrix.
   void pack(const Link<Tile>& link, const Worker& worker) const {
     if (goes_up_) {
       const Range panels = worker.share(link.panels);

@@ -1,11 +1,11 @@
-// C-EP: at every nudged step  W <- (1 - lr weight_decay) W + lr / (beta B) contrast,  on the packed weights in place.
+// C-EP on packed weights in place: every nudged step moves  W <- (1 - lr weight_decay) W + lr / (beta B) contrast.
 //
 // A worker moves the weights into its own units: those from below by the contrast of W[l], those from above by that of
 // V[l + 1]. Tied weights are held twice: one of the owners moves them and writes both copies.
 //
 // The input never changes, so connection 0 need not move before the end: its drive follows
 //   drive <- drive - decay drive + scale (x x^T + 1) d,        1: the bias
-// and the updates gather in  sum <- sum - decay sum + scale d,  of which W[0] gets sum^T x once.
+// and the updates gather in  sum <- sum - decay sum + scale d.  In the end W[0] moves by sum^T x once.
 #pragma once
 
 #include <cmath>
@@ -36,7 +36,7 @@ class ContinualUpdate {
     }
   }
 
-  // x x^T + 1, in panels of its columns. Ends with a barrier.
+  // Computes x x^T + 1, in panels of its columns. Ends with a barrier.
   void load(const Worker& worker) {
     if (!gram_.get()) return;
     const int64_t n = relaxation_.batch(), n_in = network_.shape.input.units();
@@ -56,8 +56,8 @@ class ContinualUpdate {
     worker.wait();
   }
 
-  // One update of everything that this worker owns, by the contrast over `divisor` (beta, or 2 beta); without `inner`
-  // the weights between layers are left alone. Ends with a barrier where weights of others were written.
+  // Updates everything that this worker owns, by the contrast over `divisor` (beta, or 2 beta); without `inner` it
+  // leaves the weights between layers alone. Ends with a barrier where weights of others were written.
   void move(const Worker& worker, const Part& part, const Between& between, double divisor, bool inner) {
     const int64_t n = relaxation_.batch();
     relaxation_.for_each_item(part, [&](const Item& item) {
@@ -99,7 +99,7 @@ class ContinualUpdate {
     });
   }
 
-  // The sums by which W[0] moves at the end.
+  // Notes the sums by which W[0] moves at the end.
   void note_parameters(const Worker& worker, const Part& part, Sanity<T>& sanity) const {
     if (!sum_.get()) return;
     const int64_t n = relaxation_.batch();
@@ -124,7 +124,7 @@ class ContinualUpdate {
  private:
   void move_panel(const Incoming<T>& incoming, int64_t units, const typename Contrast<Tile>::Sum& sum, bool upper_rows,
                   int64_t panel, const Blend<T>& blend) const {
-    // Whole vectors: what moves in the lanes past the last unit is read by nobody.
+    // Whole vectors move: nobody reads the lanes past the last unit.
     const int64_t vectors = (lanes_used<Tile>(units, panel * width) + Tile::lanes - 1) / Tile::lanes;
     contrast_.add_rows(sum, upper_rows, 0, incoming.depth, panel, blend,
                        incoming.weights + panel * incoming.depth * width, width, vectors * Tile::lanes);

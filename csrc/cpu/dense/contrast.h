@@ -1,4 +1,4 @@
-// The local contrast between two states, as sums of outer products over the batch.
+// The contrast between two states, as sums of outer products over the batch:
 //
 //   tied          dW[c] = r'[c]^T r'[c-1] - r[c]^T r[c-1] = d[c]^T r'[c-1] + r[c]^T d[c-1],   d = r' - r
 //   vector field  dW[c] = d[c]^T r*[c-1],   dV[c] = r*[c]^T d[c-1],                           d = s' - s
@@ -6,8 +6,8 @@
 //   input         dW[0] = d[0]^T x in every case;   db[c] = sum d[c]
 //
 // A gate multiplies the d of a vector field by its slopes; by connection those of d[c] and of d[c-1] are not the same.
-// r is what neighbours see of a state s. The tied form on the right is the one computed: it never subtracts two large
-// sums, so that in float32 the contrast keeps the digits that the states have.
+// r is the firing rate of a state s. The tied form on the right is the one computed: it never subtracts two large sums,
+// so that in float32 the contrast keeps the digits that the states have.
 #pragma once
 
 #include <vector>
@@ -22,7 +22,7 @@ class Contrast {
   using T = typename Tile::Scalar;
   static constexpr int width = Tile::width;
 
-  // upper^T lower of one connection: panels of the layer above and of the layer (or input) below.
+  // The factors of upper^T lower are panels of the layer above a connection and of the layer (or input) below it.
   struct Factors {
     const T* upper;
     const T* lower;
@@ -50,8 +50,8 @@ class Contrast {
     }
   }
 
-  // d, which every worker takes for itself: it reads the states in any case, and reading another's d would fetch as
-  // many lines again from that core.
+  // Takes d, every worker for itself: it reads the states in any case, and reading another's d would fetch as many
+  // lines again from that core.
   void differ(const Worker& worker, const Between& between) {
     for (int l = 0; l < network_.shape.layer_count(); ++l) {
       const T* before = shown(between.earlier, l);
@@ -69,14 +69,14 @@ class Contrast {
     }
   }
 
-  // For W[layer] and b[layer].
+  // W[layer] and b[layer] learn from this d.
   const T* moved(const Worker& worker, int layer) const { return moved_[worker.index][layer].get(); }
-  // For V[layer + 1].
+  // V[layer + 1] learns from this one.
   const T* moved_below(const Worker& worker, int layer) const {
     return (relaxation_.gate() == Gate::connection ? moved_below_ : moved_)[worker.index][layer].get();
   }
 
-  // What moves a copy of the weights of connection c.
+  // The sum that a copy of the weights of connection c learns from.
   Sum sum_of(const Worker& worker, int c, Copy copy, const Between& between) const {
     const Terms terms = terms_of(learns_, c == 0, copy);
     Sum sum{};
@@ -88,9 +88,9 @@ class Contrast {
     return sum;
   }
 
-  // out is blended with the contrast for the rows [first, end) and one panel of lanes. `upper_rows`: a row is a unit
-  // of the upper layer and a lane one of the lower, as in row-major weights; else the other way round. `out` points to
-  // row 0; only `valid` lanes are touched.
+  // Blends `out` with the contrast for the rows [first, end) and one panel of lanes. `upper_rows`: a row is a unit of
+  // the upper layer and a lane one of the lower, as in row-major weights; else the other way round. `out` points to row
+  // 0; only `valid` lanes are touched.
   void add_rows(const Sum& sum, bool upper_rows, int64_t first, int64_t end, int64_t lane_panel, const Blend<T>& blend,
                 T* out, int64_t out_stride, int64_t valid) const {
     for (int64_t panel = first / width; panel * width < end; ++panel) {
@@ -114,7 +114,7 @@ class Contrast {
     }
   }
 
-  // The same for a row-major [upper units][lower units] matrix: the rows of one upper panel, all lanes.
+  // Does the same for a row-major [upper units][lower units] matrix: the rows of one upper panel, all lanes.
   void add_row_panel(const Sum& sum, int64_t row_panel, int64_t upper, int64_t lower, const Blend<T>& blend,
                      T* matrix) const {
     const int64_t first = row_panel * width, end = first + width < upper ? first + width : upper;
@@ -124,7 +124,7 @@ class Contrast {
     }
   }
 
-  // out is blended with the sum over the batch of one panel [batch][width]; only `valid` lanes are touched.
+  // Blends `out` with the sum over the batch of one panel [batch][width]; only `valid` lanes are touched.
   void add_batch_sum(const T* panel, const Blend<T>& blend, T* out, int64_t valid) const {
     using Vector = typename Tile::Vector;
     Vector sum[2] = {};
@@ -134,7 +134,7 @@ class Contrast {
       out[lane] = blend(out[lane], T(sum[lane / Tile::lanes][lane % Tile::lanes]));
   }
 
-  // Row-major gradients, blended with the contrast of every connection of the dynamics. No barrier.
+  // Blends the row-major gradients with the contrast of every connection of the dynamics. No barrier.
   void add_to_gradients(const Worker& worker, const Between& between, const Blend<T>& blend, const EpCall<T>& to) {
     const Range mine = worker.share(row_cost_);
     for (int64_t item = mine.begin; item < mine.end; ++item) {
@@ -151,7 +151,7 @@ class Contrast {
     }
   }
 
-  // R and c, blended with e^T s and sum e, e: [panel][batch][width] of the classes, s: the top layer's states
+  // Blends R and c with e^T s and sum e, where e is [panel][batch][width] of the classes and s the top layer's states
   // in `buffer`. No barrier.
   void add_to_readout(const Worker& worker, const T* error, int buffer, const Blend<T>& blend, T* weights,
                       T* biases) const {
@@ -168,7 +168,7 @@ class Contrast {
  private:
   int64_t stride() const { return relaxation_.batch() * width; }
 
-  // What a layer shows of its state: tied learning works on r, a vector field on s.
+  // What a layer shows of its state: tied weights learn from r, a vector field from s.
   const T* shown(int buffer, int layer) const {
     const StateBuffer<T>& of = relaxation_.buffer(buffer, layer);
     return moves_states(learns_) ? of.state : of.seen;
@@ -178,7 +178,7 @@ class Contrast {
   const Network<T>& network_;
   const Learns learns_;
   std::vector<std::vector<Buffer<T>>> moved_;        // d per worker and layer, [panel][batch][width]
-  std::vector<std::vector<Buffer<T>>> moved_below_;  // of a gate by connection, as what V learns from moves below it
+  std::vector<std::vector<Buffer<T>>> moved_below_;  // with a gate by connection: the d that V learns from
   std::vector<Item> row_panels_;
   std::vector<double> row_cost_{0.0};
 };

@@ -1,4 +1,4 @@
-// A nudged step of C-EP on dense layers: the states step, then the weights move, by the forms that were chosen.
+// How C-EP takes a nudged step on dense layers: the states step, then the weights move, by the forms that were chosen.
 #pragma once
 
 #include <optional>
@@ -21,7 +21,7 @@ class Learning {
   // Ends with a barrier where there is anything to load.
   void load(const Worker& worker) { update_.load(worker); }
 
-  // A step of this part, then an update by the contrast over `divisor`.
+  // This part takes a step, then its weights move by the contrast over `divisor`.
   void step(const Worker& worker, Part& part, int from, int to, const Nudge& nudge, double divisor) {
     const Between between{from, to, from, to};
     if (low_rank_) low_rank_->prepare(worker, from);
@@ -44,7 +44,7 @@ class Learning {
     if (low_rank_) low_rank_->store(part, last);
   }
 
-  // What W[0] moves by, if it does so at the end.
+  // Notes what W[0] moves by, if it does so at the end.
   void note_parameters(const Worker& worker, const Part& part, Sanity<T>& sanity) const {
     update_.note_parameters(worker, part, sanity);
   }

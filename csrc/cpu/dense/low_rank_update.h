@@ -1,5 +1,5 @@
 // C-EP on the inner connections of a tied network without touching a weight until the nudged phase ends. Plain steps
-// telescope: with r the emitted states, 0 the free phase's end and D = r_t - r_0,
+// telescope: with r the firing rates, 0 the free phase's end and D = r_t - r_0,
 //   W[c](t) = W[c](0) + k (r_t[c]^T r_t[c-1] - r_0[c]^T r_0[c-1]),   k = lr / (beta B),
 // so that from a neighbour m, up or down, the constant weights' drive of layer l lacks only
 //   k (r_t[m] r_t[m]^T) D[l] + k (r_t[m] D[m]^T) r_0[l]:
@@ -32,7 +32,8 @@ class LowRankUpdate {
     }
   }
 
-  // The B x B matrices of a step from buffer `from`. Every worker takes some rows of each. Ends with a barrier.
+  // Computes the B x B matrices of a step from buffer `from`. Every worker takes some rows of each. Ends with a
+  // barrier.
   void prepare(const Worker& worker, int from) {
     const Range rows = worker.share(relaxation_.batch());
     for (int l = 0; l < layer_count(); ++l)
@@ -59,7 +60,7 @@ class LowRankUpdate {
     add_products<Tile>(drive, from, of_free_[item.layer].get() + row, stride, free, n, count, lanes);
   }
 
-  // D of a panel, by its owner, once it has moved to buffer `to`.
+  // The owner of a panel takes its D, once it has moved to buffer `to`.
   void follow(const Item& item, int to) {
     const int64_t count = relaxation_.batch() * width, at = item.panel * count;
     const T* free = relaxation_.buffer(kept_free, item.layer).seen + at;
@@ -89,7 +90,8 @@ class LowRankUpdate {
     return sample / width * relaxation_.batch() * width + row * width + sample % width;
   }
 
-  // matrices[l][row][sample] += k (r_t[m][row] . other[m][sample]) for these rows and both neighbours l of layer m.
+  // Adds matrices[l][row][sample] += k (r_t[m][row] . other[m][sample]) for these rows and both neighbours l of layer
+  // m.
   void add_products_with(const T* seen, const T* other, int m, const Range& rows,
                          const std::vector<Buffer<T>>& matrices) const {
     using Block = Dots<Tile>;

@@ -14,19 +14,20 @@
 
 namespace ceprop::CEPROP_SET::dense {
 
-// The states of one layer at one time. `seen` is what its neighbours see: rho(state) in energy dynamics, else the
-// state itself, in the same memory.
+// The states of one layer at one time. `seen` are its firing rates: rho(state) in energy dynamics, else the states
+// themselves, in the same memory.
 template <class T>
 struct StateBuffer {
   T* state;  // [panel][batch][width]
   T* seen;   // [panel][batch][width]
-  // Slopes of a gate at what moved the units here, for W[l] and for V[l + 1], in the same memory if they are the same;
-  // without a gate null. [panel][batch][width]
+  // A gate's slopes at what moved the units here, for W[l] and for V[l + 1], in the same memory if they are the same;
+  // null without a gate. [panel][batch][width]
   T* up;
   T* down;
 };
 
-// Weights into a layer from one neighbour, in panels of the layer's units; null where the neighbour is not read.
+// The weights that lead into a layer from one neighbour, in panels of the layer's units; null where the layer does not
+// read it.
 template <class T>
 struct Incoming {
   T* weights;     // [panel][depth][width]
@@ -99,9 +100,9 @@ class PackedNetwork {
   const NetworkShape& shape() const { return network_.shape; }
   int64_t padded(int64_t units) const { return panels_of(units, width) * width; }
 
-  // ---- in; no barrier ----
+  // ---- the way in; no barrier ----
 
-  // The batch and a readout, this worker's share.
+  // Packs this worker's share of the batch and of a readout.
   void load_batch(const Worker& worker) {
     const int64_t n = batch_.size, n_in = shape().input.units(), classes = shape().classes;
     const Range inputs = worker.share(panels_of(n_in, width));
@@ -122,7 +123,7 @@ class PackedNetwork {
     }
   }
 
-  // One panel of a layer: its parameters, and where it starts.
+  // Packs one panel of a layer: its parameters, and the states that it starts from.
   void load_item(const Item& item, const std::vector<const T*>& initial) {
     const auto [l, panel] = item;
     Layer<T>& layer = layers_[l];
@@ -142,8 +143,8 @@ class PackedNetwork {
       apply_activation(layer.rule.activation, start.state + first * n, start.seen + first * n, n * width);
   }
 
-  // drive = b + x W[0]^T, where it is computed once, of the panels that are this worker's share; some columns of a
-  // panel of W[0] are packed, used for all rows and forgotten.
+  // Computes drive = b + x W[0]^T, where it is computed once, of the panels that are this worker's share. Some columns
+  // of a panel of W[0] are packed, used for all rows and forgotten.
   void load_input_drive(const Worker& worker) {
     const Layer<T>& layer = layers_[0];
     if (!layer.drive) return;
@@ -170,7 +171,7 @@ class PackedNetwork {
     std::memcpy(buffers_[to][item.layer].seen + at, buffers_[from][item.layer].seen + at, bytes);
   }
 
-  // states [B, n_l] of the layer
+  // Stores them in the layer's states [B, n_l].
   void store(const Item& item, const Range& rows, int buffer, T* states) const {
     const int64_t units = layers_[item.layer].units;
     store_panel<Tile>(buffers_[buffer][item.layer].state + offset(item, rows), rows.end - rows.begin, units,
@@ -200,8 +201,8 @@ class PackedNetwork {
       sanity.note(worker, Sanity<T>::states, largest_of(of + offset(item, rows), rows.end - rows.begin, valid, width));
   }
 
-  // The weights that are packed, of tied ones one copy, biases, and the input's drive: where W[0] is not packed, that
-  // is no number if one of its weights is none.
+  // Notes the weights that are packed, of tied ones one copy, the biases, and the input's drive: where W[0] is not
+  // packed, the drive is no number if one of its weights is none.
   void note_parameters(const Worker& worker, const Item& item, Sanity<T>& sanity) const {
     const Layer<T>& layer = layers_[item.layer];
     const auto note = [&](const T* panels, int64_t rows) {
@@ -213,7 +214,7 @@ class PackedNetwork {
     note(layer.drive, batch_.size);
   }
 
-  // Those of a readout, this worker's share.
+  // Notes this worker's share of a readout's parameters.
   void note_readout(const Worker& worker, Sanity<T>& sanity) const {
     if (!readout_.weights) return;
     const Range mine = worker.share(panels_of(shape().classes, width));
@@ -226,7 +227,7 @@ class PackedNetwork {
  private:
   int64_t offset(const Item& item, const Range& rows) const { return (item.panel * batch_.size + rows.begin) * width; }
 
-  // One panel of [panel][rows][width] parameters of so many units; lanes past the last unit do not count.
+  // Notes one panel of [panel][rows][width] parameters of so many units; lanes past the last unit do not count.
   static void note_panel(const Worker& worker, const T* panels, int64_t panel, int64_t units, int64_t rows,
                          Sanity<T>& sanity) {
     sanity.note(worker, Sanity<T>::parameters,

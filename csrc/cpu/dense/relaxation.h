@@ -16,9 +16,8 @@ class Relaxation {
   using T = typename Tile::Scalar;
   static constexpr int width = Tile::width;
 
-  // With `forms` the weights move; where they do so literally, layer 0 reads the input anew at every step, else its
-  // drive is computed once.
-  // With a gate nudged steps keep its slopes.
+  // With `forms` the weights move; where the input's do so literally, layer 0 reads the input anew at every step, else
+  // its drive is computed once. With a gate nudged steps keep its slopes.
   Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, std::optional<Forms> forms = {},
              Gate gate = Gate::none)
       : packed_(network, batch, forms && forms->input == Form::literal, gate),
@@ -38,7 +37,7 @@ class Relaxation {
         }
   }
 
-  // So that what they bring along stays in the second-level cache.
+  // What so many samples bring along stays in the second-level cache.
   int64_t rows_together() const { return 128; }
 
   // ---- the parts that every worker calls, in the same order ----
@@ -59,7 +58,7 @@ class Relaxation {
     worker.wait();
   }
 
-  // The states of this part move from buffer `from` to buffer `to`; with a nudge towards the target. Of every panel,
+  // The states of this part move from buffer `from` to buffer `to`, with a nudge towards the target. For every panel
   // correct(item, rows, drive) may add to the drive that the weights bring to some samples, and after(item) is called
   // when all have moved. Ends with a barrier unless the part is independent.
   template <class Correct, class After>
@@ -87,7 +86,7 @@ class Relaxation {
     step(worker, part, from, to, nudge, [](const Item&, const Range&, T*) {}, [](const Item&) {});
   }
 
-  // The slopes of a gate at the states of buffer `from`, without a nudge, go to buffer `to`, whose states are lost.
+  // Takes a gate's slopes at the states of buffer `from`, without a nudge, into buffer `to`, whose states are lost.
   // Ends with a barrier.
   void take_slopes_at(const Worker& worker, int from, int to) {
     for_each_item(by_units(worker), [&](const Item& item) {
@@ -106,18 +105,18 @@ class Relaxation {
     });
   }
 
-  // The part's states; no barrier.
+  // Copies the part's states; no barrier.
   void copy_states(const Part& part, int from, int to) {
     for_each_item(part, [&](const Item& item) { packed_.copy_states(item, part.rows, from, to); });
   }
 
-  // states[l] [B, n_l] <- the part's states; no barrier.
+  // Stores the part's states in states[l] [B, n_l]; no barrier.
   void store(const Part& part, int buffer, T* const* states) const {
     for_each_item(part, [&](const Item& item) { packed_.store(item, part.rows, buffer, states[item.layer]); });
   }
 
-  // to = scale times the error of the outputs of these samples, [panel][batch][width], zero in the lanes past the
-  // classes; no barrier.
+  // Computes to = scale times the error of the outputs of these samples, [panel][batch][width], zero in the lanes past
+  // the classes; no barrier.
   void compute_error(const Worker&, const Range& rows, int buffer, T scale, T* to) {
     const int64_t n = batch(), classes = network_.shape.classes, panels = panels_of(classes, width);
     const T* top = packed_.buffer(buffer, network_.shape.output).state;
@@ -167,8 +166,8 @@ class Relaxation {
   }
 
  private:
-  // The buffers of a step: of the units' own states and of their neighbours' before it, and of the states after it,
-  // where the slopes of a gate are kept as well, if they are asked for.
+  // The numbers of a step's buffers: those of the units' own states and of their neighbours' before it, and those of
+  // the states after it, where a gate's slopes are kept as well, if they are asked for.
   struct Move {
     int from, seen, to;
     bool slopes;
@@ -178,7 +177,7 @@ class Relaxation {
     if (!part.independent) worker.wait();
   }
 
-  // The weights between layers, into their units from below and from above.
+  // A step reads the weights between layers twice: into their units from below and from above.
   static double numbers_read(const NetworkShape& shape) {
     double all = 0;
     for (int c = 1; c < shape.layer_count(); ++c) all += 2 * static_cast<double>(shape.weight_count(c));
@@ -198,7 +197,7 @@ class Relaxation {
     return all + terms * ((moves_from_below(l) ? below : 0) + (moves_from_above(l) ? above : 0));
   }
 
-  // Some samples of one panel of units: drive, then next state.
+  // Moves some samples of one panel of units: computes their drive, then their next states.
   template <class Correct>
   void move_panel(const Worker& worker, const Item& item, const Range& rows, const Move& move, const Nudge* nudge,
                   const Correct& correct) {

@@ -30,7 +30,7 @@ struct Plan {
   double step_us;           // by arithmetic
 };
 
-// By a library's convolutions with small kernels around them; see ../library.
+// The plan to run by a library's convolutions with small kernels around them; see ../aten.
 struct LibraryCalls {
   bool tf32;
   double step_us;  // by arithmetic
@@ -45,7 +45,7 @@ using cuda::planning::rounded_up;
 
 inline int64_t divided(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
-// Of what the kernel counts in 32 bits, the largest.
+// Returns the largest number that the kernel would count in 32 bits.
 inline int64_t largest_count(const Shape& shape) {
   int64_t most = 0;
   for (int c = 0; c < shape.network.connection_count(); ++c) {
@@ -213,12 +213,12 @@ int64_t lay_out(const Shape& shape, const std::vector<Link>& links, const Layout
   for (int l = 0; l < layers; ++l) {
     const int64_t units = shape.batch * shape.network.layers[l].units();
     take(w.drive[l], units);
-    for (int field = 0; field < state_buffers; ++field) {
-      take(w.state[field][l], units);
+    for (int buffer = 0; buffer < state_buffers; ++buffer) {
+      take(w.state[buffer][l], units);
       if (shape.energy)
-        take(w.seen[field][l], units);
+        take(w.seen[buffer][l], units);
       else
-        w.seen[field][l] = w.state[field][l];
+        w.seen[buffer][l] = w.state[buffer][l];
     }
   }
   for (int c = 0; c < shape.network.connection_count(); ++c) {

@@ -8,8 +8,8 @@ namespace ceprop::cuda::conv {
 
 // What all blocks do before the next barrier.
 enum class Kind {
-  lift,      // states in field `from`: their drive of the next layer, and the next layer's states unpooled
-  move,      // the states, from field `from` to field `to`, nudged by beta if it is not 0
+  lift,      // states in buffer `from`: their drive of the next layer, and the next layer's states unpooled
+  move,      // the states, from buffer `from` to buffer `to`, nudged by beta if it is not 0
   logits,    // of a readout, into `error`
   unpool,    // what a contrast compares, at the places picked
   contrast,  // sums for every slice
@@ -23,7 +23,7 @@ struct Part {
   int from, to;
   T beta;
   T* error;
-  // Of contrasts: connections from `first` to before `last`, and the fields that are compared.
+  // Contrasts are those of the connections from `first` to before `last`, between these buffers.
   int first, last;
   Between between;
 };
@@ -40,14 +40,14 @@ class Parts {
  public:
   __device__ explicit Parts(const Problem<T>& problem) : p_(problem) {}
 
-  __device__ bool is_field() const { return p_.learns == Learns::apart; }
+  __device__ bool is_vector_field() const { return p_.learns == Learns::apart; }
   // Whether feedback has a contrast of its own: shared ones only differ where they pick different maxima.
   __device__ bool has_own_contrast(int c, int copy) const {
     if (copy == 0) return true;
-    return c > 0 && c < p_.layers && p_.free_feedback && (is_field() || p_.links[c].pool == Pool::max);
+    return c > 0 && c < p_.layers && p_.free_feedback && (is_vector_field() || p_.links[c].pool == Pool::max);
   }
-  __device__ const T* shown(int field, int layer) const {
-    return (moves_states(p_.learns) ? p_.workspace.state : p_.workspace.seen)[field][layer];
+  __device__ const T* shown(int buffer, int layer) const {
+    return (moves_states(p_.learns) ? p_.workspace.state : p_.workspace.seen)[buffer][layer];
   }
 
   __device__ int jobs_of(Kind kind) const {
@@ -93,7 +93,7 @@ class Parts {
   }
 
   // Whether a contrast's two states are unpooled to the same places: those of the input, or of the fixed state.
-  __device__ bool has_one_pick(const Job& job) const { return job.c == 0 || (is_field() && job.copy == 0); }
+  __device__ bool has_one_pick(const Job& job) const { return job.c == 0 || (is_vector_field() && job.copy == 0); }
 
   __device__ static int divided(int64_t count, int by) { return static_cast<int>((count + by - 1) / by); }
   __device__ int units_of(const Part<T>& part, const Job& job) const {
@@ -101,7 +101,7 @@ class Parts {
     const Link& link = p_.links[job.c];
     return link.channels * pixels_of_unit(job.c);
   }
-  // Of layer l, the pixels that the connection above it takes as units of their own.
+  // So many pixels of layer l are units of their own to the connection above it.
   __device__ int pixels_of_unit(int l) const {
     return l + 1 < p_.layers + p_.readout ? view_pixels(p_.links[l + 1]) : 1;
   }
@@ -111,7 +111,7 @@ class Parts {
     if (part.kind == Kind::move) return p_.batch * link.pixels / pixels_of_unit(job.c);
     return p_.batch * link.positions;
   }
-  // For how many columns a tile has room, and how many it takes: whole windows, where they are pooled.
+  // A tile has room for so many columns, and takes so many: whole windows, where they are pooled.
   __device__ int pass_of(int columns) const {
     const int needed = (columns + 7) / 8 * 8;
     return needed < p_.layout.pass ? needed : p_.layout.pass;
@@ -132,11 +132,11 @@ class Parts {
   // What a contrast compares above connection c: the earlier state or the later.
   __device__ const T* above(const Part<T>& part, const Job& job, int which) const {
     const Between& between = part.between;
-    if (is_field() && job.copy == 1) return p_.workspace.seen[between.fixed][job.c];
+    if (is_vector_field() && job.copy == 1) return p_.workspace.seen[between.fixed][job.c];
     return shown(which == 0 ? between.earlier : between.later, job.c);
   }
 
-  // Of the products that add up to a tile, number `term`; none where begin is end.
+  // Returns product number `term` of those that add up to a tile; there is none where begin is end.
   __device__ Operands<T> operands(const Part<T>& part, const Job& job, int term, int slice) const {
     const Workspace<T>& w = p_.workspace;
     Operands<T> of{};

@@ -71,7 +71,7 @@ class Relaxation {
   }
 
   // All states, each thread those that it will read itself in store(). No barrier.
-  __device__ void copy_field(int from, int to) const {
+  __device__ void copy_states(int from, int to) const {
     const Workspace<T>& w = p.workspace;
     const bool energy = has_energy();
     for (int l = 0; l < p.layers; ++l)
@@ -81,16 +81,16 @@ class Relaxation {
       });
   }
   // out[l] [B, channels, height, width] <- the states. No barrier.
-  __device__ void store(int field, T* const* out) const {
+  __device__ void store(int buffer, T* const* out) const {
     for (int l = 0; l < p.layers; ++l)
       for_each(p.links[l].channels, p.links[l].pixels,
-               [&](int64_t given, int64_t at) { out[l][given] = p.workspace.state[field][l][at]; });
+               [&](int64_t given, int64_t at) { out[l][given] = p.workspace.state[buffer][l][at]; });
   }
 
-  // error = scale times that of the outputs in `field`, or of a readout's logits, which are in `error`. No barrier:
+  // error = scale times that of the outputs in `buffer`, or of a readout's logits, which are in `error`. No barrier:
   // those of what follows come before it is read.
-  __device__ void take_error(int field, T scale, T* error) {
-    const T* logits = p.readout ? error : p.workspace.state[field][p.layers - 1];
+  __device__ void take_error(int buffer, T scale, T* error) {
+    const T* logits = p.readout ? error : p.workspace.state[buffer][p.layers - 1];
     const int first = static_cast<int>(blockIdx.x) * block_threads + static_cast<int>(threadIdx.x);
     for (int sample = first; sample < p.batch; sample += p.layout.blocks * block_threads) {
       const auto logit = [&](int64_t c) { return __ldcg(logits + c * p.batch + sample); };

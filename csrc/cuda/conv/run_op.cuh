@@ -18,7 +18,7 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
   const Stages& stages = p.stages;
   const bool cep = stages.op == Op::cep_step, learns = stages.op != Op::relax;
   const int halves = p.asynchronous ? 2 : 1;
-  int field = 0, learnt = 0;
+  int buffer = 0, learnt = 0;
   bool lifts_input = true;
   if (cep) remember(p, learning);
   network.load();
@@ -28,8 +28,8 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
     const bool nudged = learns && stage.beta != 0;
     const int phase = stage.stores == 2;
     if (!at_end && stage.from != Kept::last) {
-      field = (field + 1) % ring;  // the one that no slow block still reads
-      network.copy_field(buffer_of(stage.from, field), field);
+      buffer = (buffer + 1) % ring;  // the one that no slow block still reads
+      network.copy_states(buffer_of(stage.from, buffer), buffer);
     }
     if (at_end) network.sanity.tell();
     if (index > 1) network.sync();  // what phases kept is there for all blocks
@@ -40,17 +40,17 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
     int count = 0;
     for (bool stays = false, ends = false; !ends;) {
       ends = at_end || stays || count == stage.steps;
-      const int to = (field + 1) % ring;
-      // Of the nudge, or, at the end of a nudged phase, that by which a readout learns.
+      const int to = (buffer + 1) % ring;
+      // The nudge needs an error, and at the end of a nudged phase a readout learns from one.
       const bool has_error = ends ? nudged && p.readout : stage.beta != 0 && !is_of_units(p.nudge.loss);
       const bool contrasts = at_end || (stage.learns && !ends);
       Part<T> part{};
-      part.from = field;
+      part.from = buffer;
       part.to = to;
       part.beta = T(stage.beta);
       part.error = ends ? p.workspace.end_error[phase] : p.workspace.error;
-      part.between = at_end ? Between{buffer_of(stages.earlier, field), buffer_of(stages.later, field), kept_free}
-                            : Between{field, to, field};
+      part.between = at_end ? Between{buffer_of(stages.earlier, buffer), buffer_of(stages.later, buffer), kept_free}
+                            : Between{buffer, to, buffer};
       part.first = at_end && stages.steps_learn ? p.layers : 0;
       part.last = at_end ? p.layers + p.readout : p.layers;
       for (int i = 0; i < 7; ++i) {
@@ -67,7 +67,7 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
         part.half = i > 2 && i < 5;
         part.lifts_input = lifts_input;
         if (wanted) network.take(part);
-        if (i == 0 && has_error) network.take_error(field, ends ? T(1) : part.beta, part.error);
+        if (i == 0 && has_error) network.take_error(buffer, ends ? T(1) : part.beta, part.error);
         if (i == 1 && wanted) lifts_input = false;
       }
       if (contrasts) {
@@ -79,12 +79,12 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
       }
       if (ends) break;
       stays = network.may_stop(++count);
-      field = to;
+      buffer = to;
     }
     if (at_end) break;
     network.note_steps(index, count);
-    if (stage.stores >= 0) network.store(field, stage.stores == 0 ? p.free_states : p.nudged_states[phase]);
-    if (stage.keeps != Kept::last) network.copy_field(field, buffer_of(stage.keeps, field));
+    if (stage.stores >= 0) network.store(buffer, stage.stores == 0 ? p.free_states : p.nudged_states[phase]);
+    if (stage.keeps != Kept::last) network.copy_states(buffer, buffer_of(stage.keeps, buffer));
   }
 }
 

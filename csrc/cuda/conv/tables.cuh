@@ -10,7 +10,7 @@ namespace ceprop::cuda::conv {
 // kernel fits in one position only.
 __device__ __forceinline__ int view_pixels(const Link& link) { return link.dense ? link.pixels_below : 1; }
 
-// Of the map that a connection's weights see above them: [channels][batch][positions], the windows side by side.
+// A connection's weights see this map above them: [channels][batch][positions], the windows side by side.
 __device__ __forceinline__ int spread_height(const Link& link) { return link.height * link.window_y; }
 __device__ __forceinline__ int spread_width(const Link& link) { return link.width * link.window_x; }
 
@@ -19,7 +19,7 @@ class Tables {
  public:
   __device__ explicit Tables(const Problem<T>& problem) : p_(problem) {}
 
-  // By all blocks. No barrier.
+  // Fills in the tables, by all blocks. No barrier.
   __device__ void fill() const {
     for (int c = 0; c < p_.layers + p_.readout; ++c) {
       const Link& link = p_.links[c];
