@@ -13,11 +13,11 @@ from typing import Any
 import agreement
 import pytest
 import torch
-from agreement import Results, assert_agreement, results_of
+from agreement import assert_agreement
 from convolution_variants import build_chain, chain_variants, name_of_chain
 from convolution_variants import build_ties as ties_of_chains
 from graph_problems import GOLDEN_GRAPHS, batch_for, load_golden_graph, one_hot, small_graph
-from kernel_runs import all_runs, rates
+from kernel_runs import all_runs, gated_runs
 from not_finite_numbers import NETWORKS, assert_ops_store_nothing
 from problems import relative_error
 from random_graphs import GRAPH_ENGINE, build_graph, graph_variants, name_of_graph
@@ -26,7 +26,7 @@ from variants import VARIANTS, build, copy_of, name_of
 
 from ceprop_cuda import ops
 from ceprop_cuda.spec import connections, reference
-from ceprop_cuda.spec.dynamics import Circuit, Nudge
+from ceprop_cuda.spec.dynamics import Nudge
 
 GRAPHS = graph_variants()
 CHAINS = chain_variants()
@@ -81,20 +81,6 @@ def test_agreement(number: int) -> None:
 def test_agreement_in_float32(number: int) -> None:
     draws = [build_graph(GRAPHS[number], torch.float32, seed) for seed in range(3)]
     assert_agreement(partial(all_runs, GRAPHS[number]), draws, median)
-
-
-def gated_runs(module: Any, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results:
-    phases: dict[str, Any] = {"free_steps": 6, "nudged_steps": 4}
-    found: Results = {}
-    for gate in ("unit", "connection"):
-        for symmetric in (False, True):
-            settings = phases | {"gate": gate, "symmetric": symmetric}
-            for accumulate in (False, True):
-                ran = module.ep_step(circuit, x, nudge, **settings, accumulate=accumulate)
-                found |= {f"{gate} {symmetric} {accumulate} {k}": v for k, v in results_of(ran, circuit).items()}
-            moved = module.cep_step(copy_of(circuit), x, nudge, **settings, lr=rates(circuit), weight_decay=0.1)
-            found |= {f"{gate} {symmetric} cep {k}": v for k, v in results_of(moved, circuit).items()}
-    return found
 
 
 @pytest.mark.parametrize("number", range(len(GATED)), ids=lambda i: name_of_graph(GATED[i]))

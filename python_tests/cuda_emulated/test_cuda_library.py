@@ -20,7 +20,7 @@ from emulated_chains import CALLS, CHAINS, VARIANTS, build, call_every_op
 from emulated_device import EmulatedDevice, Refused
 from emulated_library import Served, library_program
 from golden_steps import GOLDEN_CHAINS, assert_chain_is_golden
-from kernel_runs import all_runs, rates
+from kernel_runs import all_runs, gated_runs, rates
 from not_finite_numbers import assert_ops_store_nothing
 from problems import relative_error
 from project import EMULATED_PROGRAMS, ROOT
@@ -68,6 +68,11 @@ def test_agreement_in_float32(device: Device, number: int) -> None:
     variant = VARIANTS[number]
     draws = [build(variant, torch.float32, seed) for seed in range(3)]  # see test_cuda_convolutions
     assert_agreement(partial(all_runs, variant), draws, median, device())
+
+
+@pytest.mark.parametrize("number", [i for i, variant in enumerate(VARIANTS) if variant["feedback"] == "free"])
+def test_gates(device: Device, number: int) -> None:
+    assert_agreement(partial(gated_runs), [build(VARIANTS[number], torch.float64)], module=device())
 
 
 @pytest.mark.parametrize("feedback", ["tied", "free"])

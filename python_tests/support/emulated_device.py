@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ceprop_cuda import ops
 from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge, logits, state_shapes
+from ceprop_cuda.spec.gates import GATES
 from ceprop_cuda.spec.reference import CEPResult, EPResult, PerParameter, Relaxed
 
 OPS = ("relax", "ep_step", "cep_step")
@@ -83,11 +84,11 @@ class EmulatedDevice:
         symmetric: bool = False,
         accumulate: bool = False,
         shared_update: bool = False,
-        gate: None = None,  # these kernels have none
+        gate: str | None = None,  # which only a library's calls have
     ) -> EPResult:
         call = _Call("ep_step", x.dtype)
         call.network(circuit, x, nudge, tolerance)
-        call.integers(free_steps, nudged_steps, symmetric, shared_update, accumulate)
+        call.integers(free_steps, nudged_steps, symmetric, shared_update, GATES.index(gate), accumulate)
         made, results = self._run(call)
         free = _states(circuit, x, results)
         nudged = [_states(circuit, x, results) for _ in range(1 + symmetric)]
@@ -113,13 +114,13 @@ class EmulatedDevice:
         symmetric: bool = False,
         shared_update: bool = False,
         weight_decay: float = 0.0,
-        gate: None = None,
+        gate: str | None = None,
     ) -> CEPResult:
         telescopes = not (circuit.free_feedback or symmetric or weight_decay)
         synchronous = circuit.dynamics.schedule == "synchronous"
         call = _Call("cep_step", x.dtype)
         call.network(circuit, x, nudge, tolerance)
-        call.integers(free_steps, nudged_steps, symmetric, shared_update)
+        call.integers(free_steps, nudged_steps, symmetric, shared_update, GATES.index(gate))
         call.integers(self.low_rank and telescopes and synchronous)
         call.reals(weight_decay, *lr)
         made, results = self._run(call)

@@ -47,3 +47,18 @@ def all_runs(variant: dict[str, Any], module: ModuleType, circuit: Circuit, x: T
                     found = results_of(ran, circuit)
                     results |= {f"{name} {common} {extra} {key}": value for key, value in found.items()}
     return results
+
+
+def gated_runs(module: Any, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results:
+    """Every kind of call that learns with a gate."""
+    phases: dict[str, Any] = {"free_steps": 6, "nudged_steps": 4}
+    found: Results = {}
+    for gate in ("unit", "connection"):
+        for symmetric in (False, True):
+            settings = phases | {"gate": gate, "symmetric": symmetric}
+            for accumulate in (False, True):
+                ran = module.ep_step(circuit, x, nudge, **settings, accumulate=accumulate)
+                found |= {f"{gate} {symmetric} {accumulate} {k}": v for k, v in results_of(ran, circuit).items()}
+            moved = module.cep_step(copy_of(circuit), x, nudge, **settings, lr=rates(circuit), weight_decay=0.1)
+            found |= {f"{gate} {symmetric} cep {k}": v for k, v in results_of(moved, circuit).items()}
+    return found

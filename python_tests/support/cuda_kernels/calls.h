@@ -146,6 +146,7 @@ class Run {
     call.nudged_steps = static_cast<int>(input_.integer());
     call.symmetric = input_.integer();
     call.shared_update = input_.integer();
+    call.gate = static_cast<Gate>(input_.integer());
     call.free_states = results(call, 1);
     call.nudged_states = results(call, call.symmetric ? 2 : 1);
   }
