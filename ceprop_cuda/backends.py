@@ -1,18 +1,22 @@
-"""What computes a network's phases: the fused kernels or the reference."""
+"""What computes a network's phases and what it learns: the kernels or the reference."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from . import ops
+from .choices import Backend, EngineName, Precision, Update
 from .spec import reference
-from .spec.dynamics import Circuit
+from .spec.dynamics import Circuit, Nudge
+from .spec.reference import CEPResult, EPResult, Relaxed
 
 log = logging.getLogger("ceprop_cuda")
 
@@ -38,21 +42,104 @@ def report(level: int, message: str) -> None:
         say_once(level, message)
 
 
-def backend_module(
-    backend: str, circuit: Circuit, x: Tensor, *, gate: str | None = None, **of_kernels: str
-) -> tuple[ModuleType, dict[str, str]]:
-    """The module whose ``relax``, ``ep_step`` and ``cep_step`` do the work, ``ops`` or ``reference``; and the settings
-    of the kernels that its functions take: all, or none. ``gate``: what the call learns with.
+@runtime_checkable
+class Engine(Protocol):
+    """What computes phases and learning. The functions are those of ``spec/reference.py``, which says what they do."""
+
+    stores_only_finite: bool  # cep_step moves the parameters in place, and nothing moves where numbers are not finite
+
+    def obstacle(self, circuit: Circuit, x: Tensor, gate: str | None = None) -> str | None:
+        """Why it cannot take this input, or learn from it with this gate; None if it can."""
+
+    def relax(
+        self,
+        circuit: Circuit,
+        x: Tensor,
+        steps: int,
+        states: Sequence[Tensor] | None = None,
+        nudge: Nudge | None = None,
+        tolerance: float | None = None,
+    ) -> Relaxed: ...
+
+    def ep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> EPResult: ...
+
+    def cep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> CEPResult: ...
+
+
+class Reference:
+    """The specification as an engine: it takes everything."""
+
+    stores_only_finite = False
+
+    def obstacle(self, circuit: Circuit, x: Tensor, gate: str | None = None) -> None:
+        return None
+
+    def relax(
+        self,
+        circuit: Circuit,
+        x: Tensor,
+        steps: int,
+        states: Sequence[Tensor] | None = None,
+        nudge: Nudge | None = None,
+        tolerance: float | None = None,
+    ) -> Relaxed:
+        return reference.relax(circuit, x, steps, states, nudge, tolerance)
+
+    def ep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> EPResult:
+        return reference.ep_step(circuit, x, nudge, **settings)
+
+    def cep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> CEPResult:
+        ops.check_writable(circuit)  # as the kernels do
+        return reference.cep_step(circuit, x, nudge, **settings)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The compiled kernels as an engine, and the settings that are theirs alone; see :class:`ceprop_cuda.CEP`."""
+
+    precision: Precision = "exact"
+    engine: EngineName = "auto"
+    update: Update = "auto"
+
+    stores_only_finite = True
+
+    def obstacle(self, circuit: Circuit, x: Tensor, gate: str | None = None) -> str | None:
+        return ops.obstacle(circuit, x, self.precision, gate, self.engine)
+
+    def relax(
+        self,
+        circuit: Circuit,
+        x: Tensor,
+        steps: int,
+        states: Sequence[Tensor] | None = None,
+        nudge: Nudge | None = None,
+        tolerance: float | None = None,
+    ) -> Relaxed:
+        return ops.relax(circuit, x, steps, states, nudge, tolerance, precision=self.precision, engine=self.engine)
+
+    def ep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> EPResult:
+        return ops.ep_step(circuit, x, nudge, **settings, precision=self.precision, engine=self.engine)
+
+    def cep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> CEPResult:
+        settings |= {"precision": self.precision, "engine": self.engine, "update": self.update}
+        return ops.cep_step(circuit, x, nudge, **settings)
+
+
+REFERENCE = Reference()
+
+
+def engine_for(backend: Backend, kernels: Kernels, circuit: Circuit, x: Tensor, gate: str | None = None) -> Engine:
+    """``kernels`` or the reference, as ``backend`` says. ``gate``: what the call learns with.
 
     Raises FusedUnavailable if ``backend`` is "fused" and the kernels cannot take this network or input.
     """
     if backend == "reference":
-        return reference, {}
-    obstacle = ops.obstacle(circuit, x, of_kernels["precision"], gate)
+        return REFERENCE
+    obstacle = kernels.obstacle(circuit, x, gate)
     if obstacle is None:
         report(logging.INFO, f"running the fused kernels on {x.device.type}")
-        return ops, of_kernels
+        return kernels
     if backend == "fused":
         raise FusedUnavailable(f"backend='fused' cannot run this: {obstacle}; use backend='auto' or 'reference'")
     report(logging.WARNING, f"backend='auto' runs the slow reference: {obstacle}")
-    return reference, {}
+    return REFERENCE

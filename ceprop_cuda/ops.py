@@ -45,24 +45,37 @@ def build_info() -> dict[str, str]:
     return _C.build_info()
 
 
-def obstacle(circuit: Circuit, x: Tensor, precision: str = "exact", gate: str | None = None) -> str | None:
-    """Why no kernels take this input in this precision, or learn from it with this gate, or None if some do."""
+def obstacle(
+    circuit: Circuit, x: Tensor, precision: str = "exact", gate: str | None = None, engine: str = "auto"
+) -> str | None:
+    """Why no kernels of this engine take this input in this precision, or learn from it with this gate, or None if some
+    do."""
     if not torch.compiler.is_compiling() and _is_transformed():
         return "transforms of torch.func and forward-mode derivatives do not reach into the fused kernels"
     if x.dtype not in (torch.float32, torch.float64):
         return f"the fused kernels take float32 and float64, got {x.dtype}"
-    if x.device.type == "cuda" and hasattr(_C, "cuda_device"):
-        return _precision_obstacle(circuit, x, precision, gate)
-    if x.device.type == "cuda":
+    if x.device.type == "cuda" and not hasattr(_C, "cuda_device"):
         return "this library was built without CUDA"
-    if x.device.type != "cpu":
+    if x.device.type not in ("cpu", "cuda"):
         return f"there is no fused kernel for device type {x.device.type!r}"
-    if precision != "exact":
+    if x.device.type == "cpu" and precision != "exact":
         return f"precision={precision!r} is CUDA's, got a tensor on the CPU"
-    return None
+    if engine == "launch":
+        reason = _fused_obstacle(circuit, x, precision, gate)
+        return None if reason is None else f"engine='launch' is for the fused kernels, and {reason}"
+    return _precision_obstacle(circuit, x, precision, gate, engine) if x.is_cuda else None
 
 
-def _precision_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str | None) -> str | None:
+def _fused_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str | None) -> str | None:
+    """Why the fused kernels of x's device cannot take this."""
+    if not circuit.structure.is_chain:
+        return "they take chains of layers, this network is a graph"
+    if gate is not None and (circuit.convolutions or x.is_cuda):
+        return f"only those for dense layers on the CPU have a gate, got gate={gate!r}"
+    return _launch_obstacle(**_launch_settings(circuit, x, precision)) if x.is_cuda else None
+
+
+def _precision_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str | None, engine: str) -> str | None:
     """Why x's CUDA device does not compute in this precision. In "exact" PyTorch's operators take what does not run in
     one launch; they round to one precision only."""
     if precision == "exact":
@@ -71,7 +84,7 @@ def _precision_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str |
         "of networks that do not run in one launch the kernels take precision 'exact' or, for float32 on compute "
         f"capability 8.0 and newer, 'tf32', got {precision!r}"
     )
-    if circuit.structure.is_chain and gate is None:
+    if circuit.structure.is_chain and gate is None and engine != "graph":
         reason = _launch_obstacle(**_launch_settings(circuit, x, precision))
     takes_tf32 = x.dtype == torch.float32 and _C.cuda_device(x.device.index)["compute_capability"] >= 80
     return None if precision == "tf32" and takes_tf32 else reason

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -12,8 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..choices import Backend
+from ..choices import Backend, EngineName
 from ..networks import Network
 from ..spec.dynamics import Circuit, Nudge, resting_states, step
 from ..spec.reference import PerParameter, contrast, moved
@@ -87,11 +85,16 @@ def _learning_step(
     return after, moved(circuit, change, lr, 0.0)
 
 
-def _by_rule(backend: Backend, case: Case, net: Network) -> Step:
+# What convolutions can run by on a GPU, and the rules' name for it.
+ENGINES: dict[str, EngineName] = {"launch": "launch", "library": "graph"}
+
+
+def _by_rule(backend: Backend, case: Case, net: Network, engine: EngineName = "auto") -> Step:
     """The package's own rules."""
     if case.relaxes_only:
-        return lambda x, _: net.relax(x, case.free_steps, backend=backend)
+        return lambda x, _: net.relax(x, case.free_steps, backend=backend, engine=engine)
     rule = case.preset.rule(net, backend)
+    rule.engine = engine
     learn = rule.step if rule.moves_parameters else rule.backward
 
     def train(x: Tensor, y: Tensor) -> list[Tensor]:
@@ -102,32 +105,9 @@ def _by_rule(backend: Backend, case: Case, net: Network) -> Step:
     return train
 
 
-# What convolutions can run by on a GPU, and the ops' name for it.
-ENGINES = {"launch": "launch", "library": "graph"}
-
-
-@contextmanager
-def forced(engine: str) -> Iterator[None]:
-    """One of ENGINES runs all ops whatever would be chosen; "": as chosen."""
-    before = {name: getattr(ops, name) for name in ("relax", "ep_step", "cep_step")}
-    for name, op in before.items():
-        setattr(ops, name, partial(op, engine=ENGINES.get(engine, "auto")))
-    try:
-        yield
-    finally:
-        for name, op in before.items():
-            setattr(ops, name, op)
-
-
 def by_engine(engine: str, case: Case, net: Network) -> Step:
-    """The package's own rules and one of ENGINES, in their calls only."""
-    step = _by_rule("fused", case, net)
-
-    def train(x: Tensor, y: Tensor) -> list[Tensor]:
-        with forced(engine):
-            return step(x, y)
-
-    return train
+    """The package's own rules and one of ENGINES; "": as chosen."""
+    return _by_rule("fused", case, net, ENGINES.get(engine, "auto"))
 
 
 def _by_implementation(implementation: Implementation, case: Case, net: Network) -> Step:

@@ -9,9 +9,9 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor, nn
 
-from ..backends import backend_module, exact
+from ..backends import Kernels, engine_for, exact
 from ..checks import one_of, real_number, shown, tolerance_or_none, whole_number
-from ..choices import Backend, DynamicsKind, Feedback, NudgeAt, Precision, Readout, Schedule, chosen
+from ..choices import Backend, DynamicsKind, EngineName, Feedback, NudgeAt, Precision, Readout, Schedule, chosen
 from ..spec import losses, reference
 from ..spec.connections import chain
 from ..spec.dynamics import ACTIVATIONS, Circuit, Dynamics, Nudge, energy, phi
@@ -159,6 +159,7 @@ class Network(nn.Module):
         backend: Backend = "auto",
         tolerance: float | None = None,
         precision: Precision = "exact",
+        engine: EngineName = "auto",
     ) -> list[Tensor]:
         """The layers' states after ``steps`` steps, ``(B, n_l)`` each, of convolutions ``(B, C, H, W)`` after the
         pooling. Always a list, in the order of :attr:`layers`: nearly every caller wants states alone. :meth:`settle`
@@ -207,11 +208,12 @@ class Network(nn.Module):
         backend: Backend = "auto",
         tolerance: float | None = None,
         precision: Precision = "exact",
+        engine: EngineName = "auto",
     ) -> reference.Relaxed:
         """As :meth:`relax`, a pair ``(states, steps)``: ``steps`` ``(1,)`` int64 is the number of steps that were made,
         on the device of the states, so that asking for it waits for no GPU."""
         chosen("backend", backend, Backend)
-        chosen("precision", precision, Precision)
+        kernels = Kernels(chosen("precision", precision, Precision), chosen("engine", engine, EngineName))
         steps = whole_number("steps", steps, 0)
         tolerance = tolerance_or_none(tolerance)
         circuit = self.circuit()
@@ -226,10 +228,9 @@ class Network(nn.Module):
             nudge = Nudge(self.check_target(circuit, x, target), beta, nudge_at, loss)
         elif not isinstance(beta, Real) or beta != 0:
             raise ValueError(f"beta must be 0 without a target, got {shown(beta)}; pass target= to nudge")
-        module, of_kernels = backend_module(backend, circuit, x, precision=precision)
+        engine_to_run = engine_for(backend, kernels, circuit, x)
         with exact(x):
-            ran: reference.Relaxed = module.relax(circuit, x, steps, states, nudge, tolerance, **of_kernels)
-        return ran
+            return engine_to_run.relax(circuit, x, steps, states, nudge, tolerance)
 
     def forward(self, x: Tensor) -> Tensor:
         """Output units or readout logits ``(B, classes)`` after ``free_steps`` free steps; x ``(B, *input_shape)``."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..backends import backend_module, exact
+from ..backends import Kernels, engine_for, exact
 from ..checks import shown
 from ..choices import Update
 from ..records import StepResult, refuse_not_finite
@@ -84,6 +84,9 @@ class CEP(NudgedRule):
         groups = self.optimizer.param_groups
         return super().settings() | {"lr": tuple(group.get("initial_lr", group["lr"]) for group in groups)}
 
+    def kernels(self) -> Kernels:
+        return replace(super().kernels(), update=self.update)
+
     def work(self) -> Work:
         return super().work()._replace(continual=True, weight_decay=self.weight_decay != 0, update=self.update)
 
@@ -127,12 +130,9 @@ class CEP(NudgedRule):
         rates, decay = self._rates_to_train(circuit)
         x = self.net.check_input(circuit, x)
         nudge = self.drawn_nudge(self.net.check_target(circuit, x, y))
-        forms = {"precision": self.precision, "update": self.update}
-        module, of_kernels = backend_module(self.backend, circuit, x, gate=self.gate, **forms)
-        if module is reference:
-            ops.check_writable(circuit)  # as the kernels do
+        engine = engine_for(self.backend, self.kernels(), circuit, x, self.gate)
         with exact(x):
-            ran = module.cep_step(
+            ran = engine.cep_step(
                 circuit,
                 x,
                 nudge,
@@ -144,9 +144,8 @@ class CEP(NudgedRule):
                 shared_update=self.shared_update,
                 weight_decay=decay,
                 gate=self.gate,
-                **of_kernels,
             )
-        learned = ran.circuit.parameters() if module is reference else []
+        learned = [] if engine.stores_only_finite else ran.circuit.parameters()
         refuse_not_finite(self.net.layers, circuit, x, nudge.target, ran, learned)
         for p, moved in zip(circuit.parameters(), ran.circuit.parameters(), strict=True):
             if moved is not p:  # the reference returns new tensors, the kernels write in place

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends import backend_module, exact
+from ..backends import engine_for, exact
 from ..records import StepResult, refuse_not_finite
-from ..spec import reference
 from .nudged import NudgedRule, Work
 from .rule import add_to_grads
 from .setting import flag, setting
@@ -36,6 +35,7 @@ class EP(NudgedRule):
         accumulate: sum the contrasts of consecutive nudged steps (2005.04168); differs for free feedback only.
         shared_update: forward and feedback weights both get the update of tied ones (Kolen-Pollack, 2006.03824).
         backend: "auto", "fused" or "reference".
+        engine: as for :class:`ceprop_cuda.training.Rule`.
         tolerance: None, or end a phase already after 4, 8, 12, ... of its steps if the last of them moved no unit of
             any sample of the batch by more than this. 0 ends it only where further steps would change nothing.
         precision: "exact", or on a GPU "tf32" or "bf16": tensor cores compute the steps' products, whose factors are
@@ -73,9 +73,9 @@ class EP(NudgedRule):
         circuit = self.circuit_to_train()
         x = self.net.check_input(circuit, x)
         nudge = self.drawn_nudge(self.net.check_target(circuit, x, y))
-        module, of_kernels = backend_module(self.backend, circuit, x, gate=self.gate, precision=self.precision)
+        engine = engine_for(self.backend, self.kernels(), circuit, x, self.gate)
         with exact(x):
-            ran = module.ep_step(
+            ran = engine.ep_step(
                 circuit,
                 x,
                 nudge,
@@ -86,9 +86,8 @@ class EP(NudgedRule):
                 accumulate=self.accumulate,
                 shared_update=self.shared_update,
                 gate=self.gate,
-                **of_kernels,
             )
-        learned = ran.gradients.parameters() if module is reference else []
+        learned = [] if engine.stores_only_finite else ran.gradients.parameters()
         refuse_not_finite(self.net.layers, circuit, x, nudge.target, ran, learned)
         result = self.nudged_result(nudge, ran)
         add_to_grads(circuit, ran.gradients)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends import Kernels
 from ..checks import tolerance_or_none
 from ..choices import Gate, NudgeAt, Nudging, Precision, Update
 from ..records import StepResult
@@ -64,7 +65,10 @@ class NudgedRule(Rule):
             raise ValueError(f"gate={self.gate!r} is not for shared_update=True, the update of tied weights")
 
     def free_phase(self, circuit: Circuit, x: Tensor) -> reference.Relaxed:
-        return self.relaxed(circuit, x, self.free_steps, self.tolerance, self.precision)
+        return self.relaxed(circuit, x, self.free_steps, self.tolerance)
+
+    def kernels(self) -> Kernels:
+        return replace(super().kernels(), precision=self.precision)
 
     @property
     def is_symmetric(self) -> bool:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..backends import backend_module, exact
-from ..choices import Backend, Precision
+from ..backends import Kernels, engine_for, exact
+from ..choices import Backend, EngineName
 from ..networks import Network
 from ..records import StepResult
 from ..spec import reference
@@ -42,12 +42,16 @@ class Rule(Checked):
         loss: "mse", ||y - s||^2 / 2, or "cross_entropy" (linear output units or a readout). None: "mse", with a
             readout "cross_entropy".
         backend: "auto", "fused" or "reference".
+        engine: of the kernels, for tests and measurements: "launch", the fused ones, which take chains and on a GPU
+            are one launch; "graph", PyTorch's operators with kernels around them, which take any network and on a GPU
+            are recorded in a CUDA graph; or "auto", the faster one as far as is known.
     """
 
     net: Network = setting(_network, kw_only=False, decides=False)
     free_steps: int = setting(whole(0), kw_only=False)
     loss: str | None = setting(lambda rule, _, loss: rule.net.nudging_point(None, loss)[1], default=None)
     backend: Backend = setting(word(Backend), default="auto", decides=False)
+    engine: EngineName = setting(word(EngineName), default="auto", decides=False)
 
     moves_parameters: ClassVar[bool] = False  # by step(); else backward() adds to p.grad, and an optimizer moves them
 
@@ -94,14 +98,15 @@ class Rule(Checked):
         """From rest; ``x`` as :meth:`ceprop_cuda.Network.check_input` returns it."""
         return self.relaxed(circuit, x, self.free_steps)
 
-    def relaxed(
-        self, circuit: Circuit, x: Tensor, steps: int, tolerance: float | None = None, precision: Precision = "exact"
-    ) -> reference.Relaxed:
+    def relaxed(self, circuit: Circuit, x: Tensor, steps: int, tolerance: float | None = None) -> reference.Relaxed:
         """As :meth:`free_phase`, of so many steps, by the rule's backend."""
-        module, of_kernels = backend_module(self.backend, circuit, x, precision=precision)
+        engine = engine_for(self.backend, self.kernels(), circuit, x)
         with exact(x):
-            ran: reference.Relaxed = module.relax(circuit, x, steps, tolerance=tolerance, **of_kernels)
-        return ran
+            return engine.relax(circuit, x, steps, tolerance=tolerance)
+
+    def kernels(self) -> Kernels:
+        """Those that the rule runs by, where it does not run by the reference."""
+        return Kernels(engine=self.engine)
 
     def loss_kind(self) -> str:
         """``loss``, which is never None: its check fills in the default."""

@@ -6,12 +6,14 @@ import copy
 import functools
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from backend_calls import BATCH, CALLS, SIZES, batch, cep_rule, ep_rule, flat, mlp
+from emulated_device import EmulatedDevice
 from problems import relative_error
 from torch import Tensor
 
@@ -47,6 +49,53 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[tuple[i
     caplog.set_level(logging.INFO, "ceprop_cuda")
     yield lambda: [(level, message) for name, level, message in caplog.record_tuples if name == "ceprop_cuda"]
     backends.say_once.cache_clear()
+
+
+# --- What computes
+
+
+def test_what_computes_is_an_engine(tmp_path: Path) -> None:
+    for engine in (backends.REFERENCE, backends.Kernels(), EmulatedDevice(tmp_path / "program", tmp_path)):
+        assert isinstance(engine, backends.Engine)
+
+
+def test_engines_say_what_they_cannot_run() -> None:
+    (x, y), net = batch(), mlp(feedback="free")
+    graph = cep.graph(
+        [
+            ("input", "a", torch.nn.Linear(11, 5)),
+            ("input", "b", torch.nn.Linear(11, 3)),
+            ("a", "b", torch.nn.Linear(5, 3)),
+        ],
+        input_shape=11,
+        output="b",
+    ).double()
+    with pytest.raises(
+        backends.FusedUnavailable, match="engine='launch' is for the fused kernels, and they take chains"
+    ):
+        graph.relax(x, 2, engine="launch", backend="fused")
+    conv = cep.convnet((1, 6, 6), channels=(2,), kernels=3, pools="m", fc=(3,), feedback="free").double()
+    rule = cep.EP(conv, 4, 2, 0.2, gate="unit", engine="launch", backend="fused")
+    with pytest.raises(backends.FusedUnavailable, match="only those for dense layers on the CPU have a gate"):
+        rule.backward(torch.rand(2, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="engine must be one of 'auto', 'launch', 'graph', got 'teams'"):
+        ep_rule(net, engine="teams")
+
+
+@pytest.mark.parametrize("call", ["EP", "CEP"])
+def test_engines_compute_the_same(call: str) -> None:
+    (x, y), results = batch(), []
+    start = mlp()
+    for engine in ("launch", "graph"):
+        net = copy.deepcopy(start)
+        if call == "EP":
+            ep_rule(net, engine=engine, backend="fused").backward(x, y)
+            results.append([p.grad for p in net.parameters()])
+        else:
+            cep_rule(net, engine=engine, backend="fused").step(x, y)
+            results.append([p.detach() for p in net.parameters()])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
 # --- Which backend runs

@@ -21,7 +21,7 @@ from kernel_runs import all_runs, rates, run_relax
 from known_devices import PLACES
 from last_places import assert_activation_is_right
 from not_finite_numbers import NETWORKS, assert_ops_store_nothing
-from on_gpu import GPU, OnGpu, learned, mapped, no_waiting, there
+from on_gpu import GPU, OnGpu, forced, learned, mapped, no_waiting, there
 from op_arguments import OPS, every_op, keywords, positional, torch_ops
 from problems import GOLDEN_WITHOUT_GATE, random_problem, relative_error
 from settling import FAMILIES, LEARNING, LIMIT, SIZES, learn
@@ -31,7 +31,6 @@ from variants import TOLERANCES, VARIANTS, build, copy_of, name_of
 
 import ceprop_cuda as cep
 from ceprop_cuda import backends, ops
-from ceprop_cuda.bench.contenders import forced
 from ceprop_cuda.spec import reference
 from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge
 
@@ -307,7 +306,7 @@ def test_what_does_not_run_in_one_launch() -> None:
     obstacle = "the CUDA kernels take networks of at most 8 layers, got 9"
     with pytest.raises(ValueError, match=f"engine must not be 'launch': {obstacle}"):
         copy.deepcopy(deep).to(GPU).relax(there(x), 12)
-    with forced(""):
+    with forced("auto"):
         for precision in ("exact", "tf32"):
             for s, wanted in zip(
                 copy.deepcopy(deep).to(GPU).relax(there(x), 12, backend="fused", precision=precision),

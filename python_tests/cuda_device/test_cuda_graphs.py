@@ -15,13 +15,12 @@ from agreement import assert_agreement
 from convolution_variants import build_chain, chain_variants, name_of_chain
 from kernel_runs import all_runs, rates
 from not_finite_numbers import assert_ops_store_nothing
-from on_gpu import GPU, OnGpu, mapped, no_waiting, there
+from on_gpu import GPU, OnGpu, forced, mapped, no_waiting, there
 from problems import relative_error
 from random_graphs import build_graph, graph_variants, name_of_graph
 from variants import VARIANTS, build, copy_of, name_of
 
 from ceprop_cuda import ops
-from ceprop_cuda.bench.contenders import forced
 from ceprop_cuda.presets import PRESETS
 from ceprop_cuda.spec import reference
 
@@ -31,7 +30,7 @@ pytestmark = pytest.mark.cuda
 @pytest.fixture(autouse=True)
 def by_a_library() -> Iterator[None]:
     """Small networks, too."""
-    with forced("library"):
+    with forced("graph"):
         yield
 
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from on_gpu import GPU, learned, there
+from on_gpu import GPU, forced, learned, there
 from problems import relative_error
 
 import ceprop_cuda as cep
 from ceprop_cuda import cli
-from ceprop_cuda.bench.contenders import forced
 from ceprop_cuda.data import Batches, load
 from ceprop_cuda.presets import PRESETS
 
@@ -36,7 +35,7 @@ def learned_by_the_convnet_of_mnist(
     return there([*out.free_states, *learned(net)], "cpu")
 
 
-@pytest.mark.parametrize("engine", ["launch", "library"])
+@pytest.mark.parametrize("engine", ["launch", "graph"])
 @pytest.mark.parametrize("continual", [False, True])
 def test_the_convnet_of_mnist(continual: bool, engine: str) -> None:
     # The median, as in test_agreement_with_convolutions: rounding may choose another of two maxima that are nearly

@@ -112,27 +112,32 @@ def test_the_graph_does_what_it_captured(name: str, relaxes_only: bool, gpu: Non
             assert p.grad is None or torch.allclose(p.grad, q.grad, rtol=1e-12, atol=1e-12)
 
 
-def test_an_engine_is_forced_in_its_own_calls_only(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_is_that_of_its_own_rule_only(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    names = ("relax", "ep_step", "cep_step")
-    for name in names:
-        monkeypatch.setattr(ops, name, lambda engine="auto": seen.append(engine))
-    before = [getattr(ops, name) for name in names]
-
-    def record(backend: str, case: Case, net: Any) -> Any:
-        assert backend == "fused"
-        return lambda x, y: [getattr(ops, name)() for name in names]
-
-    monkeypatch.setattr(of_contenders, "_by_rule", record)
+    monkeypatch.setattr(of_contenders, "_by_rule", lambda backend, case, net, engine="auto": seen.append(engine))
     builds = contenders("cuda", convolutional=True)
     assert list(builds) == ["fused", "eager", "compile", "autograd", "graph", "launch", "library"]
     assert not {"launch", "library"} & {*contenders("cuda"), *contenders("cpu", convolutional=True)}
     case = replace(small_convolutional(False), device="cuda")
-    net, x, y = case.problem(torch.float32)
-    for engine in ENGINES:
-        builds[engine](case, net)(x, y)
-    assert seen == ["launch"] * 3 + ["graph"] * 3
-    assert [getattr(ops, name) for name in names] == before
+    net, *_ = case.problem(torch.float32)
+    for engine in (*ENGINES, ""):
+        of_contenders.by_engine(engine, case, net)
+    assert seen == ["launch", "graph", "auto"]
+
+
+def test_a_rule_runs_by_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    for name in ("relax", "ep_step"):
+        op = getattr(ops, name)
+        monkeypatch.setattr(
+            ops, name, lambda *args, op=op, engine, **settings: (seen.append(engine), op(*args, **settings))[1]
+        )
+    net, x, y = small_convolutional(False).problem(torch.float32)
+    rule = small_convolutional(False).preset.rule(net, "fused")
+    for rule.engine in ("launch", "graph", "auto"):
+        rule.backward(x, y)
+        net.relax(x, 2, engine=rule.engine)
+    assert seen == ["launch"] * 2 + ["graph"] * 2 + ["auto"] * 2
 
 
 def test_both_engines_are_rows(gpu: None, without_compile: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,8 +52,12 @@ class EmulatedDevice:
     skipped_site: str = ""  # the barrier at this place is left out
     counts_turns: bool = False  # of shared memory, in place of the barriers that are met
     seed: int = 0
+    stores_only_finite: bool = True
     sites: set[str] = field(default_factory=set)  # of the barriers that the calls have met
     turns: dict[str, int] = field(default_factory=dict)  # most of the calls, by address of the instruction
+
+    def obstacle(self, circuit: Circuit, x: Tensor, gate: str | None = None) -> str | None:
+        return "the kernels under the emulation have no gate" if gate else None
 
     def relax(
         self,

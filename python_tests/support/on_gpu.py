@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops
+from ceprop_cuda.choices import EngineName
 
 GPU = "cuda"
 
@@ -30,6 +31,23 @@ def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 def there(value: Any, device: str = GPU) -> Any:
     return mapped(lambda tensor: tensor.to(device), value)
+
+
+@contextmanager
+def forced(engine: EngineName) -> Iterator[None]:
+    """Kernels of this engine run all ops, whatever would be chosen; "auto": as chosen."""
+    before = {name: getattr(ops, name) for name in ("relax", "ep_step", "cep_step")}
+
+    def by_engine(op: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **settings: op(*args, **settings | {"engine": engine})
+
+    for name, op in before.items():
+        setattr(ops, name, by_engine(op))
+    try:
+        yield
+    finally:
+        for name, op in before.items():
+            setattr(ops, name, op)
 
 
 @dataclass(frozen=True)
