@@ -51,7 +51,7 @@ class EarlierCVF(CEP):
                 v[i - 1].addmm_(s[i].T, down[i - 1])
             s = after
         w[0].addmm_(moved.T, x)
-        counts = torch.stack([steps, torch.full_like(steps, self.nudged_steps)])
+        counts = torch.cat([steps, torch.full_like(steps, self.nudged_steps)])
         return StepResult(self.loss, nudge.target, free[-1], free, counts, s)
 
 
