@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from ..checks import seed_number
-from ..choices import Backend, Gate, Nudging, Schedule, words
+from ..choices import Backend, words
 from ..data import DATASETS, Dataset, load
 from ..messages import has_bar
 from ..options import folder, positive
 from ..presets import PRESETS, Preset
 from ..run_directory import read_checkpoint, refuse_another_network
 from ..training import Trainer
+from .preset_options import add_preset_options
 from .run_settings import new_settings, preset_of, settings_of, settings_to_resume
 from .shared import add_data_options, add_device_option, device_of
 
@@ -36,41 +37,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", choices=DATASETS, help="data set (default: the preset's)")
     add_data_options(parser)
     parser.add_argument("--epochs", type=positive, metavar="N", help="epochs in all (default: the preset's)")
-    parser.add_argument("--batch", type=positive, metavar="N", help="samples in a batch (default: the preset's)")
-    parser.add_argument(
-        "--lr",
-        type=float,
-        nargs="+",
-        metavar="X",
-        help="learning rate per connection, input side first (default: the preset's)",
-    )
-    parser.add_argument(
-        "--steps", type=int, nargs=2, metavar=("T", "K"), help="free and nudged steps (default: the preset's)"
-    )
-    parser.add_argument(
-        "--angle",
-        type=float,
-        metavar="DEG",
-        help="between free feedback and forward weights at first (default: the preset's)",
-    )
-    parser.add_argument("--beta", type=float, metavar="X", help="strength of the nudge (default: the preset's)")
-    parser.add_argument("--nudging", choices=words(Nudging), help="signs of beta (default: the preset's)")
-    parser.add_argument(
-        "--schedule",
-        choices=words(Schedule),
-        help="order of moves; asynchronous needs half the steps (default: preset's)",
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        metavar="X",
-        help="end a phase once no unit moves more than this (default: the preset's, of most none)",
-    )
-    parser.add_argument(
-        "--gate",
-        choices=("none", *words(Gate)),
-        help="factor on what units of free feedback have moved by (default: the preset's)",
-    )
+    add_preset_options(parser)
     parser.add_argument("--seed", type=int, metavar="S", help="of weights, signs of beta and orders (default: 0)")
     parser.add_argument("--backend", choices=words(Backend), help="what runs the network (default: auto)")
     add_device_option(parser)
@@ -128,8 +95,8 @@ def trainer_of(config: Mapping[str, Any], dataset: Dataset) -> tuple[Trainer, Pr
             f"--preset {config['preset']} does not fit {config['data']}, whose images are {shape}: {error}"
         ) from error
     net.to(dataset.train_x.device)  # drawn on the CPU: the same weights everywhere
-    optimizer = preset.optimizer(net)
-    return Trainer(preset.rule(net, config["backend"]), optimizer, preset.scheduler(optimizer)), preset
+    rule, optimizer = preset.rule(net, config["backend"]), preset.optimizer(net)
+    return Trainer(rule, optimizer, preset.scheduler(optimizer or rule.optimizer)), preset
 
 
 def _new_directory(config: Mapping[str, Any]) -> Path:
