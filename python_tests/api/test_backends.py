@@ -60,26 +60,18 @@ def test_what_computes_is_an_engine(tmp_path: Path) -> None:
 
 
 def test_engines_say_what_they_cannot_run() -> None:
-    (x, y), net = batch(), mlp(feedback="free")
-    graph = cep.graph(
-        [
-            ("input", "a", torch.nn.Linear(11, 5)),
-            ("input", "b", torch.nn.Linear(11, 3)),
-            ("a", "b", torch.nn.Linear(5, 3)),
-        ],
-        input_shape=11,
-        output="b",
-    ).double()
-    with pytest.raises(
-        backends.FusedUnavailable, match="engine='launch' is for the fused kernels, and they take chains"
-    ):
-        graph.relax(x, 2, engine="launch", backend="fused")
+    joined = [("input", "a", 11, 5), ("input", "b", 11, 3), ("a", "b", 5, 3)]
+    connections = [(below, above, torch.nn.Linear(*sizes)) for below, above, *sizes in joined]
+    graph = cep.graph(connections, input_shape=11, output="b").double()
+    message = "engine='launch' is for the fused kernels, and they take chains"
+    with pytest.raises(backends.FusedUnavailable, match=message):
+        graph.relax(batch()[0], 2, engine="launch", backend="fused")
     conv = cep.convnet((1, 6, 6), channels=(2,), kernels=3, pools="m", fc=(3,), feedback="free").double()
     rule = cep.EP(conv, 4, 2, 0.2, gate="unit", engine="launch", backend="fused")
     with pytest.raises(backends.FusedUnavailable, match="only those for dense layers on the CPU have a gate"):
         rule.backward(torch.rand(2, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="engine must be one of 'auto', 'launch', 'graph', got 'teams'"):
-        ep_rule(net, engine="teams")
+        ep_rule(mlp(), engine="teams")
 
 
 @pytest.mark.parametrize("call", ["EP", "CEP"])

@@ -86,9 +86,7 @@ def test_ties_and_saturated_units(device: Device) -> None:
 @pytest.mark.parametrize("name", GOLDEN_CHAINS)
 def test_golden_cases(device: Device, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     emulated = device(16)
-    monkeypatch.setattr(
-        ops, "ep_step", lambda *args, precision, engine, **settings: emulated.ep_step(*args, **settings)
-    )
+    monkeypatch.setattr(ops, "ep_step", lambda *args, precision, engine, **phases: emulated.ep_step(*args, **phases))
     assert_chain_is_golden(name, "fused")
 
 

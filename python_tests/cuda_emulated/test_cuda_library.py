@@ -93,9 +93,7 @@ def test_every_chain(device: Device, number: int, feedback: str) -> None:
 
 @pytest.mark.parametrize("name", GOLDEN_CHAINS)
 def test_golden_cases(device: Device, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        ops, "ep_step", lambda *args, precision, engine, **settings: device().ep_step(*args, **settings)
-    )
+    monkeypatch.setattr(ops, "ep_step", lambda *args, precision, engine, **phases: device().ep_step(*args, **phases))
     assert_chain_is_golden(name, "fused")
 
 
