@@ -24,8 +24,8 @@ from .setting import setting, word
 
 def _rates(rule: Rule, name: str, lr: float | Sequence[float]) -> tuple[float, ...]:
     connections = len(rule.net.weights)
-    is_iterable = isinstance(lr, Iterable) and getattr(lr, "shape", None) != ()  # a tensor without axes is not
-    rates = list(lr) if isinstance(lr, Iterable) and is_iterable else [lr] * connections
+    is_number = not isinstance(lr, Iterable) or getattr(lr, "shape", None) == ()  # a tensor without axes is iterable
+    rates = [lr] * connections if is_number else list(lr)  # type: ignore[arg-type]
     if len(rates) != connections:
         raise ValueError(f"{name} must hold {connections} rates, input side first, got {len(rates)}: {shown(lr)}")
     return tuple(rate(f"{name}[{connection}]", value) for connection, value in enumerate(rates))
