@@ -70,7 +70,7 @@ struct NetworkShape {
         return true;
     return false;
   }
-  CEPROP_INLINE std::vector<int64_t> sizes(int layer, int64_t batch) const {
+  std::vector<int64_t> sizes(int layer, int64_t batch) const {
     const MapShape& map = layer == from_input ? input : layers[layer];
     if (is_map(layer)) return {batch, map.channels, map.height, map.width};
     return {batch, map.units()};
