@@ -67,8 +67,8 @@ TORCH_LIBRARY(ceprop_cuda, m) {
   // parameter, in place; symmetric: nudged_steps with +beta, as many without nudge or update, as many with -beta.
   // lr: per connection. Writes the states at the ends of the phases, as ep_step returns them, into free_states and
   // nudged_states ([B, n_l] each; twice as many nudged ones when symmetric). Returns the steps of these phases, [2], or
-  // [4] with the return between the two. update: "literal" | "low_rank" wherever exact, which is nowhere with
-  // convolutions | "auto", see model/costs.h.
+  // [4] with the return between the two. update: "literal" | "low_rank" wherever exact, which is in the fused
+  // kernels for dense layers | "auto", see model/costs.h.
   m.def(
       "cep_step(Tensor x, Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor(c!)[] feedback_weights, Tensor target, "
       "Tensor(d!)[] free_states, Tensor(e!)[] nudged_states, *, int free_steps, int nudged_steps, float? tolerance, "

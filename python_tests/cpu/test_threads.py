@@ -65,6 +65,28 @@ print(here == there[1], there[0] != there[1])
     assert "this process was forked from one that had used threads" in done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_works_on_a_graph() -> None:
+    """By PyTorch's own operators, which would wait for threads that are not there."""
+    done = run("""
+torch.set_num_threads(2)
+net = cep.graph([("input", "a", torch.nn.Conv2d(2, 8, 3, padding=1)), ("a", "b", torch.nn.Conv2d(8, 8, 3, padding=1)),
+    ("input", "b", torch.nn.Conv2d(2, 8, 1)), ("b", "out", torch.nn.Linear(512, 4))], input_shape=(2, 8, 8),
+    output="out").double()
+x = torch.rand(200, 2, 8, 8).double()
+torch.rand(500, 500) @ torch.rand(500, 500)
+states = net.relax(x, 4)
+child = os.fork()
+if child == 0:
+    found = net.relax(x, 4)
+    torch.set_num_threads(1)
+    print(all(torch.allclose(a, b) for a, b in zip(found, states)), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+""")
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 def test_the_number_of_threads_changes_no_bits() -> None:
     sums = {run(f"torch.set_num_threads({count})\nprint(work(2))").stdout for count in (1, 2)}
     assert len(sums) == 1

@@ -15,8 +15,8 @@ from cuda_emulation.builds import build
 from torch import Tensor
 
 from ceprop_cuda import ops
+from ceprop_cuda.choices import Gate, words
 from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge, logits, state_shapes
-from ceprop_cuda.spec.gates import GATES
 from ceprop_cuda.spec.reference import CEPResult, EPResult, PerParameter, Relaxed
 
 OPS = ("relax", "ep_step", "cep_step")
@@ -57,7 +57,7 @@ class EmulatedDevice:
     turns: dict[str, int] = field(default_factory=dict)  # most of the calls, by address of the instruction
 
     def obstacle(self, circuit: Circuit, x: Tensor, gate: str | None = None) -> str | None:
-        return "the kernels under the emulation have no gate" if gate else None
+        """The program itself refuses what it does not run."""
 
     def relax(
         self,
@@ -92,7 +92,7 @@ class EmulatedDevice:
     ) -> EPResult:
         call = _Call("ep_step", x.dtype)
         call.network(circuit, x, nudge, tolerance)
-        call.integers(free_steps, nudged_steps, symmetric, shared_update, GATES.index(gate), accumulate)
+        call.integers(free_steps, nudged_steps, symmetric, shared_update, (None, *words(Gate)).index(gate), accumulate)
         made, results = self._run(call)
         free = _states(circuit, x, results)
         nudged = [_states(circuit, x, results) for _ in range(1 + symmetric)]
@@ -124,7 +124,7 @@ class EmulatedDevice:
         synchronous = circuit.dynamics.schedule == "synchronous"
         call = _Call("cep_step", x.dtype)
         call.network(circuit, x, nudge, tolerance)
-        call.integers(free_steps, nudged_steps, symmetric, shared_update, GATES.index(gate))
+        call.integers(free_steps, nudged_steps, symmetric, shared_update, (None, *words(Gate)).index(gate))
         call.integers(self.low_rank and telescopes and synchronous)
         call.reals(weight_decay, *lr)
         made, results = self._run(call)
