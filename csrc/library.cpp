@@ -22,16 +22,18 @@
 //   "asynchronous"): see ceprop_cuda.Network
 //   tolerance finite, >= 0: a phase ends after a multiple of 4 steps in the last of which no unit moved by more
 //   precision "exact"; CUDA, float32 and sm_80 or newer also "tf32" | "bf16": to which the factors of a step's products
-//   are rounded; sums, states, parameters and what is learned stay float32
+//   are rounded; sums, states, parameters and what is learned stay float32; torch's operators have "tf32", of
+//   convolutions
 //   engine    "launch", the fused kernels, on CUDA in one launch: they take chains, and a gate only on the CPU and of
-//             dense layers | "graph", torch's operators with kernels around them, on CUDA recorded in a graph: they take
-//             anything | "auto", the fused kernels where they can run, and on CUDA are expected to be the faster
+//             dense layers | "graph", torch's operators with kernels around them, on CUDA recorded in a graph: they
+//             take anything | "auto", the fused kernels where they can run, and on CUDA are expected to be the faster
 // The last result is how many steps each phase took, int64, on x's device. Of the two ops that learn it is -1 in every
 // phase if a number of the call, a state or what is learned is NaN, infinite or beyond 2^56 (float64: 2^500): then no
 // parameter has moved, and gradients are zero. On the CPU a call can be interrupted by a signal, and then has done
 // nothing. Any strides are taken; results are contiguous. Nothing is written before all arguments have been checked.
-// The same call gives the same bits for every number of threads. No op is differentiable. On CUDA no op waits for the
-// device: class indices out of range are found by a device-side assertion.
+// The same call gives the same bits, by the fused kernels for every number of threads, by torch's operators for one. No
+// op is differentiable. On CUDA no op waits for the device, but where a call with a tolerance does not run in one
+// launch: class indices out of range are found by a device-side assertion.
 #include <torch/library.h>
 
 #define CEPROP_DYNAMICS                                                                                         \

@@ -30,7 +30,7 @@ inline std::string name_of_layer(int layer) {
 // output. Nothing else is known yet.
 class Joints {
  public:
-  Joints(size_t connections, bool readout, at::IntArrayRef joined) : readout_(readout) {
+  Joints(size_t connections, bool readout, at::IntArrayRef joined) {
     const int inner = static_cast<int>(connections) - readout;
     if (joined.empty()) {
       for (int c = 0; c < inner; ++c) joints_.push_back({c - 1, c, Kind::dense, {}});
@@ -51,8 +51,9 @@ class Joints {
 
   // The words for a connection.
   std::string name(int c) const {
-    const std::string above = c + 1 == count() && readout_ ? "the readout" : name_of_layer(joints_[c].above);
-    return element("weights", c) + " (" + name_of_layer(joints_[c].below) + " -> " + above + ")";
+    const Connection& one = joints_[c];
+    const std::string above = one.kind == Kind::readout ? "the readout" : name_of_layer(one.above);
+    return element("weights", c) + " (" + name_of_layer(one.below) + " -> " + above + ")";
   }
 
   // Connections in an order in which each comes after all that end at the layer below it.
@@ -125,7 +126,6 @@ class Joints {
                       " is part of a ring, or above one, in which no layer comes first");
   }
 
-  const bool readout_;
   std::vector<Connection> joints_;
   int layers_ = 0, output_ = -1;
   std::vector<int> depths_;

@@ -1,4 +1,5 @@
-// The kernels around a library's convolutions: pooling with its way back, and the moves of units. No torch.
+// The kernels around a library's convolutions and products: pooling with its way back, and the moves of units. No
+// torch.
 #pragma once
 
 #include <cuda_runtime_api.h>

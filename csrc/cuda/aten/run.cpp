@@ -28,10 +28,10 @@ void run_by_aten(const Call& call, const at::TensorOptions& options, bool tf32) 
   using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;
   const auto enqueue = [options, tf32](const Call& one) { aten::Phases<T, OnStream<T>>(options, tf32).run(one); };
   const bool is_captured = c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
-  TORCH_CHECK(
-      !(is_captured && call.stop.tolerance),
-      "a tolerance cannot be captured in a CUDA graph where convolutions fill the GPU: the host asks the device "
-      "whether to go on; leave tolerance out");
+  TORCH_CHECK(!(is_captured && call.stop.tolerance),
+              "a tolerance cannot be captured in a CUDA graph where a call does not run in one launch: the host asks "
+              "the device "
+              "whether to go on; leave tolerance out");
   if (is_captured || call.stop.tolerance)
     enqueue(call);
   else
