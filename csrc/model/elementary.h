@@ -15,8 +15,8 @@
 #define CEPROP_INLINE inline __attribute__((always_inline))
 #endif
 
-// What runs on the host only. Forced inline as well: kernels of one instruction set share no copy with others.
-#define CEPROP_HOST_INLINE inline __attribute__((always_inline))
+// The host inlines these as well. A device never calls them: they read vectors.
+#define CEPROP_HOST inline __attribute__((always_inline))
 
 // A function that calls what it is handed belongs to the side that is compiled: a lambda of the device cannot be called
 // from a function that is also the host's.

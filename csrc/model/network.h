@@ -55,52 +55,50 @@ struct NetworkShape {
   int output;                           // the layer that is nudged, or that the readout reads
   int64_t classes;                      // units of the output layer, or of the readout
 
-  CEPROP_HOST_INLINE int layer_count() const { return static_cast<int>(layers.size()); }
-  CEPROP_HOST_INLINE int connection_count() const { return static_cast<int>(connections.size()); }
-  CEPROP_HOST_INLINE int turn_count() const { return static_cast<int>(turns.size()); }
-  CEPROP_HOST_INLINE bool has_readout() const { return connections.back().kind == Kind::readout; }
-  CEPROP_HOST_INLINE const MapShape& below(int connection) const {
+  CEPROP_HOST int layer_count() const { return static_cast<int>(layers.size()); }
+  CEPROP_HOST int connection_count() const { return static_cast<int>(connections.size()); }
+  CEPROP_HOST int turn_count() const { return static_cast<int>(turns.size()); }
+  CEPROP_HOST bool has_readout() const { return connections.back().kind == Kind::readout; }
+  CEPROP_HOST const MapShape& below(int connection) const {
     const int layer = connections[connection].below;
     return layer == from_input ? input : layers[layer];
   }
-  CEPROP_HOST_INLINE MapShape above(int connection) const {
+  CEPROP_HOST MapShape above(int connection) const {
     if (connections[connection].kind == Kind::readout) return {classes, 1, 1};
     return layers[connections[connection].above];
   }
-  CEPROP_HOST_INLINE int64_t units_below(int connection) const { return below(connection).units(); }
-  CEPROP_HOST_INLINE int64_t units_above(int connection) const { return above(connection).units(); }
+  CEPROP_HOST int64_t units_below(int connection) const { return below(connection).units(); }
+  CEPROP_HOST int64_t units_above(int connection) const { return above(connection).units(); }
   // Whether the states of a layer, or the input, are [B, channels, height, width]; else they are [B, n].
-  CEPROP_HOST_INLINE bool is_map(int layer) const {
+  CEPROP_HOST bool is_map(int layer) const {
     for (const Connection& connection : connections)
       if (connection.kind == Kind::convolution && layer == (layer == from_input ? connection.below : connection.above))
         return true;
     return false;
   }
-  CEPROP_HOST_INLINE std::vector<int64_t> sizes(int layer, int64_t batch) const {
+  CEPROP_HOST std::vector<int64_t> sizes(int layer, int64_t batch) const {
     const MapShape& map = layer == from_input ? input : layers[layer];
     if (is_map(layer)) return {batch, map.channels, map.height, map.width};
     return {batch, map.units()};
   }
-  CEPROP_HOST_INLINE bool is_convolution(int connection) const {
-    return connections[connection].kind == Kind::convolution;
-  }
-  CEPROP_HOST_INLINE bool has_convolutions() const {
+  CEPROP_HOST bool is_convolution(int connection) const { return connections[connection].kind == Kind::convolution; }
+  CEPROP_HOST bool has_convolutions() const {
     for (const Connection& connection : connections)
       if (connection.kind == Kind::convolution) return true;
     return false;
   }
   // Says any connection as a convolution: a dense one has a kernel that covers the map below it.
-  CEPROP_HOST_INLINE Convolution as_convolution(int connection) const {
+  CEPROP_HOST Convolution as_convolution(int connection) const {
     if (is_convolution(connection)) return connections[connection].convolution;
     return {{below(connection).height, below(connection).width}, {1, 1}, {0, 0}, {1, 1}, Pool::none};
   }
-  CEPROP_HOST_INLINE int64_t weight_count(int connection) const {
+  CEPROP_HOST int64_t weight_count(int connection) const {
     if (!is_convolution(connection)) return units_above(connection) * units_below(connection);
     const auto& kernel = connections[connection].convolution.kernel;
     return above(connection).channels * below(connection).channels * kernel[0] * kernel[1];
   }
   // How often a connection's kernel is applied to a sample: once for each place of the map above, before a pooling.
-  CEPROP_HOST_INLINE int64_t position_count(int connection) const {
+  CEPROP_HOST int64_t position_count(int connection) const {
     const MapShape of = above(connection);
     return of.height * of.width * as_convolution(connection).places();
   }
