@@ -14,11 +14,10 @@ from torch import Tensor
 
 from . import ops
 from .choices import Backend, EngineName, Precision, Update
+from .messages import say
 from .spec import reference
 from .spec.dynamics import Circuit, Nudge
 from .spec.reference import CEPResult, EPResult, Relaxed
-
-log = logging.getLogger("ceprop_cuda")
 
 
 def exact(x: Tensor) -> AbstractContextManager[object]:
@@ -33,7 +32,7 @@ class FusedUnavailable(RuntimeError):
 
 @cache
 def say_once(level: int, message: str) -> None:
-    log.log(level, message)
+    say(message, level)
 
 
 def report(level: int, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What a training says, bars and log lines, none of which may end it."""
+"""What the package says, bars and log lines, none of which may end what it does."""
 
 from __future__ import annotations
 

@@ -181,5 +181,5 @@ def _case(name: str, batch: int) -> Case:
 
 
 def _comparable(preset: Preset) -> Preset:
-    """With a fixed sign of beta, so that all contenders do the same; a random one costs nothing."""
-    return replace(preset, nudging="positive")
+    """With a fixed sign of beta, as a random one costs nothing, and without a gate: so all contenders do the same."""
+    return replace(preset, nudging="positive", gate=None)
