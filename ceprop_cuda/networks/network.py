@@ -175,7 +175,7 @@ class Network(nn.Module):
             backend: "auto", "fused" or "reference"; only the reference is differentiable.
             tolerance: None, or stop already after 4, 8, 12, ... steps if the last of them moved no unit of any sample
                 by more than this. 0 stops only where further steps would change nothing.
-            precision: as for :class:`ceprop_cuda.EP`.
+            precision, engine: as for :class:`ceprop_cuda.EP`.
 
         Raises:
             ValueError, TypeError: a shape, dtype, device or setting does not fit; nothing was computed.
@@ -192,6 +192,7 @@ class Network(nn.Module):
             backend=backend,
             tolerance=tolerance,
             precision=precision,
+            engine=engine,
         )
         return ran.states
 

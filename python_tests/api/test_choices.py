@@ -12,6 +12,7 @@ from small_network import X, Y, network
 import ceprop_cuda as cep
 from ceprop_cuda import choices
 from ceprop_cuda.choices import words
+from ceprop_cuda.spec.losses import LOSSES
 
 TYPES = {name: of for name, of in vars(choices).items() if get_origin(of) is Literal}
 NETWORK = {"dynamics": "prototypical", "feedback": "tied", "readout": None, "schedule": "synchronous"}
@@ -24,7 +25,9 @@ def test_words_are_those_of_the_types() -> None:
 
 
 def words_of(call: Any, name: str) -> tuple[Any, ...]:
-    """What the signature of ``call`` says of this parameter."""
+    """What the signature of ``call`` says of this parameter, or of losses the table of the specification."""
+    if name == "loss":
+        return (None, *LOSSES)
     annotation = inspect.signature(call).parameters[name].annotation
     return words(eval(annotation, vars(typing) | vars(choices)))
 
@@ -45,14 +48,14 @@ def test_networks_take_what_their_signature_says(name: str) -> None:
     assert_taken(name, words_of(cep.Network, name), lambda **settings: cep.mlp(6, 5, 3, **settings))
 
 
-@pytest.mark.parametrize("name", ["nudge_at", "loss", "backend", "precision"])
+@pytest.mark.parametrize("name", ["nudge_at", "loss", "backend", "engine", "precision"])
 @pytest.mark.parametrize("method", ["relax", "settle"])
 def test_relaxation_takes_what_its_signature_says(method: str, name: str) -> None:
     call = getattr(network(output_activation="linear"), method)
     assert_taken(name, words_of(call, name), lambda **given: call(X, 1, target=Y, beta=0.1, **given))
 
 
-OF_BPTT = ["loss", "backend"]
+OF_BPTT = ["loss", "backend", "engine"]
 OF_EP = [*OF_BPTT, "nudging", "nudge_at", "gate", "precision"]
 OF_RULES = {cep.EP: OF_EP, cep.CEP: [*OF_EP, "update"], cep.BPTT: OF_BPTT}
 

@@ -114,7 +114,7 @@ def test_settings_of_a_run(tmp_path: Path) -> None:
         "nudging": "symmetric",
         "schedule": "asynchronous",
         "tolerance": 1e-3,
-        "gate": "none",
+        "gate": "connection",
         "device": "cpu",
         "epochs": 1,
     }

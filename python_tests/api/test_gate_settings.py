@@ -138,7 +138,7 @@ def test_a_run_goes_on_with_its_gate(in_folder: None) -> None:
     whole, halves = (read_checkpoint(Path(run))["network"] for run in ("whole", "halves"))
     assert list(whole) == list(halves)
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
-    assert small_run("--epochs", "2", "--out", "plain") == 0
+    assert small_run("--gate", "none", "--epochs", "2", "--out", "plain") == 0
     assert config_of("plain")["gate"] == "none" and config_of("plain")["rule"]["gate"] is None
     plain = read_checkpoint(Path("plain"))["network"]
     assert not all(torch.equal(whole[name], plain[name]) for name in whole)

@@ -72,6 +72,7 @@ def test_its_settings_are_those_of_any_rule() -> None:
         "free_steps",
         "loss",
         "backend",
+        "engine",
         "gain",
         "only_bias",
     ]

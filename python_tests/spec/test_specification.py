@@ -23,4 +23,4 @@ def test_it_imports_nothing_else_of_the_package(path: Path) -> None:
 
 
 def test_the_files_are_found() -> None:
-    assert [path.stem for path in FILES] == ["__init__", "connections", "dynamics", "gates", "reference"]
+    assert [path.stem for path in FILES] == ["__init__", "connections", "dynamics", "gates", "losses", "reference"]

@@ -14,7 +14,7 @@ def small(name: str, batch: int = 5, **changes: object) -> Case:
     """A published setting with few units and steps."""
     preset = PRESETS[name]
     hidden = (12, 11, 10)[: len(preset.hidden)]
-    preset = replace(preset, hidden=hidden, free_steps=4, nudged_steps=3, nudging="positive")
+    preset = replace(preset, hidden=hidden, free_steps=4, nudged_steps=3, nudging="positive", gate=None)
     return Case(name, preset, batch, inputs=7, classes=3, **changes)
 
 
