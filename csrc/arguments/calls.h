@@ -107,14 +107,13 @@ inline Nudge check_nudge(double beta, std::string_view nudge_at, std::string_vie
   check_number("beta", beta, beta != 0, "a finite number other than 0 in a nudged phase");
   const Nudge nudge{beta, parse_nudge_at(nudge_at), parse_loss(loss)};
   if (settings.readout) {
-    TORCH_CHECK_VALUE(nudge.loss == Loss::cross_entropy, "loss must be 'cross_entropy' with a readout, got '", loss,
-                      "'");
+    TORCH_CHECK_VALUE(!is_of_units(nudge.loss), "loss must be one of logits with a readout, as 'cross_entropy', got '",
+                      loss, "'");
     TORCH_CHECK_VALUE(nudge.at == NudgeAt::drive, "nudge_at must be 'drive' with a readout, got '", nudge_at, "'");
-  } else if (nudge.loss == Loss::cross_entropy) {
-    TORCH_CHECK_VALUE(
-        settings.output_activation == "linear",
-        "loss = 'cross_entropy' needs output_activation = 'linear' or a readout, got output_activation = '",
-        settings.output_activation, "'");
+  } else if (!is_of_units(nudge.loss)) {
+    TORCH_CHECK_VALUE(settings.output_activation == "linear", "loss = '", loss,
+                      "' needs output_activation = 'linear' or a readout, got output_activation = '",
+                      settings.output_activation, "'");
   }
   return nudge;
 }

@@ -31,6 +31,11 @@ struct Ends {
   const Slopes& slopes;
 };
 
+// What sample_error() of the model computes of each sample, by torch's operators; for every loss of samples one.
+inline Tensor cross_entropy_error(const Tensor& target, const Tensor& logits) {
+  return target - at::softmax(logits, 1);
+}
+
 template <class T, class Kernels>
 class Graph {
  public:
@@ -78,11 +83,16 @@ class Graph {
     return states;
   }
 
-  // y - softmax of the logits, [B, classes]: of the states of the output layer, or of a readout.
-  Tensor error(const States& states) const {
+  // The error of a loss of samples, [B, classes], at the logits: the states of the output layer, or those of a readout.
+  Tensor error(Loss loss, const States& states) const {
     const Tensor& output = states.state[shape_.output];
-    const Tensor logits = shape_.has_readout() ? connections.way_up(inner_count(), output, false) : output;
-    return target_ - at::softmax(logits.flatten(1), 1);
+    const Tensor read = shape_.has_readout() ? connections.way_up(inner_count(), output, false) : output;
+    const Tensor logits = read.flatten(1);
+#define CEPROP_ERROR(name) \
+  if (loss == Loss::name) return name##_error(target_, logits);
+    CEPROP_SAMPLE_LOSSES(CEPROP_ERROR)
+#undef CEPROP_ERROR
+    return Tensor();
   }
 
   // One step, nudged by `nudge.beta` if that is not 0. `moves` [1], if defined, becomes 1 where a unit moves by more
@@ -184,7 +194,7 @@ class Graph {
     for (const int l : turn) {
       Tensor above = sum_of(down, leaving_[l]), pull;
       if (l == shape_.output && nudge.beta != 0) {
-        pull = is_of_units(nudge.loss) ? target_ : error(now).mul_(nudge.beta);
+        pull = is_of_units(nudge.loss) ? target_ : error(nudge.loss, now).mul_(nudge.beta);
         if (shape_.has_readout()) {
           above = connections.way_down(inner_count(), pull);
           pull = Tensor();

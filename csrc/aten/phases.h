@@ -50,7 +50,7 @@ class Phases {
       const Slopes slopes = graph.slopes_at(walked.free, call.gate);
       learn(graph, call, walked.ends(stages, slopes), by(stages.divisor, true), gradients);
     }
-    learn_readout(graph, stages, walked, by(stages.nudged, true), gradients);
+    learn_readout(graph, call, stages, walked, by(stages.nudged, true), gradients);
     const Tensor broken = say_if_broken(graph, call, stages);
     for_each(gradients, [&](const Tensor& gradient) { gradient.masked_fill_(broken, 0); });
   }
@@ -73,7 +73,7 @@ class Phases {
       learn(graph, call, ends, by(stage.divisor), moving);
       graph.forget_input();
     });
-    learn_readout(graph, stages, walked, by(stages.nudged), moving);
+    learn_readout(graph, call, stages, walked, by(stages.nudged), moving);
     const Tensor broken = say_if_broken(graph, call, stages);
     Tensors moved;
     for_each(moving, [&](const Tensor& parameter) { moved.push_back(parameter); });
@@ -189,14 +189,14 @@ class Phases {
 
   // The readout's contrast, if there is one, summed over the ends of the nudged phases.
   template <class BlendOf>
-  static void learn_readout(const OfGraph& graph, const Stages& stages, const Walked& walked, const BlendOf& blend_of,
-                            const Parameters& to) {
+  static void learn_readout(const OfGraph& graph, const LearnCall<T>& call, const Stages& stages, const Walked& walked,
+                            const BlendOf& blend_of, const Parameters& to) {
     const int readout = graph.inner_count();
     if (static_cast<size_t>(readout) == to.weights.size()) return;
     Tensor of_weights, of_bias;
     for (int phase = 0; phase < stages.nudged; ++phase) {
       const States& end = phase + 1 < stages.nudged ? walked.plus : walked.last;
-      const Tensor error = graph.error(end), sum = error.sum(0);
+      const Tensor error = graph.error(call.nudge.loss, end), sum = error.sum(0);
       graph.look(error);
       const Tensor product = graph.readout_contrast(error, end);
       of_weights = phase == 0 ? product : of_weights + product;
