@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from types import NoneType
 from typing import Any, Literal, TypeAlias, get_args, get_origin
 
@@ -27,7 +26,6 @@ Precision: TypeAlias = Literal["exact", "tf32", "bf16"]
 EngineName: TypeAlias = Literal["auto", "launch", "graph"]
 
 
-@cache
 def words(of: Any) -> tuple[Any, ...]:
     """The values of one of these types, or of a union of some and None, in the order in which they are written."""
     parts = get_args(of)

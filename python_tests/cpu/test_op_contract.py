@@ -103,6 +103,7 @@ def test_compiles_with_parameters_and_refuses_their_gradient(op: str) -> None:
         result.sum().backward()
 
 
+@pytest.mark.filterwarnings("error:Dynamo")  # of what it cannot trace as it is
 def test_networks_compile() -> None:
     net = cep.mlp(*SIZES, free_steps=3)
     x = torch.rand(4, 6)
