@@ -27,11 +27,12 @@ EngineName: TypeAlias = Literal["auto", "launch", "graph"]
 
 
 def words(of: Any) -> tuple[Any, ...]:
-    """The values of one of these types, or of a union of some and None, in the order in which they are written."""
+    """The values of one of these types, in the order in which they are written; of a union with None it comes first."""
     parts = get_args(of)
     if get_origin(of) is Literal:
         return parts
-    return tuple(word for part in parts for word in ((None,) if part is NoneType else words(part)))
+    inner = tuple(word for part in parts if part is not NoneType for word in words(part))
+    return (None, *inner) if NoneType in parts else inner
 
 
 def chosen(name: str, value: object, of: Any) -> Any:
