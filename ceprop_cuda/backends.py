@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,7 +44,9 @@ def report(level: int, message: str) -> None:
 class Engine(Protocol):
     """What computes phases and learning. The functions are those of ``spec/reference.py``, which says what they do."""
 
-    stores_only_finite: bool  # cep_step moves the parameters in place, and nothing moves where numbers are not finite
+    @property
+    def stores_only_finite(self) -> bool:
+        """Whether cep_step moves the parameters in place, and nothing moves where numbers are not finite."""
 
     def obstacle(self, circuit: Circuit, x: Tensor, gate: str | None = None) -> str | None:
         """Why it cannot take this input, or learn from it with this gate; None if it can."""
@@ -92,15 +93,16 @@ class Reference:
         return reference.cep_step(circuit, x, nudge, **settings)
 
 
-@dataclass(frozen=True)
-class Kernels:
+class Kernels(NamedTuple):
     """The compiled kernels as an engine, and the settings that are theirs alone; see :class:`ceprop_cuda.CEP`."""
 
     precision: Precision = "exact"
     engine: EngineName = "auto"
     update: Update = "auto"
 
-    stores_only_finite = True
+    @property
+    def stores_only_finite(self) -> bool:
+        return True
 
     def obstacle(self, circuit: Circuit, x: Tensor, gate: str | None = None) -> str | None:
         return ops.obstacle(circuit, x, self.precision, gate, self.engine)

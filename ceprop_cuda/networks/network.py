@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..backends import Kernels, engine_for, exact
 from ..checks import one_of, real_number, shown, tolerance_or_none, whole_number
-from ..choices import Backend, DynamicsKind, EngineName, Feedback, NudgeAt, Precision, Readout, Schedule, chosen
+from ..choices import Backend, DynamicsKind, EngineName, Feedback, NudgeAt, Precision, Readout, Schedule, chosen, words
 from ..spec import losses, reference
 from ..spec.connections import chain
 from ..spec.dynamics import ACTIVATIONS, Circuit, Dynamics, Nudge, energy, phi
@@ -19,6 +19,8 @@ from ..validate import check_input, check_states, check_target
 from .chain import chain_of
 from .graphs import Graph, graph_of
 from .layout import refuse_changes
+
+BACKENDS, PRECISIONS, ENGINES = words(Backend), words(Precision), words(EngineName)
 
 
 class Network(nn.Module):
@@ -213,8 +215,8 @@ class Network(nn.Module):
     ) -> reference.Relaxed:
         """As :meth:`relax`, a pair ``(states, steps)``: ``steps`` ``(1,)`` int64 is the number of steps that were made,
         on the device of the states, so that asking for it waits for no GPU."""
-        chosen("backend", backend, Backend)
-        kernels = Kernels(chosen("precision", precision, Precision), chosen("engine", engine, EngineName))
+        one_of("backend", backend, BACKENDS)
+        kernels = Kernels(one_of("precision", precision, PRECISIONS), one_of("engine", engine, ENGINES))
         steps = whole_number("steps", steps, 0)
         tolerance = tolerance_or_none(tolerance)
         circuit = self.circuit()

@@ -54,15 +54,14 @@ class Structure:
     output: int  # the layer that is nudged
     turns: tuple[tuple[int, ...], ...] | None = None  # the layers of each turn of a step; None: as the schedule says
     is_chain: bool = field(default=False, compare=False)  # convolutions, then dense, layer by layer
+    layers: int = field(init=False, compare=False)  # the number of layers with states
+    inner: list[int] = field(
+        init=False, compare=False
+    )  # the connections between two layers, which carry something back
 
-    @property
-    def layers(self) -> int:
-        return 1 + max(c.above for c in self.connections)
-
-    @property
-    def inner(self) -> list[int]:
-        """The connections between two layers, which carry something back."""
-        return [e for e, c in enumerate(self.connections) if c.below != INPUT]
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", 1 + max(c.above for c in self.connections))
+        object.__setattr__(self, "inner", [e for e, c in enumerate(self.connections) if c.below != INPUT])
 
     def depths(self) -> list[int]:
         """Of each layer the number of connections on the longest path from the input."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -85,7 +84,7 @@ class CEP(NudgedRule):
         return super().settings() | {"lr": tuple(group.get("initial_lr", group["lr"]) for group in groups)}
 
     def kernels(self) -> Kernels:
-        return replace(super().kernels(), update=self.update)
+        return Kernels(self.precision, self.engine, self.update)
 
     def work(self) -> Work:
         return super().work()._replace(continual=True, weight_decay=self.weight_decay != 0, update=self.update)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -36,16 +36,22 @@ def rates_and_decay(optimizer: torch.optim.Optimizer, connections: int) -> tuple
                 f"{name} of rule.optimizer must stay {PLAIN[name]}, as continual EP takes plain steps in its phase, "
                 f"got {shown(group[name])} in group {number} (of a scheduler that cycles it: cycle_momentum=False)"
             )
-    rates = [rate(f"lr[{number}]", group["lr"]) for number, group in enumerate(groups)]
+    rates = [group["lr"] for group in groups]
+    if not all(map(_is_rate, rates)):
+        rates = [rate(f"lr[{number}]", value) for number, value in enumerate(rates)]
     decays = [rate("weight_decay", group["weight_decay"]) for group in groups]
     if len(set(decays)) > 1:
         raise ValueError(f"weight_decay must be the same in all groups of rule.optimizer, got {decays}")
     return rates, decays[0]
 
 
+def _is_rate(value: object) -> TypeGuard[float]:
+    return type(value) is float and 0 <= value < math.inf
+
+
 def rate(name: str, value: object) -> float:
     """``value`` as a float; ValueError if it is no rate."""
-    if type(value) is float and 0 <= value < math.inf:
+    if _is_rate(value):
         return value
     return real_number(name, value, lambda number: number >= 0, "a finite number >= 0")
 

@@ -68,7 +68,7 @@ class NudgedRule(Rule):
         return self.relaxed(circuit, x, self.free_steps, self.tolerance)
 
     def kernels(self) -> Kernels:
-        return replace(super().kernels(), precision=self.precision)
+        return Kernels(self.precision, self.engine)
 
     @property
     def is_symmetric(self) -> bool:

@@ -41,7 +41,8 @@ def setting(
 
 
 class Setting:
-    """What :func:`setting` puts into a class; a value lies in the instance's ``__dict__``, under the same name."""
+    """What :func:`setting` puts into a class; a value lies in the instance's ``__dict__``, under the same name, where
+    it is read without this class: a step reads two dozen of them."""
 
     name: str
     annotation: Any
@@ -59,12 +60,10 @@ class Setting:
     def __get__(self, rule: Checked | None, owner: type | None = None) -> Any:
         if rule is None:
             return self
-        try:
-            return vars(rule)[self.name]
-        except KeyError:
-            raise AttributeError(f"{type(rule).__name__}.{self.name} is not set yet") from None
+        raise AttributeError(f"{type(rule).__name__}.{self.name} is not set yet")
 
-    def __set__(self, rule: Checked, value: Any) -> None:
+    def set(self, rule: Checked, value: Any) -> None:
+        """Check ``value`` and keep it."""
         rule._wrong.pop(self.name, None)
         try:
             self.keep(rule, self.check(rule, self.name, value))
@@ -123,6 +122,13 @@ class Checked:
             setattr(self, name, value)
         self.refuse_wrong_settings()
         self._is_made = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        each = self._settings.get(name)
+        if each is None:
+            super().__setattr__(name, value)
+        else:
+            each.set(self, value)
 
     def refuse_wrong_settings(self) -> None:
         """Raise the ValueError or TypeError of a setting that is wrong, or does not go with another one."""
