@@ -222,15 +222,17 @@ inline void check_layers(NetworkShape& shape, const Joints& joints, at::TensorLi
       shape.classes = found.units();
       continue;
     }
-    const int layer = shape.connections[c].above;
-    if (first[layer] < 0) {
+    const int layer = shape.connections[c].above, other = first[layer];
+    if (other < 0) {
       shape.layers[layer] = found;
       first[layer] = c;
+      continue;
     }
-    const std::string given = words(c, found), known = words(first[layer], shape.layers[layer]);
-    TORCH_CHECK_VALUE(given == known, joints.name(c), " gives states of shape ", given, ", but ",
-                      joints.name(first[layer]), " gives ", known,
-                      ": all connections that end at a layer must give one shape");
+    const MapShape& known = shape.layers[layer];
+    TORCH_CHECK_VALUE(shape.is_convolution(c) == shape.is_convolution(other) && found.channels == known.channels &&
+                          found.height == known.height && found.width == known.width,
+                      joints.name(c), " gives states of shape ", words(c, found), ", but ", joints.name(other),
+                      " gives ", words(other, known), ": all connections that end at a layer must give one shape");
   }
 }
 
