@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -51,15 +50,7 @@ class Engine(Protocol):
     def obstacle(self, circuit: Circuit, x: Tensor, gate: str | None = None) -> str | None:
         """Why it cannot take this input, or learn from it with this gate; None if it can."""
 
-    def relax(
-        self,
-        circuit: Circuit,
-        x: Tensor,
-        steps: int,
-        states: Sequence[Tensor] | None = None,
-        nudge: Nudge | None = None,
-        tolerance: float | None = None,
-    ) -> Relaxed: ...
+    def relax(self, circuit: Circuit, x: Tensor, steps: int, **settings: Any) -> Relaxed: ...
 
     def ep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> EPResult: ...
 
@@ -74,16 +65,8 @@ class Reference:
     def obstacle(self, circuit: Circuit, x: Tensor, gate: str | None = None) -> None:
         return None
 
-    def relax(
-        self,
-        circuit: Circuit,
-        x: Tensor,
-        steps: int,
-        states: Sequence[Tensor] | None = None,
-        nudge: Nudge | None = None,
-        tolerance: float | None = None,
-    ) -> Relaxed:
-        return reference.relax(circuit, x, steps, states, nudge, tolerance)
+    def relax(self, circuit: Circuit, x: Tensor, steps: int, **settings: Any) -> Relaxed:
+        return reference.relax(circuit, x, steps, **settings)
 
     def ep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> EPResult:
         return reference.ep_step(circuit, x, nudge, **settings)
@@ -107,16 +90,8 @@ class Kernels(NamedTuple):
     def obstacle(self, circuit: Circuit, x: Tensor, gate: str | None = None) -> str | None:
         return ops.obstacle(circuit, x, self.precision, gate, self.engine)
 
-    def relax(
-        self,
-        circuit: Circuit,
-        x: Tensor,
-        steps: int,
-        states: Sequence[Tensor] | None = None,
-        nudge: Nudge | None = None,
-        tolerance: float | None = None,
-    ) -> Relaxed:
-        return ops.relax(circuit, x, steps, states, nudge, tolerance, precision=self.precision, engine=self.engine)
+    def relax(self, circuit: Circuit, x: Tensor, steps: int, **settings: Any) -> Relaxed:
+        return ops.relax(circuit, x, steps, **settings, precision=self.precision, engine=self.engine)
 
     def ep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> EPResult:
         return ops.ep_step(circuit, x, nudge, **settings, precision=self.precision, engine=self.engine)

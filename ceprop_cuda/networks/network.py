@@ -233,7 +233,7 @@ class Network(nn.Module):
             raise ValueError(f"beta must be 0 without a target, got {shown(beta)}; pass target= to nudge")
         engine_to_run = engine_for(backend, kernels, circuit, x)
         with exact(x):
-            return engine_to_run.relax(circuit, x, steps, states, nudge, tolerance)
+            return engine_to_run.relax(circuit, x, steps, states=states, nudge=nudge, tolerance=tolerance)
 
     def forward(self, x: Tensor) -> Tensor:
         """Output units or readout logits ``(B, classes)`` after ``free_steps`` free steps; x ``(B, *input_shape)``."""

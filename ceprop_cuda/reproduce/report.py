@@ -107,8 +107,7 @@ def _settings(run: Run) -> str:
     unusual = " asynchronous" if config["schedule"] == "asynchronous" else ""
     unusual += "" if config["nudging"] == "positive" else f" {config['nudging'].replace('_', ' ')}"
     unusual += "" if config["tolerance"] is None else f" tolerance {config['tolerance']:g}"
-    gate = config.get("gate", "none")  # runs from before there were gates had none
-    unusual += "" if gate == "none" else f" gate {gate}"
+    unusual += "" if config["gate"] == "none" else f" gate {config['gate']}"
     unusual += "" if config["device"] == "cpu" else f" on {config['device']}"
     phases = f"T {free_steps} K {nudged_steps}{beta} B {config['batch']}"
     return f"{rule['name']} on {config['data']}: {phases} lr {rates}{unusual}"

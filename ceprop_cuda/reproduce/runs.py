@@ -56,7 +56,8 @@ class Run:
         return len(self.history()) == self.epochs
 
     def config(self) -> dict[str, Any]:
-        return read_json_object(self.folder / CONFIG)
+        """As config.json has it; runs from before there were gates had none."""
+        return {"gate": "none"} | read_json_object(self.folder / CONFIG)
 
     def refuse_another(self) -> None:
         """ValueError if the folder holds a run of something else."""
@@ -68,7 +69,6 @@ class Run:
         preset = PRESETS[self.row.preset]
         wanted |= {"schedule": self.row.schedule or preset.schedule, "nudging": self.row.nudging or preset.nudging}
         wanted |= {} if self.row.bptt else {"gate": preset.gate or "none"}
-        config.setdefault("gate", "none")  # runs from before there were gates had none
         for key, value in wanted.items():
             if config.get(key) != value:
                 raise ValueError(
