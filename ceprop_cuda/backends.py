@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -52,9 +53,21 @@ class Engine(Protocol):
 
     def relax(self, circuit: Circuit, x: Tensor, steps: int, **settings: Any) -> Relaxed: ...
 
-    def ep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> EPResult: ...
+    def ep_step(
+        self, circuit: Circuit, x: Tensor, nudge: Nudge, *, free_steps: int, nudged_steps: int, **settings: Any
+    ) -> EPResult: ...
 
-    def cep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> CEPResult: ...
+    def cep_step(
+        self,
+        circuit: Circuit,
+        x: Tensor,
+        nudge: Nudge,
+        *,
+        free_steps: int,
+        nudged_steps: int,
+        lr: Sequence[float],
+        **settings: Any,
+    ) -> CEPResult: ...
 
 
 class Reference:

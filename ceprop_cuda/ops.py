@@ -70,7 +70,7 @@ def _fused_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str | Non
     """Why the fused kernels of x's device cannot take this."""
     if not circuit.structure.is_chain:
         return "they take chains of layers, this network is a graph"
-    if gate is not None and (circuit.convolutions or x.is_cuda):
+    if gate is not None and (circuit.structure.convolutions or x.is_cuda):
         return f"only those for dense layers on the CPU have a gate, got gate={gate!r}"
     return _launch_obstacle(**_launch_settings(circuit, x, precision)) if x.is_cuda else None
 
@@ -97,9 +97,10 @@ def _is_transformed() -> bool:
 def launch_plan(circuit: Circuit, x: Tensor, precision: str = "exact", engine: str = "auto") -> dict[str, Any]:
     """How a call without a gate runs on x's CUDA device: in one launch, or by PyTorch's operators if ``exchange`` is
     "library". ValueError if it cannot. See launch_plan.h in csrc/cuda, or with convolutions in csrc/cuda/conv."""
-    if circuit.convolutions:
+    structure = circuit.structure
+    if structure.is_chain and structure.convolutions:
         return _planned(**_launch_settings(circuit, x, precision), engine=engine)
-    if circuit.structure.is_chain and engine != "graph":
+    if structure.is_chain and engine != "graph":
         try:
             return _planned(**_launch_settings(circuit, x, precision))
         except ValueError:
@@ -112,7 +113,7 @@ def _launch_settings(circuit: Circuit, x: Tensor, precision: str) -> dict[str, A
     return {
         "index": x.device.index,
         **_launch_shape(circuit, x),
-        "readout": circuit.readout,
+        "readout": circuit.structure.has_readout,
         "energy": circuit.dynamics.kind == "energy",
         "asynchronous": circuit.dynamics.schedule == "asynchronous",
         "batch": len(x),
@@ -123,15 +124,16 @@ def _launch_settings(circuit: Circuit, x: Tensor, precision: str) -> dict[str, A
 
 def _launch_shape(circuit: Circuit, x: Tensor) -> dict[str, Any]:
     """What _C.launch_plan asks of a dense network, or _C.convolution_launch_plan of one with convolutions."""
-    if not circuit.convolutions:
+    structure = circuit.structure
+    if not structure.convolutions:
         return {"widths": (x.shape[1], *(w.shape[0] for w in circuit.weights))}
     shapes: list[tuple[int, ...]] = [tuple(x.shape[1:]), *state_shapes(circuit, x.shape[2:])]
-    shapes += [(len(circuit.weights[-1]),)] * circuit.readout
-    made = zip(circuit.convolutions, circuit.weights, strict=False)
+    shapes += [(len(circuit.weights[-1]),)] * structure.has_readout
+    made = zip(structure.convolutions, circuit.weights, strict=False)
     return {
         "maps": tuple((*shape, 1, 1)[:3] for shape in shapes),
         "made": tuple((*w.shape[2:], *c.stride, *c.padding, *_window(c)) for c, w in made),
-        "pools": _pool_letters(circuit.convolutions),
+        "pools": _pool_letters(structure.convolutions),
         "free_feedback": circuit.free_feedback is not None,
     }
 
@@ -271,7 +273,7 @@ def check_writable(circuit: Circuit) -> None:
 
 def _with_own_readout(circuit: Circuit) -> Circuit:
     """``circuit`` with a copy of its readout, if it has one: the op moves the original."""
-    if not circuit.readout:
+    if not circuit.structure.has_readout:
         return circuit
     c = circuit.biases[-1]
     return replace(
@@ -296,7 +298,7 @@ def _dynamics(circuit: Circuit) -> dict[str, Any]:
         "clip": d.clip,
         "schedule": d.schedule,
         "feedback": "tied" if circuit.free_feedback is None else "free",
-        "readout": circuit.readout,
+        "readout": circuit.structure.has_readout,
         **_structure(circuit.structure),
     }
 
@@ -305,11 +307,11 @@ def _structure(structure: Structure) -> dict[str, Any]:
     """How layers are joined, as the ops take it; nothing of a chain of dense layers."""
     settings: dict[str, Any] = {}
     if not structure.is_chain:
-        settings["joined"] = [layer for c in structure.connections for layer in (c.below, c.above)]
+        settings["joined"] = [layer for c in structure.moving for layer in (c.below, c.above)]
     if structure.turns is not None:
         turn_of = {layer: turn for turn, layers in enumerate(structure.turns) for layer in layers}
         settings["turns"] = [turn_of[layer] for layer in range(structure.layers)]
-    made = [c.convolution for c in structure.connections]
+    made = [c.convolution for c in structure.moving]
     while made and made[-1] is None:
         made.pop()
     if made:

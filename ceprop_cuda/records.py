@@ -61,7 +61,7 @@ def refuse_not_finite(
         is_fine = all(is_finite(tensor) for tensor in (x, target, *circuit.parameters(), *ran.free_states, *learned))
     else:
         assert not isinstance(ran, reference.BPTTResult)
-        is_fine = ran.steps.is_cuda or ran.steps[0].item() >= 0
+        is_fine = ran.steps.is_cuda or ran.steps.tolist()[0] >= 0
     if not is_fine:
         nudged = [] if isinstance(ran, reference.BPTTResult) else ran.nudged_states
         raise NotStored(what_is_not_finite(layers, circuit, x, target, [ran.free_states, *nudged]))

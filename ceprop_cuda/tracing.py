@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _C  # noqa: F401 which defines the ops
-from .spec.connections import INPUT, POOLS_BY_LETTER, Connection, Convolution, Structure
+from .spec.connections import ANSWER, INPUT, POOLS_BY_LETTER, Connection, Convolution, Structure
 from .spec.dynamics import Circuit, Dynamics, state_shapes
 
 DENSE = "d"  # the letter of a connection that is no convolution
@@ -33,21 +33,24 @@ def _shapes(
     **_settings: Any,
 ) -> list[tuple[int, ...]]:
     """Of one sample's states, from the arguments of an op."""
-    inner = len(weights) - readout
+    moving = len(weights) - readout
     pairs = [list(zip(of[::2], of[1::2], strict=True)) for of in (strides, paddings, windows)]
     made = [
         None if letter == DENSE else Convolution(s, p, POOLS_BY_LETTER[letter], w)
         for letter, s, p, w in zip(pools, *pairs, strict=True)
     ]
-    made += [None] * (inner - len(made))
-    ends = list(zip(joined[::2], joined[1::2], strict=True)) or [(c - 1, c) for c in range(inner)]
-    structure = Structure(tuple(Connection(*end, of) for end, of in zip(ends, made, strict=True)), output=0)
+    made += [None] * (moving - len(made))
+    ends = list(zip(joined[::2], joined[1::2], strict=True)) or [(c - 1, c) for c in range(moving)]
+    connections = [Connection(*end, of) for end, of in zip(ends, made, strict=True)]
+    output = connections[-1].above  # of a chain; states' shapes ask for no graph's
+    connections += [Connection(output, ANSWER)] * readout
+    structure = Structure(tuple(connections), output)
     reached = {INPUT}
     for _ in ends:
         reached |= {above for below, above in ends if below in reached}
     if reached != {INPUT, *range(structure.layers)}:
         raise ValueError(f"joined must lead from the input to every layer, got {joined}")
-    return state_shapes(Circuit(weights, [], None, Dynamics(), readout, joined=structure), x.shape[2:])
+    return state_shapes(Circuit(weights, [], None, Dynamics(), structure), x.shape[2:])
 
 
 def _new_steps(x: Tensor, phases: int) -> Tensor:

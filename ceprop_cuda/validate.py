@@ -34,35 +34,41 @@ def check_input(circuit: Circuit, x: Tensor, shape: tuple[int, ...], takes_flat:
     odd = next((p for p in circuit.parameters() if p.dtype != x.dtype or p.device != x.device), None)
     if odd is not None:
         raise TypeError(f"all parameters must be {x.dtype} on {x.device}, got one of {odd.dtype} on {odd.device}")
-    return x.flatten(1) if all(c.convolution is None for c in circuit.connections) else x
+    return x if circuit.structure.convolutions else x.flatten(1)
 
 
 def check_target(x: Tensor, target: Tensor, classes: int) -> Tensor:
     """``target`` as ``(B, classes)`` in x's dtype; ValueError or TypeError if it does not fit."""
     batch = x.shape[0]
-    wanted = f"class indices ({batch},) int64 or float targets ({batch}, {classes})"
+
+    def wrong(kind: type[Exception], got: object) -> Exception:
+        wanted = f"class indices ({batch},) int64 or float targets ({batch}, {classes})"
+        return kind(f"the target must be {wanted}, got {got}")
+
     if not isinstance(target, Tensor):
-        raise TypeError(f"the target must be {wanted}, got {type(target).__name__}")
+        raise wrong(TypeError, type(target).__name__)
     if target.layout != torch.strided:
         raise TypeError(f"the target must be a dense tensor, got one of layout {target.layout}: give .to_dense()")
-    got = f"{tuple(target.shape)} {target.dtype}"
     if target.device != x.device:
         raise ValueError(f"the target must be on {x.device} like x, got {target.device}")
-    if tuple(target.shape) not in ((batch,), (batch, classes)):
-        raise ValueError(f"the target must be {wanted}, got {got}")
+    if target.shape not in ((batch,), (batch, classes)):
+        raise wrong(ValueError, f"{tuple(target.shape)} {target.dtype}")
     if target.ndim == 2:
         if not target.is_floating_point():
-            raise TypeError(f"the target must be {wanted}, got {got}")
+            raise wrong(TypeError, f"{tuple(target.shape)} {target.dtype}")
         return target.to(x.dtype)
     if target.dtype != torch.int64:
-        raise TypeError(f"the target must be {wanted}, got {got}")
+        raise wrong(TypeError, f"{tuple(target.shape)} {target.dtype}")
     if target.is_cuda:  # reading a number would wait for the device
         torch._assert_async(((target >= 0) & (target < classes)).all(), f"class indices must lie in 0 .. {classes - 1}")
-    else:
+    one_hot = x.new_zeros(batch, classes)
+    try:
+        return one_hot.scatter_(1, target.unsqueeze(1), 1)
+    except RuntimeError:  # scatter_ looks at the indices on the CPU anyway: looking here as well would take longer
         low, high = (end.item() for end in target.aminmax())
-        if low < 0 or high >= classes:
-            raise ValueError(f"class indices must lie in 0 .. {classes - 1}, got {low} .. {high}")
-    return x.new_zeros(batch, classes).scatter_(1, target[:, None], 1)
+        if low >= 0 and high < classes:
+            raise
+        raise ValueError(f"class indices must lie in 0 .. {classes - 1}, got {low} .. {high}") from None
 
 
 def check_states(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> None:

@@ -1,10 +1,10 @@
-// The ops, for any device: checks, memory, and one kernel call each. Contracts: library.cpp.
+// The ops check their arguments, take memory and call one kernel, on any device. library.cpp holds their contracts.
 //
-// A Device is made for one call, from x and the precision and the engine asked for, which it may refuse. It has
-//   device.new_steps(phases)               where phases note how many steps they took, int64 [phases]
-//   one_hot(target, x, classes)     class indices [B] as floats [B, classes]
-//   run(call)                       RelaxCall, EpCall or CepCall
-//   clear_unless_finite(steps, gradients)  gradients are zero if the steps say that they are not finite
+// A Device serves one call. It is built from x and the precision and the engine asked for, which it may refuse, and has
+//   new_steps(phases)               returns where phases note how many steps they took, int64 [phases]
+//   one_hot(target, x, classes)     returns class indices [B] as floats [B, classes]
+//   run(call)                       runs a RelaxCall, EpCall or CepCall
+//   clear_unless_finite(steps, gradients)  sets gradients to zero if the steps say that they are not finite
 #pragma once
 
 #include "arguments/calls.h"

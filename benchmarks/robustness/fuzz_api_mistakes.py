@@ -15,6 +15,7 @@ import torch
 
 import ceprop_cuda as cep
 from ceprop_cuda.checks import shown
+from ceprop_cuda.spec.dynamics import ACTIVATIONS
 
 NAN, INF = float("nan"), float("inf")
 # What a caller may pass by mistake. What is right for one argument is left out where it is drawn.
@@ -23,16 +24,6 @@ VALUES: tuple[Any, ...] = (
     *("", "auto", "3", "text", b"3", "x" * 60, [], [3], (), {}, {3}, 1j, Fraction(1, 3), object, print),
     *(np.float32(0.5), np.int64(3), torch.tensor(0.5), torch.tensor(3), range(3)),
     *(np.zeros(3), torch.zeros(3), torch.zeros(300, 300), 10**400, 10**5000),
-)
-ACTIVATIONS = (
-    "sigmoid",
-    "hard_sigmoid",
-    "half_hard_sigmoid",
-    "centered_hard_sigmoid",
-    "tanh",
-    "linear",
-    "relu",
-    "relu6",
 )
 
 

@@ -12,11 +12,11 @@ import torch
 from convolution_variants import Chain, build_chain
 from problems import Problem, random_problem
 from torch import Tensor
-from variants import ACTIVATIONS, LOSSES, copy_of
+from variants import LOSSES, copy_of
 
 from ceprop_cuda.spec import reference
 from ceprop_cuda.spec.connections import Convolution
-from ceprop_cuda.spec.dynamics import Circuit, Nudge
+from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge
 
 OPS = ("relax", "ep_step", "cep_step")
 
@@ -68,7 +68,7 @@ class Call:
 def is_same_run(call: Call, first: Outcome, second: Outcome) -> bool:
     """Whether two runs of the call gave the same bits, but for logits: torch computes those, and rounds by how numbers
     lie in memory."""
-    skipped = int(call.op != "relax" and call.problem.circuit.readout)
+    skipped = int(call.op != "relax" and call.problem.circuit.structure.has_readout)
     pairs = [(a, b) for of in zip(first[:3], second[:3], strict=True) for a, b in zip(*of, strict=True)][skipped:]
     return all(torch.equal(a, b) for a, b in (*pairs, (first.steps, second.steps)))
 
@@ -79,9 +79,9 @@ def described(call: Call) -> str:
     d = circuit.dynamics
     words = [f"x{list(x.shape)}", *("x".join(map(str, w.shape)) for w in circuit.weights), str(x.dtype)[6:]]
     words += [d.kind, d.schedule, d.activation, d.output_activation]
-    words += ["tied" if circuit.free_feedback is None else "free"] + ["readout"] * circuit.readout
+    words += ["tied" if circuit.free_feedback is None else "free"] + ["readout"] * circuit.structure.has_readout
     nudge = "free phase" if call.nudge is None else f"beta={call.nudge.beta:.3g} {call.nudge.at} {call.nudge.loss}"
-    made = [f"{c.stride}{c.padding}{c.pool}{c.window}" for c in circuit.convolutions]
+    made = [f"{c.stride}{c.padding}{c.pool}{c.window}" for c in circuit.structure.convolutions]
     return " ".join([call.op, *words, *made, nudge, str(call.settings)])
 
 

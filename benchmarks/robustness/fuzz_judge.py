@@ -60,7 +60,7 @@ def judge_right_call(draw: random.Random) -> Verdict:
     module = MODULES[name](draw)
     state = draw.getstate()
     call = draw_call(draw)
-    layers = "convolutions" if call.problem.circuit.convolutions else "dense"
+    layers = "convolutions" if call.problem.circuit.structure.convolutions else "dense"
     kind = f"{name} {call.op} {str(call.problem.x.dtype)[6:]} {layers}"
     try:
         found = call.run(module)
@@ -93,7 +93,7 @@ def disagreement(call: Call, found: Outcome) -> str | None:
     """Where ``found`` is farther from the reference in float64 than the tolerances of the tests grant, or None."""
     precise = call.in_float64()
     fault = _farther_than_granted(call, found, precise, precise.run(reference))
-    if fault is None or all(made.pool != "max" for made in call.problem.circuit.convolutions):
+    if fault is None or all(made.pool != "max" for made in call.problem.circuit.structure.convolutions):
         return fault
     # Of equal maxima rounding may have chosen another than the first, on either side; see agreement.py.
     with mock.patch.object(connections, "_unpooled", unpooled_at_the_first):
@@ -112,7 +112,7 @@ def _farther_than_granted(call: Call, found: Outcome, precise: Call, exact: Outc
     # What a contrast subtracts: products of states, or of an input, summed over the batch.
     seen = [call.problem.x.double(), *exact.states]
     products = max(float(s.norm()) for s in seen) ** 2 / len(call.problem.x)
-    maps = CONTRAST_OF_MAPS if call.problem.circuit.convolutions else 1
+    maps = CONTRAST_OF_MAPS if call.problem.circuit.structure.convolutions else 1
     before = precise.problem.circuit.parameters()
     rate = max(call.settings.get("lr", [0.0]))
     kinds = [

@@ -243,11 +243,11 @@ def network_of(circuit: Circuit, x: Tensor) -> cep.Network:
     modules: list[nn.Module] = []
     connections: list[nn.Module] = []
     for layer, (w, b) in enumerate(zip(circuit.weights, circuit.biases, strict=True)):
-        made = circuit.convolution(layer)
+        made = circuit.structure.connections[layer].convolution
         connection: nn.Module
         if made is None:
             connection = nn.Linear(w.shape[1], w.shape[0], bias=b is not None)
-            if layer == len(circuit.convolutions):
+            if layer == len(circuit.structure.convolutions):
                 modules.append(nn.Flatten())
             modules.append(connection)
         else:
@@ -261,12 +261,12 @@ def network_of(circuit: Circuit, x: Tensor) -> cep.Network:
         nn.Sequential(*modules),
         tuple(x.shape[1:]),
         activation=d.activation,
-        output_activation=None if circuit.readout else d.output_activation,
+        output_activation=None if circuit.structure.has_readout else d.output_activation,
         dynamics=d.kind,
         dt=d.dt,
         clip=d.clip,
         feedback="tied" if circuit.free_feedback is None else "free",
-        readout="softmax" if circuit.readout else None,
+        readout="softmax" if circuit.structure.has_readout else None,
         schedule=d.schedule,
     ).to(x.dtype)
     with torch.no_grad():

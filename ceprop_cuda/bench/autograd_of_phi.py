@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from ..spec import connections
-from ..spec.dynamics import Circuit, Nudge, activation_of, output_error, resting_states, rho
+from ..spec.dynamics import Circuit, Nudge, activation_of, output_error, rho
 from ..spec.reference import PerParameter
 
 
 def phi(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> Tensor:
     """Summed over the batch."""
-    below = [x, *states]
     terms = [
-        (s * connections.forward(below[layer], w, b, circuit.convolution(layer))).sum()
-        for layer, (s, w, b) in enumerate(zip(states, circuit.weights, circuit.biases, strict=True))
+        (above * connections.forward(u, w, b, c.convolution)).sum()
+        for u, above, w, b, c in zip(
+            [x, *states[:-1]], states, circuit.weights, circuit.biases, circuit.connections, strict=True
+        )
     ]
     return torch.stack(terms).sum()
 
@@ -55,31 +56,19 @@ def contrast(
     )
 
 
-def relax(circuit: Circuit, x: Tensor, steps: int) -> list[Tensor]:
-    states = resting_states(circuit, x)
-    for _ in range(steps):
-        states = step(circuit, x, states)
-    return states
+def gradients(circuit: Circuit, x: Tensor, free: list[Tensor], nudged: list[Tensor], beta: float) -> PerParameter:
+    """EP's estimate: minus the contrast of the two states."""
+    return contrast(circuit, x, free, nudged, -beta)
 
 
-def ep_step(
-    circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int
-) -> tuple[PerParameter, list[Tensor], list[Tensor]]:
-    states = free = relax(circuit, x, free_steps)
-    for _ in range(nudged_steps):
-        states = step(circuit, x, states, nudge)
-    return contrast(circuit, x, free, states, -nudge.beta), free, states
-
-
-def cep_step(
-    circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int, lr: Sequence[float]
-) -> tuple[list[Tensor], list[Tensor]]:
-    states = free = relax(circuit, x, free_steps)
-    for _ in range(nudged_steps):
-        before, states = states, step(circuit, x, states, nudge)
-        change = contrast(circuit, x, before, states, nudge.beta)
-        for parameters, changes in ((circuit.weights, change.weights), (circuit.biases, change.biases)):
-            for p, dp, rate in zip(parameters, changes, lr, strict=True):
-                if p is not None and dp is not None:
-                    p.add_(dp, alpha=rate)
-    return free, states
+def learning_step(
+    circuit: Circuit, x: Tensor, states: list[Tensor], nudge: Nudge, lr: Sequence[float]
+) -> tuple[list[Tensor], Circuit]:
+    """A nudged step of continual EP, in which the parameters of ``circuit`` move in place."""
+    after = step(circuit, x, states, nudge)
+    change = contrast(circuit, x, states, after, nudge.beta)
+    for parameters, changes in ((circuit.weights, change.weights), (circuit.biases, change.biases)):
+        for p, dp, rate in zip(parameters, changes, lr, strict=True):
+            if p is not None and dp is not None:
+                p.add_(dp, alpha=rate)
+    return after, circuit

@@ -126,8 +126,7 @@ def _of_convolutions(case: Case) -> float:
     net, _, _ = case.problem(torch.float32)
     circuit, size = net.circuit(), case.sample[1:]
     up, back = [], []
-    for connection, w in enumerate(circuit.weights):
-        made = circuit.convolution(connection)
+    for w, (_, _, made) in zip(circuit.weights, circuit.structure.connections, strict=True):
         positions = places = 1
         if made is not None:
             positions = math.prod(replace(made, pool="none").output_size(w, size))
@@ -139,7 +138,7 @@ def _of_convolutions(case: Case) -> float:
     if case.relaxes_only:
         return total
     contrast = back[0] + 2 * sum(back[1:])
-    picked = sum(up[1 : len(circuit.convolutions)])
+    picked = sum(up[1 : len(circuit.structure.convolutions)])
     if case.preset.continual:
         return total + case.nudged_steps * (contrast + picked + up[0])
     return total + contrast + 2 * picked

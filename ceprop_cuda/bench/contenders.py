@@ -3,86 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..backends import Engine
 from ..choices import Backend, EngineName
 from ..networks import Network
-from ..spec.dynamics import Circuit, Nudge, resting_states, step
-from ..spec.reference import PerParameter, contrast, moved
-from . import autograd_of_phi, same_algebra
+from ..spec.dynamics import Nudge
+from . import autograd_of_phi
 from .cases import Case
 from .measure import restore
+from .same_algebra import SameAlgebra
+from .stepwise import Stepwise
 
 # Makes one step on (x, y) and returns the states at the ends of its phases: continual EP moves the parameters, EP sets
 # their gradients, which were cleared before.
 Step = Callable[[Tensor, Tensor], list[Tensor]]
 Build = Callable[[Case, Network], Step]
-
-
-class Implementation(Protocol):
-    """What does the work of a contender that the package's own rules do not know."""
-
-    def relax(self, circuit: Circuit, x: Tensor, steps: int) -> list[Tensor]: ...
-
-    def ep_step(
-        self, circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int
-    ) -> tuple[PerParameter, list[Tensor], list[Tensor]]: ...
-
-    def cep_step(
-        self, circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int, lr: Sequence[float]
-    ) -> tuple[list[Tensor], list[Tensor]]: ...
-
-
-class Stepwise:
-    """The reference's operations on tensors, without what it does on the host beside them.
-
-    Each kind of step is a function of its own, which ``made`` makes of the reference's, called in a Python loop.
-    """
-
-    def __init__(self, made: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        self._free_step = made(step)
-        self._nudged_step = made(step)
-        self._learning_step = made(_learning_step)
-        self._contrast = made(contrast)
-
-    def relax(self, circuit: Circuit, x: Tensor, steps: int) -> list[Tensor]:
-        states = resting_states(circuit, x)
-        for _ in range(steps):
-            states = self._free_step(circuit, x, states)
-        return states
-
-    def ep_step(
-        self, circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int
-    ) -> tuple[PerParameter, list[Tensor], list[Tensor]]:
-        states = free = self.relax(circuit, x, free_steps)
-        for _ in range(nudged_steps):
-            states = self._nudged_step(circuit, x, states, nudge)
-        return self._contrast(circuit, x, free, states, free, -nudge.beta), free, states
-
-    def cep_step(
-        self, circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int, lr: Sequence[float]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        states = free = self.relax(circuit, x, free_steps)
-        moving = circuit
-        for _ in range(nudged_steps):
-            states, moving = self._learning_step(moving, x, states, nudge, lr)
-        for p, after in zip(circuit.parameters(), moving.parameters(), strict=True):
-            p.copy_(after)
-        return free, states
-
-
-def _learning_step(
-    circuit: Circuit, x: Tensor, states: list[Tensor], nudge: Nudge, lr: Sequence[float]
-) -> tuple[list[Tensor], Circuit]:
-    after = step(circuit, x, states, nudge)
-    change = contrast(circuit, x, states, after, states, nudge.beta)
-    return after, moved(circuit, change, lr, 0.0)
 
 
 # What convolutions can run by on a GPU, and the rules' name for it.
@@ -110,31 +51,33 @@ def by_engine(engine: str, case: Case, net: Network) -> Step:
     return _by_rule("fused", case, net, ENGINES.get(engine, "auto"))
 
 
-def _by_implementation(implementation: Implementation, case: Case, net: Network) -> Step:
-    """What the rules do around their backend, without the checks of arguments."""
+def _by_engine(engine: Engine, case: Case, net: Network) -> Step:
+    """What the rules do around an engine, without the checks of arguments."""
     preset = case.preset
     shared = net.circuit()
-    free_feedback = None if shared.free_feedback is None else [v.detach() for v in shared.free_feedback]
     circuit = replace(
         shared,
         weights=[w.detach() for w in shared.weights],
         biases=[None if b is None else b.detach() for b in shared.biases],
-        free_feedback=free_feedback,
+        free_feedback=None if shared.free_feedback is None else [v.detach() for v in shared.free_feedback],
     )
 
     @torch.no_grad()
     def train(x: Tensor, y: Tensor) -> list[Tensor]:
+        obstacle = engine.obstacle(circuit, x, preset.gate)
+        if obstacle is not None:
+            raise ValueError(obstacle)
         if case.relaxes_only:
-            return implementation.relax(circuit, x, case.free_steps)
-        at = preset.nudge_at or "state"
-        nudge, steps = Nudge(y, preset.beta, at), (case.free_steps, case.nudged_steps)
+            return engine.relax(circuit, x, case.free_steps).states
+        nudge = Nudge(y, preset.beta, preset.nudge_at or "state")
+        steps = {"free_steps": case.free_steps, "nudged_steps": case.nudged_steps}
         if preset.continual:
-            free, nudged = implementation.cep_step(circuit, x, nudge, *steps, preset.lr)
-        else:
-            gradients, free, nudged = implementation.ep_step(circuit, x, nudge, *steps)
-            for p, gradient in zip(shared.parameters(), gradients.parameters(), strict=True):
-                p.grad = gradient
-        return [*free, *nudged]
+            stepped = engine.cep_step(circuit, x, nudge, **steps, lr=preset.lr)
+            return [*stepped.free_states, *stepped.nudged_states[0]]
+        result = engine.ep_step(circuit, x, nudge, **steps)
+        for p, gradient in zip(shared.parameters(), result.gradients.parameters(), strict=True):
+            p.grad = gradient
+        return [*result.free_states, *result.nudged_states[0]]
 
     return train
 
@@ -142,12 +85,12 @@ def _by_implementation(implementation: Implementation, case: Case, net: Network)
 def _compiled() -> Build:
     """torch.compile of the reference, one step at a time: a whole phase would be unrolled, hundreds of steps long."""
     torch.compiler.reset()  # what other cases left counts against the limit of graphs per function
-    return partial(_by_implementation, Stepwise(partial(torch.compile, dynamic=False, fullgraph=True)))
+    return partial(_by_engine, Stepwise(partial(torch.compile, dynamic=False, fullgraph=True)))
 
 
 def _in_graph(case: Case, net: Network) -> Step:
     """The reference's operations in a CUDA graph: the first call captures it, all others replay it on its inputs."""
-    train = _by_implementation(Stepwise(lambda function: function), case, net)
+    train = _by_engine(Stepwise(), case, net)
     graph = torch.cuda.CUDAGraph()
     states: list[Tensor] = []
 
@@ -168,18 +111,24 @@ def _in_graph(case: Case, net: Network) -> Step:
     return replay
 
 
+AUTOGRAD_OF_PHI = Stepwise(
+    step=autograd_of_phi.step,
+    learning_step=autograd_of_phi.learning_step,
+    gradients=autograd_of_phi.gradients,
+)
+
 # By name. A contender is made anew for each measurement, so that nothing compiled outlives the number of threads that
 # it was compiled for.
 CONTENDERS: dict[str, Callable[[], Build]] = {
     "fused": lambda: partial(_by_rule, "fused"),
     "eager": lambda: partial(_by_rule, "reference"),
     "compile": _compiled,
-    "same_algebra": lambda: partial(_by_implementation, same_algebra),
+    "same_algebra": lambda: partial(_by_engine, SameAlgebra()),
 }
 # Those that know dense layers only, and what there is for convolutions in their place.
 OF_DENSE_LAYERS = ("same_algebra",)
 CONTENDERS_OF_CONVOLUTIONS: dict[str, Callable[[], Build]] = {
-    "autograd": lambda: partial(_by_implementation, autograd_of_phi),
+    "autograd": lambda: partial(_by_engine, AUTOGRAD_OF_PHI),
 }
 CONTENDERS_ON_CUDA: dict[str, Callable[[], Build]] = {"graph": lambda: _in_graph}
 CONVOLUTIONS_ON_CUDA: dict[str, Callable[[], Build]] = {

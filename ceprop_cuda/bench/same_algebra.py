@@ -12,12 +12,14 @@ squared error, nudging at the state, tied feedback or for continual EP free feed
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..spec.dynamics import Circuit, Nudge
-from ..spec.reference import PerParameter
+from ..spec.reference import CEPResult, EPResult, PerParameter, Relaxed, count
+from .stepwise import refuse, steps_of
 
 
 class Relaxation:
@@ -27,9 +29,6 @@ class Relaxation:
     """
 
     def __init__(self, circuit: Circuit, x: Tensor) -> None:
-        dynamics = circuit.dynamics
-        if (dynamics.kind, dynamics.activation, dynamics.output_activation) != ("prototypical", "sigmoid", "sigmoid"):
-            raise ValueError("same_algebra is written for prototypical dynamics of sigmoid units only")
         self.weights = circuit.weights
         self.feedback = [circuit.feedback(c) for c in circuit.structure.inner]
         self.buffers = [x.new_zeros(2 * len(x), w.shape[0]) for w in circuit.weights]
@@ -56,46 +55,67 @@ class Relaxation:
             self.after[-1].add_(nudge.target, alpha=nudge.beta).sub_(self.before[-1], alpha=nudge.beta)
 
 
-def relax(circuit: Circuit, x: Tensor, steps: int) -> list[Tensor]:
-    """The states after ``steps`` steps from rest."""
-    return _relaxed(circuit, x, steps).after
+class SameAlgebra:
+    """It as an engine, for one nudged phase that ends after its steps."""
 
+    stores_only_finite = False
 
-def ep_step(
-    circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int
-) -> tuple[PerParameter, list[Tensor], list[Tensor]]:
-    """EP's gradients, and the states at the ends of the two phases."""
-    if circuit.free_feedback is not None:
-        raise ValueError("same_algebra's EP is written for tied feedback only")
-    relaxation = _relaxed(circuit, x, free_steps)
-    free = [s.clone() for s in relaxation.after]
-    for _ in range(nudged_steps):
-        relaxation.step(nudge)
-    nudged, scale = relaxation.after, -1 / (nudge.beta * len(x))
-    moved = [(after - s).mul_(scale) for s, after in zip(free, nudged, strict=True)]
-    weights = [moved[0].T @ x]
-    for above in range(1, len(free)):
-        product = nudged[above].T @ nudged[above - 1]
-        weights.append(product.addmm_(free[above].T, free[above - 1], beta=scale, alpha=-scale))
-    return PerParameter(weights, [d.sum(0) for d in moved], []), free, nudged
+    def obstacle(self, circuit: Circuit, x: Tensor, gate: str | None = None) -> str | None:
+        dynamics = circuit.dynamics
+        if (dynamics.kind, dynamics.activation, dynamics.output_activation) != ("prototypical", "sigmoid", "sigmoid"):
+            return "same_algebra is written for prototypical dynamics of sigmoid units only"
+        if not circuit.structure.is_chain or circuit.structure.convolutions or gate is not None:
+            return "same_algebra is written for chains of dense layers without a gate"
+        return None
 
+    def relax(self, circuit: Circuit, x: Tensor, steps: int, **others: Any) -> Relaxed:
+        refuse(others)
+        return Relaxed(_relaxed(circuit, x, steps).after, count(x, steps))
 
-def cep_step(
-    circuit: Circuit, x: Tensor, nudge: Nudge, free_steps: int, nudged_steps: int, lr: Sequence[float]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Continual EP; the parameters of ``circuit`` move in place. The states at the ends of the two phases."""
-    relaxation = _relaxed(circuit, x, free_steps)
-    free = [s.clone() for s in relaxation.after]
-    rates = [rate / (nudge.beta * len(x)) for rate in lr]
-    gram = rates[0] * (x @ x.T + 1)  # 1: the bias
-    run = _nudge_at_low_rank if low_rank_pays(circuit, len(x)) else _nudge_literally
-    run(relaxation, circuit, nudge, nudged_steps, rates, gram)
-    moved = [after - s for s, after in zip(free, relaxation.after, strict=True)]
-    circuit.weights[0].addmm_(moved[0].T, x, alpha=rates[0])
-    for b, d, rate in zip(circuit.biases, moved, rates, strict=True):
-        if b is not None:
-            b.add_(d.sum(0), alpha=rate)
-    return free, relaxation.after
+    def ep_step(
+        self, circuit: Circuit, x: Tensor, nudge: Nudge, *, free_steps: int, nudged_steps: int, **others: Any
+    ) -> EPResult:
+        refuse(others)
+        if circuit.free_feedback is not None:
+            raise ValueError("same_algebra's EP is written for tied feedback only")
+        relaxation = _relaxed(circuit, x, free_steps)
+        free = [s.clone() for s in relaxation.after]
+        for _ in range(nudged_steps):
+            relaxation.step(nudge)
+        nudged, scale = relaxation.after, -1 / (nudge.beta * len(x))
+        moved = [(after - s).mul_(scale) for s, after in zip(free, nudged, strict=True)]
+        weights = [moved[0].T @ x]
+        for above in range(1, len(free)):
+            product = nudged[above].T @ nudged[above - 1]
+            weights.append(product.addmm_(free[above].T, free[above - 1], beta=scale, alpha=-scale))
+        gradients = PerParameter(weights, [d.sum(0) for d in moved], [])
+        return EPResult(gradients, free[-1], free, [nudged], steps_of(x, free_steps, nudged_steps))
+
+    def cep_step(
+        self,
+        circuit: Circuit,
+        x: Tensor,
+        nudge: Nudge,
+        *,
+        free_steps: int,
+        nudged_steps: int,
+        lr: Sequence[float],
+        **others: Any,
+    ) -> CEPResult:
+        """The parameters of ``circuit`` move in place, as the kernels move them."""
+        refuse(others)
+        relaxation = _relaxed(circuit, x, free_steps)
+        free = [s.clone() for s in relaxation.after]
+        rates = [rate / (nudge.beta * len(x)) for rate in lr]
+        gram = rates[0] * (x @ x.T + 1)  # 1: the bias
+        run = _nudge_at_low_rank if low_rank_pays(circuit, len(x)) else _nudge_literally
+        run(relaxation, circuit, nudge, nudged_steps, rates, gram)
+        moved = [after - s for s, after in zip(free, relaxation.after, strict=True)]
+        circuit.weights[0].addmm_(moved[0].T, x, alpha=rates[0])
+        for b, d, rate in zip(circuit.biases, moved, rates, strict=True):
+            if b is not None:
+                b.add_(d.sum(0), alpha=rate)
+        return CEPResult(circuit, free[-1], free, [relaxation.after], steps_of(x, free_steps, nudged_steps))
 
 
 def low_rank_pays(circuit: Circuit, batch: int) -> bool:

@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from ..spec.connections import Convolution
+from ..spec.connections import Convolution, chain
 from .layout import (
     POOLINGS,
     Layout,
@@ -24,8 +24,11 @@ GRAMMAR = (
 )
 
 
-def chain_of(model: nn.Sequential, input_shape: tuple[int, ...]) -> Layout:
-    """The chain that ``model`` is; TypeError or ValueError, naming the module, if it is none or does not fit."""
+def chain_of(model: nn.Sequential, input_shape: tuple[int, ...], readout: bool = False) -> Layout:
+    """The chain that ``model`` is, whose last Linear may be a readout.
+
+    TypeError or ValueError, naming the module, if it is none or does not fit.
+    """
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"model must be an nn.Sequential, got {type(model).__name__}")
     if type(model).forward is not nn.Sequential.forward:
@@ -59,12 +62,14 @@ def chain_of(model: nn.Sequential, input_shape: tuple[int, ...]) -> Layout:
         last = kind
     if not modules or not isinstance(modules[-1], nn.Linear):
         raise TypeError(f"model must end with an nn.Linear, got {model}: {GRAMMAR}")
+    if readout and len(modules) < 2:
+        raise ValueError("readout='softmax' needs a layer below the readout, got a model with 1 Linear")
     refuse_hooks(model, "model")
     refuse_shared_parameters(named)
     return Layout(
         modules,
         len(modules) - 1,
         built([("model", model), *named]),
-        tuple(convolutions),
+        chain(len(modules), convolutions, readout),
         flattens_input=isinstance(model[0], nn.Flatten),
     )

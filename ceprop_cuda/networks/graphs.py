@@ -112,8 +112,7 @@ def graph_of(model: Graph, input_shape: Shape) -> Layout:
         [module for _, module in named],
         next(place for place, (_, above) in enumerate(model.ends) if above == model.output),
         built([("model", model), *_all_parts(model)]),
-        convolutions if structure.is_chain else (),
-        structure=structure,
+        structure,
         names=model.layers,
     )
 

@@ -30,9 +30,8 @@ class Layout(NamedTuple):
     modules: list[nn.Conv2d | nn.Linear]  # of each connection; of a chain a readout comes last
     answering: int  # the place in ``modules`` of one whose units are the answer's classes
     built: tuple[tuple[str, nn.Module, tuple], ...]  # the model and all modules in it, each with its settings
-    convolutions: tuple[Convolution, ...] = ()  # of a chain: of the first modules
+    structure: Structure
     flattens_input: bool = False  # a leading nn.Flatten takes flat samples as well as shaped ones
-    structure: Structure | None = None  # of a graph
     names: tuple[str, ...] | None = None  # of a graph's layers
 
 

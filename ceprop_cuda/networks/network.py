@@ -13,7 +13,6 @@ from ..backends import Kernels, engine_for, exact
 from ..checks import one_of, real_number, shown, tolerance_or_none, whole_number
 from ..choices import Backend, DynamicsKind, EngineName, Feedback, NudgeAt, Precision, Readout, Schedule, chosen, words
 from ..spec import losses, reference
-from ..spec.connections import chain
 from ..spec.dynamics import ACTIVATIONS, Circuit, Dynamics, Nudge, energy, phi
 from ..validate import check_input, check_states, check_target
 from .chain import chain_of
@@ -94,21 +93,18 @@ class Network(nn.Module):
                 raise ValueError(f"readout must be None for a graph: its output units are its answer, got {readout!r}")
             layout = graph_of(model, self.input_shape)
         else:
-            layout = chain_of(model, self.input_shape)
+            layout = chain_of(model, self.input_shape, readout is not None)
         self.model = model
         self._layout = layout
-        if readout is not None and len(layout.modules) < 2:
-            raise ValueError("readout='softmax' needs a layer below the readout, got a model with 1 Linear")
-        self._structure = layout.structure or chain(len(layout.modules) - (readout is not None), layout.convolutions)
         self.free_feedback: nn.ParameterList | None = None
         if feedback == "free":
-            self.free_feedback = nn.ParameterList(_fresh_like(self.weights[e]) for e in self._structure.inner)
+            self.free_feedback = nn.ParameterList(_fresh_like(self.weights[e]) for e in self._layout.structure.inner)
 
     @property
     def layers(self) -> list[str]:
         """The names of the layers with states, in the order of the states: of a chain "0", "1", ..., input side first;
         of a graph as they first appear in its connections. A readout is none."""
-        return list(self._layout.names or map(str, range(self._structure.layers)))
+        return list(self._layout.names or map(str, range(self._layout.structure.layers)))
 
     @property
     def classes(self) -> int:
@@ -130,7 +126,7 @@ class Network(nn.Module):
     def feedback(self) -> list[Tensor | None]:
         """V[e], shaped like W[e]; None for connections from the input, for tied ones and for a readout."""
         feedback: list[Tensor | None] = [None] * len(self._layout.modules)
-        for e, v in zip(self._structure.inner, self.free_feedback or (), strict=False):
+        for e, v in zip(self._layout.structure.inner, self.free_feedback or (), strict=False):
             feedback[e] = v
         return feedback
 
@@ -145,8 +141,7 @@ class Network(nn.Module):
         free = None if self.free_feedback is None else list(self.free_feedback)
         weights: list[Tensor] = [module.weight for module in layout.modules]
         biases = [module.bias for module in layout.modules]
-        readout = self.readout is not None
-        return Circuit(weights, biases, free, self.dynamics, readout, layout.convolutions, self._structure)
+        return Circuit(weights, biases, free, self.dynamics, layout.structure)
 
     def relax(
         self,
@@ -276,9 +271,9 @@ class Network(nn.Module):
     def angles(self) -> list[float]:
         """Degrees between W[e] and V[e] of the connections between two layers; 0 everywhere when tied."""
         if self.free_feedback is None:
-            return [0.0] * len(self._structure.inner)
+            return [0.0] * len(self._layout.structure.inner)
         result = []
-        for e, v in zip(self._structure.inner, self.free_feedback, strict=True):
+        for e, v in zip(self._layout.structure.inner, self.free_feedback, strict=True):
             weight = self.weights[e].flatten().double()
             cosine = torch.nn.functional.cosine_similarity(weight, v.flatten().double(), dim=0)
             result.append(math.degrees(math.acos(min(1.0, max(-1.0, cosine.item())))))
@@ -292,7 +287,7 @@ class Network(nn.Module):
         if self.free_feedback is None:
             raise ValueError("set_angle needs feedback='free', got a network with tied feedback")
         flip = (1 - math.cos(math.radians(degrees))) / 2
-        for e, v in zip(self._structure.inner, self.free_feedback, strict=True):
+        for e, v in zip(self._layout.structure.inner, self.free_feedback, strict=True):
             weight = self.weights[e]
             signs = 1 - 2 * (torch.rand(weight.shape, device="cpu") < flip).to(weight)
             v.copy_(weight * signs)

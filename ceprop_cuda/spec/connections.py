@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 POOLS_BY_LETTER = {"m": "max", "a": "avg", "i": "none"}
-INPUT = -1  # the place of the input among the layers 0, 1, ...
+# What is no layer: below a connection the input, above a readout the answer, which is outside the dynamics.
+INPUT, ANSWER = -1, -2
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Convolution:
 
 
 class Connection(NamedTuple):
-    """A way from the layer ``below``, or from INPUT, to the layer ``above``, and with tied feedback back again."""
+    """A way from the layer ``below``, or from INPUT, to the layer ``above``, and with tied feedback back again; or a
+    readout, from the output layer to ANSWER."""
 
     below: int
     above: int
@@ -50,24 +52,34 @@ class Connection(NamedTuple):
 class Structure:
     """Which layers a network has and how they are joined: no layer to itself, and nowhere in a ring."""
 
-    connections: tuple[Connection, ...]
-    output: int  # the layer that is nudged
+    connections: tuple[Connection, ...]  # a readout is the last one
+    output: int  # the layer that is nudged, or that the readout reads
     turns: tuple[tuple[int, ...], ...] | None = None  # the layers of each turn of a step; None: as the schedule says
     is_chain: bool = field(default=False, compare=False)  # convolutions, then dense, layer by layer
+    has_readout: bool = field(init=False, compare=False)
+    convolutions: tuple[Convolution, ...] = field(init=False, compare=False)  # how those that are some are made
+    moving: tuple[Connection, ...] = field(init=False, compare=False)  # those of the dynamics: all but a readout
     layers: int = field(init=False, compare=False)  # the number of layers with states
-    inner: list[int] = field(
-        init=False, compare=False
-    )  # the connections between two layers, which carry something back
+    inner: list[int] = field(init=False, compare=False)  # connections between two layers, which carry something back
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", 1 + max(c.above for c in self.connections))
-        object.__setattr__(self, "inner", [e for e, c in enumerate(self.connections) if c.below != INPUT])
+        has_readout = self.connections[-1].above == ANSWER
+        moving = self.connections[:-1] if has_readout else self.connections
+        found = {
+            "has_readout": has_readout,
+            "convolutions": tuple(c.convolution for c in moving if c.convolution is not None),
+            "moving": moving,
+            "layers": 1 + max(c.above for c in moving),
+            "inner": [e for e, c in enumerate(moving) if c.below != INPUT],
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
     def depths(self) -> list[int]:
         """Of each layer the number of connections on the longest path from the input."""
         depths = [0] * self.layers
         for _ in depths:  # no path is longer than the number of layers
-            for c in self.connections:
+            for c in self.moving:
                 depths[c.above] = max(depths[c.above], 1 + (0 if c.below == INPUT else depths[c.below]))
         return depths
 
@@ -82,11 +94,14 @@ class Structure:
         return tuple(tuple(layer for layer, depth in enumerate(depths) if depth % 2 == odd) for odd in (1, 0))
 
 
-def chain(layers: int, convolutions: Sequence[Convolution] = ()) -> Structure:
-    """Layer 0 above the input, every other one above the one before; ``convolutions`` come first."""
-    made = [*convolutions, *[None] * (layers - len(convolutions))]
-    joined = tuple(Connection(above - 1, above, made[above]) for above in range(layers))
-    return Structure(joined, layers - 1, is_chain=True)
+def chain(connections: int, convolutions: Sequence[Convolution] = (), readout: bool = False) -> Structure:
+    """Layer 0 above the input, every other one above the one before; ``convolutions`` come first. With ``readout`` the
+    last connection reads the last layer out."""
+    made = [*convolutions, *[None] * (connections - len(convolutions))]
+    joined = [Connection(above - 1, above, made[above]) for above in range(connections)]
+    if readout:
+        joined[-1] = joined[-1]._replace(above=ANSWER)
+    return Structure(tuple(joined), connections - 1 - readout, is_chain=True)
 
 
 def forward(u: Tensor, weight: Tensor, bias: Tensor | None, made: Convolution | None) -> Tensor:

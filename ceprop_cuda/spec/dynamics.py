@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import connections, losses
-from .connections import INPUT, Connection, Convolution, Structure
+from .connections import INPUT, Connection, Structure
 
 
 class Activation(NamedTuple):
@@ -90,31 +90,20 @@ class Dynamics:
 
 @dataclass(frozen=True)
 class Circuit:
-    """The parameters of a network with its dynamics.
+    """The parameters of a network, by connection of its structure, with its dynamics."""
 
-    With ``readout`` the last weight and bias are R ``(classes, n)`` and c ``(classes,)``: they read the output layer of
-    the structure, outside the dynamics.
-    """
-
-    weights: list[Tensor]  # W[e] (n_above, n_below), of a convolution (n_above, n_below, kernel height, kernel width)
-    biases: list[Tensor | None]  # b[e] (n_above,)
+    # W[e] (n_above, n_below), of a convolution (n_above, n_below, kernel height, kernel width), of a readout R
+    # (classes, n)
+    weights: list[Tensor]
+    biases: list[Tensor | None]  # b[e] (n_above,), of a readout c (classes,)
     free_feedback: list[Tensor] | None  # V[e] of the inner connections, each shaped like W[e]; None: tied
     dynamics: Dynamics
-    readout: bool = False
-    convolutions: tuple[Convolution, ...] = ()  # of a chain: how connections 0, 1, ... are made; the others are dense
-    joined: Structure | None = None  # None: a chain of convolutions and then dense layers
-    structure: Structure = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.joined is None:
-            structure = connections.chain(len(self.weights) - self.readout, self.convolutions)
-        else:
-            structure = self.joined
-        object.__setattr__(self, "structure", structure)
+    structure: Structure
 
     @property
     def connections(self) -> tuple[Connection, ...]:
-        return self.structure.connections
+        """Those of the dynamics, over which Phi sums: all but a readout, which is the last one."""
+        return self.structure.moving
 
     @property
     def layers(self) -> int:
@@ -125,10 +114,6 @@ class Circuit:
     def output(self) -> int:
         """The layer that is nudged: the output layer, or the one that the readout reads."""
         return self.structure.output
-
-    def convolution(self, connection: int) -> Convolution | None:
-        """How this connection is made; None if it is dense, as a readout is."""
-        return self.connections[connection].convolution if connection < len(self.connections) else None
 
     def feedback(self, connection: int) -> Tensor:
         """What carries the layer above an inner ``connection`` back to the one below: W[e] when tied, else V[e]."""
@@ -166,7 +151,7 @@ class Nudge:
 
 def activation_of(circuit: Circuit, layer: int) -> str:
     """The name of the activation of ``layer``; with a readout all layers are hidden ones."""
-    is_output = layer == circuit.output and not circuit.readout
+    is_output = layer == circuit.output and not circuit.structure.has_readout
     return circuit.dynamics.output_activation if is_output else circuit.dynamics.activation
 
 
@@ -181,7 +166,7 @@ def emitted(circuit: Circuit, x: Tensor, states: Sequence[Tensor]) -> list[Tenso
 
 def logits(circuit: Circuit, states: Sequence[Tensor]) -> Tensor:
     """The network's answer ``(B, classes)``: the output units, or R s + c with a readout."""
-    if circuit.readout:
+    if circuit.structure.has_readout:
         return F.linear(states[circuit.output].flatten(1), circuit.weights[-1], circuit.biases[-1])
     return states[circuit.output]
 
@@ -275,7 +260,7 @@ def push(
     inside = outside = torch.zeros_like(a)
     if layer == circuit.output and nudge is not None:
         pull = nudge.beta * output_error(circuit, states, nudge)
-        if circuit.readout:
+        if circuit.structure.has_readout:
             inside = (pull @ circuit.weights[-1]).view_as(a)
         elif nudge.at == "drive":
             inside = pull

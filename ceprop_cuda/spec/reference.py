@@ -187,7 +187,7 @@ def with_readout(
     circuit: Circuit, change: PerParameter, ends: Sequence[Sequence[Tensor]], nudge: Nudge
 ) -> PerParameter:
     """``change`` and, if there is a readout, the mean of its contrasts at the ``ends`` of the nudged phases."""
-    if not circuit.readout:
+    if not circuit.structure.has_readout:
         return change
     weights, biases = zip(*(readout_contrast(circuit, end, nudge) for end in ends), strict=True)
     mean = combine([PerParameter([w], [b], []) for w, b in zip(weights, biases, strict=True)], 1 / len(ends))

@@ -85,7 +85,7 @@ def plan(net: Network, rule: NudgedRule, batch: int) -> Plan:
     work = rule.work()
     if not net.circuit().structure.is_chain:
         raise ValueError("plan counts the operations of chains of layers, this network is a graph")
-    if net.circuit().convolutions:
+    if net.circuit().structure.convolutions:
         costs = costs_of_convolutions(net, work, batch)
         forms = {"input": "literal", "inner": "literal"} if work.continual else {}
         return Plan(costs, forms, {}, _expected_ms(net, work, batch, costs))
@@ -145,7 +145,7 @@ def costs_of_convolutions(net: Network, work: Work, batch: int) -> dict[str, Cos
     first = steps(work.free_steps, readout=False)
     costs = {
         "free phase": Cost(up[0] + first.flops, weights[0] + first.bytes),
-        "nudged phases": steps(moves + way_back, readout=circuit.readout),
+        "nudged phases": steps(moves + way_back, readout=circuit.structure.has_readout),
     }
     if work.continual:
         costs["input update"] = Cost(moves * 2 * up[0], moves * 3 * weights[0])
@@ -162,8 +162,7 @@ def _uses(net: Network) -> Iterator[tuple[int, int, int, bool]]:
     """Of each connection: weights, positions of its kernel, places that its pooling leaves, whether it picks maxima."""
     circuit = net.circuit()
     size: tuple[int, ...] = net.input_shape[1:]
-    for connection, w in enumerate(circuit.weights):
-        made = circuit.convolution(connection)
+    for w, (_, _, made) in zip(circuit.weights, circuit.structure.connections, strict=True):
         if made is None:
             yield w.numel(), 1, 1, False
             continue

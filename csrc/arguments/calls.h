@@ -1,4 +1,5 @@
-// From the arguments of an op to the call of a kernel: checks, memory, plain structs. The same for every device.
+// This turns the arguments of an op into the plain struct of a kernel's call. It checks them and takes memory, for
+// every device alike.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -19,7 +20,7 @@ using at::Tensor;
 using at::TensorList;
 using Lists = std::vector<Tensor>;
 
-// The arguments that all ops share, in the order of the schema.
+// All ops share these arguments, in the order of the schema.
 struct Settings {
   std::string_view activation, output_activation, dynamics;
   double dt;
@@ -29,8 +30,8 @@ struct Settings {
   StructureArguments structure;
 };
 
-// Contiguous versions of the parameters, kept alive beside the pointers to them; those that had to be copied are
-// written back by `write_back`.
+// This keeps contiguous versions of the parameters alive beside the pointers to them. `write_back` writes those back
+// that had to be copied.
 template <class T>
 struct Parameters {
   std::vector<Tensor> given, dense;
@@ -52,7 +53,7 @@ struct Parameters {
   }
 };
 
-// Checks what describes the network; returns its shape.
+// Checks what describes the network, and returns its shape.
 inline NetworkShape check_network(const Tensor& x, TensorList weights, TensorList biases, TensorList feedback,
                                   const Settings& settings) {
   TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
@@ -118,7 +119,7 @@ inline Nudge check_nudge(double beta, std::string_view nudge_at, std::string_vie
   return nudge;
 }
 
-// The target as contiguous floats [B, classes].
+// Returns the target as contiguous floats [B, classes].
 template <class Device>
 Tensor check_target(const Tensor& target, const Tensor& x, int64_t classes, const Device& device) {
   TORCH_CHECK_VALUE(target.device() == x.device(), "target must be on ", x.device(), " like x, got ", target.device());
@@ -133,7 +134,7 @@ Tensor check_target(const Tensor& target, const Tensor& x, int64_t classes, cons
   return device.one_hot(target, x, classes);
 }
 
-// Fresh states of every layer, `phases` times.
+// Returns new states of every layer, `phases` times.
 inline Lists new_states(const Tensor& x, const NetworkShape& shape, int phases) {
   Lists states;
   for (int phase = 0; phase < phases; ++phase)
@@ -147,7 +148,7 @@ inline Lists new_like(TensorList tensors) {
   return result;
 }
 
-// What ep_step and cep_step share of their arguments.
+// ep_step and cep_step share these arguments.
 struct LearnArguments {
   const Tensor& target;
   int64_t free_steps, nudged_steps;
@@ -193,7 +194,7 @@ struct Named {
   Tensor tensor;
 };
 
-// Those that hold anything: a bias that there is not has no memory.
+// Returns those that hold anything: a bias that does not exist has no memory.
 inline std::vector<Named> named(const char* list, TensorList tensors) {
   std::vector<Named> result;
   for (size_t i = 0; i < tensors.size(); ++i)
@@ -201,7 +202,7 @@ inline std::vector<Named> named(const char* list, TensorList tensors) {
   return result;
 }
 
-// Where each number of a tensor lies, in bytes, in order.
+// Returns where each number of a tensor lies, in bytes, in order.
 inline std::vector<const char*> places_of(const Tensor& tensor) {
   std::vector<const char*> places{static_cast<const char*>(tensor.const_data_ptr())};
   for (int64_t d = 0; d < tensor.dim(); ++d) {
@@ -214,7 +215,7 @@ inline std::vector<const char*> places_of(const Tensor& tensor) {
   return places;
 }
 
-// torch gives up on some strides: then the places are compared.
+// torch gives up on some strides: then this compares the places.
 inline bool overlaps_itself(const Tensor& tensor) {
   const at::MemOverlap known = at::has_internal_overlap(tensor);
   if (known != at::MemOverlap::TooHard) return known == at::MemOverlap::Yes;
@@ -232,7 +233,7 @@ inline bool overlap(const Tensor& a, const Tensor& b) {
   return false;
 }
 
-// What will be written can be written: every number lies in memory of its own, and autograd allows it.
+// Checks that what will be written can be: every number lies in memory of its own, and autograd allows it.
 inline void check_writable(const std::vector<Named>& written) {
   for (const auto& [name, tensor] : written) {
     TORCH_CHECK(!(at::GradMode::is_enabled() && tensor.requires_grad()), name,
@@ -246,7 +247,7 @@ inline void check_writable(const std::vector<Named>& written) {
                         " are both changed in place and must not share memory");
 }
 
-// What a C-EP step costs is decided by this, whatever the numbers.
+// This alone decides what a C-EP step costs, whatever the numbers.
 inline StepShape shape_of(const Tensor& x, const NetworkShape& network, const LearnArguments& arguments,
                           bool weight_decay, const Settings& settings) {
   return {.network = network,

@@ -1,4 +1,4 @@
-// Argument checks of the ops: every message names the argument, what was expected and what came.
+// These check the arguments of the ops. Every message names the argument, what was expected and what came.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -21,7 +21,7 @@ inline std::string element(const char* list, size_t index) {
   return std::string(list) + "[" + std::to_string(index) + "]";
 }
 
-// `tensor` has this shape and the dtype and device of `like`.
+// Checks that `tensor` has this shape and the dtype and device of `like`.
 inline void check_tensor(const std::string& name, const at::Tensor& tensor, at::IntArrayRef shape,
                          const at::Tensor& like) {
   TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must be ", describe(shape), ", got ", describe(tensor.sizes()));
@@ -44,7 +44,7 @@ inline void check_number(const std::string& name, double value, bool allowed, co
   TORCH_CHECK_VALUE(std::isfinite(value) && allowed, name, " must be ", wanted, ", got ", value);
 }
 
-// The value of `choices` (pairs of name and value) that `given` names.
+// Returns the value of `choices` (pairs of name and value) that `given` names.
 template <class Value, size_t count>
 Value parse(const char* name, std::string_view given, const std::pair<const char*, Value> (&choices)[count]) {
   std::string names;
@@ -55,7 +55,7 @@ Value parse(const char* name, std::string_view given, const std::pair<const char
   TORCH_CHECK_VALUE(false, name, " must be one of ", names, ", got '", given, "'");
 }
 
-// The value that a list of model/ numbers as `given` stands in its list of names.
+// Returns the value that a list of model/ has at the place of `given` among its names.
 template <class Value, size_t count>
 Value parse(const char* name, std::string_view given, const char* const (&names)[count]) {
   std::pair<const char*, Value> choices[count];
@@ -85,7 +85,7 @@ inline bool parse_asynchronous(std::string_view given) {
   return parse("schedule", given, choices);
 }
 
-// The form that is wished for, or none for "auto".
+// Returns the form that is wished for, or none for "auto".
 inline std::optional<Form> parse_update(std::string_view given) {
   constexpr std::pair<const char*, std::optional<Form>> choices[] = {
       {"auto", std::nullopt}, {"literal", Form::literal}, {"low_rank", Form::low_rank}};
@@ -94,7 +94,7 @@ inline std::optional<Form> parse_update(std::string_view given) {
 
 inline Gate parse_gate(std::string_view given) { return parse<Gate>("gate", given, gate_names); }
 
-// The pooling that a letter names: "m" maximum, "a" average, "i" none.
+// Returns the pooling that a letter names: "m" maximum, "a" average, "i" none.
 inline Pool parse_pool(char letter) {
   constexpr std::pair<const char*, Pool> choices[] = {{"m", Pool::max}, {"a", Pool::avg}, {"i", Pool::none}};
   return parse("a letter of pools", std::string_view(&letter, 1), choices);

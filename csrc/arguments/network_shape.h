@@ -1,5 +1,5 @@
-// The shape of a network from the arguments of an op: which layers there are, how they are joined, and that the weights
-// fit. The same for every device. Nothing here trusts a number.
+// This makes the shape of a network from the arguments of an op, for every device alike: which layers there are, and
+// how they are joined. It checks that the weights fit, and trusts no number.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -26,8 +26,8 @@ inline std::string name_of_layer(int layer) {
   return layer == from_input ? "the input" : "layer " + std::to_string(layer);
 }
 
-// Which layers the connections join, a readout's among them; of a shape the connections, the number of layers, and the
-// output. Nothing else is known yet.
+// This says which layers the connections join, a readout's among them. It holds of a shape the connections, the number
+// of layers and the output; nothing else is known yet.
 class Joints {
  public:
   Joints(size_t connections, bool readout, at::IntArrayRef joined) {
@@ -49,14 +49,14 @@ class Joints {
   int layers() const { return layers_; }
   int output() const { return output_; }
 
-  // The words for a connection.
+  // Returns the words for a connection.
   std::string name(int c) const {
     const Connection& one = joints_[c];
     const std::string above = one.kind == Kind::readout ? "the readout" : name_of_layer(one.above);
     return element("weights", c) + " (" + name_of_layer(one.below) + " -> " + above + ")";
   }
 
-  // Connections in an order in which each comes after all that end at the layer below it.
+  // Returns the connections in an order in which each comes after all that end at the layer below it.
   std::vector<int> from_the_input_on() const {
     std::vector<int> order(count());
     for (int c = 0; c < count(); ++c) order[c] = c;
@@ -65,7 +65,7 @@ class Joints {
     return order;
   }
 
-  // All layers at once, or first those at an odd depth, of a chain layers 0, 2, ..., then those at an even one.
+  // Returns all layers at once, or first those at an odd depth, of a chain layers 0, 2, ..., then those at an even one.
   std::vector<std::vector<int>> scheduled_turns(bool asynchronous) const {
     std::vector<std::vector<int>> turns(asynchronous && layers_ > 1 ? 2 : 1);
     for (int l = 0; l < layers_; ++l) turns[(depths_[l] - 1) % turns.size()].push_back(l);
@@ -75,7 +75,7 @@ class Joints {
  private:
   int count() const { return static_cast<int>(joints_.size()); }
 
-  // Layers have numbers below that of the connections: one ends at each.
+  // Layers have numbers below that of the connections, as one ends at each.
   static Connection joint(int c, at::IntArrayRef joined) {
     const int64_t below = joined[2 * c], above = joined[2 * c + 1], most = static_cast<int64_t>(joined.size()) / 2 - 1;
     const auto check = [&](size_t at, int64_t least) {
@@ -107,8 +107,8 @@ class Joints {
     }
   }
 
-  // Of each layer the number of connections on the longest path from the input. Where there is no ring, no path is
-  // longer than the number of layers.
+  // Returns of each layer the number of connections on the longest path from the input. Where there is no ring, no path
+  // is longer than the number of layers.
   void find_depths() {
     depths_.assign(layers_, 0);
     int closing = 0;
@@ -131,7 +131,7 @@ class Joints {
   std::vector<int> depths_;
 };
 
-// How connection c is made if it is a convolution, all but its kernel; of a dense one nothing.
+// Returns how connection c is made if it is a convolution, all but its kernel, and nothing for a dense one.
 inline std::optional<Convolution> check_letter(int c, const StructureArguments& arguments) {
   constexpr std::pair<const char*, std::optional<Pool>> choices[] = {
       {"m", Pool::max}, {"a", Pool::avg}, {"i", Pool::none}, {"d", std::nullopt}};
@@ -145,7 +145,7 @@ inline std::optional<Convolution> check_letter(int c, const StructureArguments& 
   return made;
 }
 
-// Of the connections which are convolutions, and how they are made but for their kernels.
+// Notes which connections are convolutions, and how they are made but for their kernels.
 inline void check_convolutions(NetworkShape& shape, const Joints& joints, const StructureArguments& arguments) {
   const size_t count = arguments.pools.size(), inner = shape.connections.size() - shape.has_readout();
   TORCH_CHECK_VALUE(count <= inner, "pools must hold at most ", inner, " letters, one per connection but a readout's, ",
@@ -167,7 +167,7 @@ inline void check_convolutions(NetworkShape& shape, const Joints& joints, const 
     }
 }
 
-// What is above connection c, whose weight fits what is below it. Notes its kernel.
+// Returns what is above connection c, whose weight fits what is below it, and notes its kernel.
 inline MapShape check_weight(NetworkShape& shape, const Joints& joints, int c, const at::Tensor& weight,
                              const at::Tensor& x) {
   const MapShape& below = shape.below(c);
@@ -208,7 +208,7 @@ inline MapShape check_input(const at::Tensor& x, bool is_map) {
   return {x.size(1), x.size(2), x.size(3)};
 }
 
-// The layers above the connections, in each of which all that end there agree.
+// Returns the layers above the connections; all that end at a layer agree about it.
 inline void check_layers(NetworkShape& shape, const Joints& joints, at::TensorList weights, const at::Tensor& x) {
   std::vector<int> first(joints.layers(), -1);  // of the connections that end at a layer
   shape.layers.resize(joints.layers());
@@ -267,8 +267,8 @@ inline NetworkShape check_shape(const at::Tensor& x, at::TensorList weights, boo
   return shape;
 }
 
-// Whether layer follows layer, and the turns are those of a schedule: what the fused kernels take. Convolutions come
-// first, as none is above a dense layer.
+// Returns whether layer follows layer, and the turns are those of a schedule: the fused kernels take that. Convolutions
+// come first, as none is above a dense layer.
 inline bool is_chain(const NetworkShape& shape) {
   const size_t turns = shape.turns.size();
   for (int c = 0; c < shape.connection_count(); ++c)
@@ -279,7 +279,7 @@ inline bool is_chain(const NetworkShape& shape) {
   return true;
 }
 
-// Why the fused kernels of no device take a network of this shape; empty if some do.
+// Returns why the fused kernels of no device take a network of this shape, or nothing if some do.
 inline std::string obstacle_of(const NetworkShape& shape) {
   return is_chain(shape) ? "" : "the fused kernels take chains of layers, this network is a graph";
 }

@@ -19,6 +19,9 @@ from torch import Tensor
 
 import ceprop_cuda as cep
 from ceprop_cuda import backends, ops
+from ceprop_cuda.bench.contenders import AUTOGRAD_OF_PHI
+from ceprop_cuda.bench.same_algebra import SameAlgebra
+from ceprop_cuda.bench.stepwise import Stepwise
 from ceprop_cuda.spec import reference
 
 
@@ -55,7 +58,8 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[tuple[i
 
 
 def test_what_computes_is_an_engine(tmp_path: Path) -> None:
-    for engine in (backends.REFERENCE, backends.Kernels(), EmulatedDevice(tmp_path / "program", tmp_path)):
+    emulated = EmulatedDevice(tmp_path / "program", tmp_path)
+    for engine in (backends.REFERENCE, backends.Kernels(), emulated, Stepwise(), SameAlgebra(), AUTOGRAD_OF_PHI):
         assert isinstance(engine, backends.Engine)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops
+from ceprop_cuda.spec.connections import chain
 from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
 
 
@@ -21,7 +22,7 @@ def interleaved(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
 def cep_step_on(weights: list[Tensor], biases: list[Tensor] | None = None) -> Tensor:
     widths = [w.shape[0] for w in weights]
     biases = [torch.zeros(n) for n in widths] if biases is None else biases
-    circuit = Circuit(weights, list(biases), None, Dynamics())
+    circuit = Circuit(weights, list(biases), None, Dynamics(), chain(len(weights)))
     x, target = torch.rand(3, weights[0].shape[1]), torch.rand(3, widths[-1])
     return ops.cep_step(circuit, x, Nudge(target, 0.5), free_steps=3, nudged_steps=2, lr=[0.1] * len(weights)).steps
 

@@ -20,6 +20,7 @@ from variants import copy_of
 import ceprop_cuda as cep
 from ceprop_cuda import ops
 from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.connections import chain
 from ceprop_cuda.spec.dynamics import Circuit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -179,10 +180,10 @@ def test_compiles_without_graph_breaks() -> None:
 def test_not_finite_inputs_stay_visible(kernels: str, pool: str, bad: float) -> None:
     problem, _ = build_chain({**VARIANTS[0], "chain": 2, "activation": "tanh"}, torch.float32)
     circuit, x, _ = problem
-    made = tuple(replace(c, pool=pool) for c in circuit.convolutions)
-    shapes = reference.relax(replace(circuit, convolutions=made, weights=circuit.weights[:1]), x, 0).states
+    made = tuple(replace(c, pool=pool) for c in circuit.structure.convolutions)
+    shapes = reference.relax(replace(circuit, structure=chain(1, made), weights=circuit.weights[:1]), x, 0).states
     weights = [circuit.weights[0], torch.rand(6, shapes[0][0].numel()) / 100, circuit.weights[2]]
-    circuit = Circuit(weights, circuit.biases, None, circuit.dynamics, False, made)
+    circuit = Circuit(weights, circuit.biases, None, circuit.dynamics, chain(len(weights), made))
     x[1, 0, 2, 3] = bad
     got, wanted = (module.relax(circuit, x, 3).states for module in (ops, reference))
     for a, b in zip(got, wanted, strict=True):

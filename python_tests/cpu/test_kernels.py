@@ -16,6 +16,7 @@ from variants import SHAPES, VARIANTS, build, name_of
 
 from ceprop_cuda import ops
 from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.connections import chain
 from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Dynamics, rho
 
 
@@ -88,7 +89,7 @@ def test_the_exponential_has_all_its_terms(kernels: str, activation: str, dtype:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_not_finite_drives_stay_visible(kernels: str, activation: str, bad: float) -> None:
     bias = torch.tensor([0.3, bad, 0.3])
-    circuit = Circuit([torch.zeros(3, 2)], [bias], None, Dynamics(activation, activation))
+    circuit = Circuit([torch.zeros(3, 2)], [bias], None, Dynamics(activation, activation), chain(1))
     got = ops.relax(circuit, torch.zeros(4, 2), 1).states[0]
     assert torch.equal(got.isnan(), reference.relax(circuit, torch.zeros(4, 2), 1).states[0].isnan())
     assert torch.allclose(got, rho(activation, bias).expand(4, 3), equal_nan=True)

@@ -29,7 +29,7 @@ def resident():
 
 def call(units):
     weights = [torch.zeros(units, 4), torch.zeros(units, units)]
-    ops.relax(Circuit(weights, [None, None], None, Dynamics()), torch.zeros(1, 4), 1)
+    ops.relax(Circuit(weights, [None, None], None, Dynamics(), chain(2)), torch.zeros(1, 4), 1)
 
 def call_in_a_thread(units):
     thread = threading.Thread(target=call, args=(units,))

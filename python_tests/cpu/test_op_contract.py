@@ -124,6 +124,7 @@ def test_any_strides() -> None:
         [strided(b) for b in circuit.biases],
         [strided(v) for v in circuit.free_feedback],
         circuit.dynamics,
+        circuit.structure,
     )
     expected = every_op(x, dense, Nudge(target, 0.3))
     got = every_op(strided(x), views, Nudge(strided(target), 0.3))
@@ -135,7 +136,9 @@ def test_weights_that_are_rows_of_one_tensor() -> None:
     circuit, x, target = random_problem(SIZES, 4)
     flat = torch.cat([w.flatten() for w in circuit.weights])
     first, second = flat.split([w.numel() for w in circuit.weights])
-    views = Circuit([first.view(9, 6), second.view(5, 9)], copy_of(circuit).biases, None, circuit.dynamics)
+    views = Circuit(
+        [first.view(9, 6), second.view(5, 9)], copy_of(circuit).biases, None, circuit.dynamics, circuit.structure
+    )
     nudge = Nudge(target, 0.3)
     pairs = zip(every_op(x, circuit, nudge), every_op(x, views, nudge), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

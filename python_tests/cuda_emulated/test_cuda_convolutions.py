@@ -144,7 +144,7 @@ def test_states_that_are_not_finite_never_settle(device: Device) -> None:
 def test_not_finite_inputs_stay_visible(device: Device, pool: str, bad: float) -> None:
     problem, _ = build({**VARIANTS[0], "chain": 2, "activation": "tanh"}, torch.float32)
     circuit, x, _ = problem
-    made = tuple(replace(c, pool=pool) for c in circuit.convolutions)
+    made = tuple(replace(c, pool=pool) for c in circuit.structure.convolutions)
     shapes = reference.relax(replace(circuit, convolutions=made, weights=circuit.weights[:1]), x, 0).states
     weights = [circuit.weights[0], torch.rand(3, shapes[0][0].numel()) / 100]
     circuit = replace(circuit, weights=weights, convolutions=made)

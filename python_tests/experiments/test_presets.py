@@ -90,7 +90,7 @@ def test_p_conv() -> None:
     assert (preset.data, preset.batch_size, preset.epochs, preset.augmented) == ("mnist", 20, 40, False)
     net = preset.network((1, 28, 28), 10)
     assert [tuple(w.shape) for w in net.weights] == [(32, 1, 5, 5), (64, 32, 5, 5), (10, 64 * 4 * 4)]
-    assert [(c.stride, c.padding, c.pool, c.window) for c in net.circuit().convolutions] == [
+    assert [(c.stride, c.padding, c.pool, c.window) for c in net.circuit().structure.convolutions] == [
         ((1, 1), (0, 0), "max", (2, 2))
     ] * 2
     assert net.dynamics.activation == net.dynamics.output_activation == "hard_sigmoid"
@@ -135,7 +135,7 @@ def test_deep_convnets(name: str, nudged_steps: int, beta: float) -> None:
         (512, 512, 3, 3),
         (10, 512),
     ]
-    convolutions = net.circuit().convolutions
+    convolutions = net.circuit().structure.convolutions
     assert [c.padding for c in convolutions] == [(1, 1), (1, 1), (1, 1), (0, 0)]
     assert {(c.stride, c.pool, c.window) for c in convolutions} == {((1, 1), "max", (2, 2))}
     assert net.dynamics.activation == net.dynamics.output_activation == "half_hard_sigmoid"

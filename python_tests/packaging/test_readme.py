@@ -12,6 +12,7 @@ from problems import relative_error
 from project import ROOT
 
 from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.connections import chain
 from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
 
 README = ROOT / "README.md"
@@ -41,7 +42,7 @@ def test_the_plain_lines_are_a_step_of_the_reference() -> None:
     finally:
         torch.set_default_dtype(default)
 
-    circuit = Circuit(weights, [None, None], None, Dynamics())
+    circuit = Circuit(weights, [None, None], None, Dynamics(), chain(2))
     nudge = Nudge(y, beta)
     expected = reference.cep_step(circuit, x, nudge, free_steps=12, nudged_steps=6, lr=lr).circuit.weights
     for before, after, plain in zip(weights, expected, (names["W0"], names["W1"]), strict=True):

@@ -19,7 +19,7 @@ import ceprop_cuda as cep
 from ceprop_cuda import ops
 from ceprop_cuda.data import Batches, load
 from ceprop_cuda.spec import reference
-from ceprop_cuda.spec.connections import Convolution, forward
+from ceprop_cuda.spec.connections import Convolution, chain, forward
 from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge, drive, emitted, state_shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,12 +56,13 @@ def random_chain(convolutions: tuple[Convolution, ...], **settings: Any) -> tupl
     weights = [normal(above, below, 3, 2) / 3 for below, above in pairwise(channels)]
     x = normal(3, channels[0], 13, 11).clamp(0, 1)  # half of the inputs are equal
     kinds = Dynamics("hard_sigmoid", "hard_sigmoid", **settings)
-    sized = state_shapes(Circuit(list(weights), [None] * len(weights), None, kinds, False, convolutions), x.shape[2:])
+    of_maps = Circuit(list(weights), [None] * len(weights), None, kinds, chain(len(weights), convolutions))
+    sized = state_shapes(of_maps, x.shape[2:])
     flat = int(np.prod(sized[-1]))
     weights += [normal(5, flat) / flat**0.5, normal(4, 5)]
     biases: list[Tensor | None] = [normal(w.shape[0]) for w in weights]
     biases[1] = None
-    circuit = Circuit(weights, biases, None, kinds, False, convolutions)
+    circuit = Circuit(weights, biases, None, kinds, chain(len(weights), convolutions))
     states = [normal(3, *shape).clamp(0, 1) for shape in state_shapes(circuit, x.shape[2:])]
     return circuit, x, states
 
@@ -70,7 +71,7 @@ def phi(circuit: Circuit, seen: list[Tensor]) -> Tensor:
     """sum_l r[l] . F_l(r[l-1]), per batch."""
     total = torch.zeros((), dtype=torch.float64)
     for layer, (w, b) in enumerate(zip(circuit.weights, circuit.biases, strict=True)):
-        total = total + (seen[layer + 1] * forward(seen[layer], w, b, circuit.convolution(layer))).sum()
+        total = total + (seen[layer + 1] * forward(seen[layer], w, b, circuit.connections[layer].convolution)).sum()
     return total
 
 

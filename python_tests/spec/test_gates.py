@@ -168,11 +168,11 @@ def test_convolutions_have_it_unit_by_unit_after_the_pooling(pools: str, gate: s
 
 
 def reference_forward(circuit: Circuit, u: Tensor, e: int) -> Tensor:
-    return reference.connections.forward(u, circuit.weights[e], circuit.biases[e], circuit.convolution(e))
+    return reference.connections.forward(u, circuit.weights[e], circuit.biases[e], circuit.connections[e].convolution)
 
 
 def reference_transpose(circuit: Circuit, v: Tensor, u: Tensor, e: int) -> Tensor:
-    return reference.connections.transpose(v, circuit.feedback(e), None, circuit.convolution(e), u)
+    return reference.connections.transpose(v, circuit.feedback(e), None, circuit.connections[e].convolution, u)
 
 
 @pytest.mark.parametrize("gate", GATES)

@@ -154,7 +154,9 @@ def test_a_vector_fields_contrast_is_the_movement_times_the_drives_parameter_gra
     found = reference.contrast(circuit, x, earlier, later, fixed, 0.3).parameters()
     assert len(found) == len(expected) == len(list(net.parameters()))
     pooled = [
-        v for e, v in enumerate(net.feedback) if v is not None and (c := circuit.convolution(e)) and c.pool == "max"
+        v
+        for e, v in enumerate(net.feedback)
+        if v is not None and (c := circuit.connections[e].convolution) and c.pool == "max"
     ]
     assert len(pooled) == (name == "maps")
     for p, dp, wanted in zip(circuit.parameters(), found, expected, strict=True):

@@ -35,7 +35,7 @@ def both(**settings: Any) -> tuple[Problem, Problem]:
 
 def nudges(problem: Problem) -> list[Nudge | None]:
     """None, and every way to nudge the problem's network."""
-    if problem.circuit.readout:
+    if problem.circuit.structure.has_readout:
         return [None, Nudge(problem.target, 0.5, "drive", "cross_entropy")]
     return [None, Nudge(problem.target, 0.5, "state"), Nudge(problem.target, -0.5, "drive")]
 

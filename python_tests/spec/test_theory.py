@@ -201,7 +201,7 @@ def test_hard_units_keep_to_their_linear_piece_in_the_nudged_phases(name: str) -
         for _ in range(NUDGED_STEPS):
             states = reference.step(circuit, x, states, nudge(beta))
             assert torch.equal(inside(states), pieces)
-    if not circuit.readout:
+    if not circuit.structure.has_readout:
         assert ((states[-1] > 0) & (states[-1] < 1)).all()
 
 

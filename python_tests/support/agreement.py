@@ -64,7 +64,7 @@ def by_reference(run: Run, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results
     """What ``run`` gives, or has given before: other instruction sets and engines are compared with the same."""
     if not isinstance(run, partial):  # a test's own function, which may do more than return results
         return run(reference, circuit, x, nudge)
-    named = (run.func, run.args, run.keywords, circuit.dynamics, circuit.readout, circuit.structure)
+    named = (run.func, run.args, run.keywords, circuit.dynamics, circuit.structure.has_readout, circuit.structure)
     text = repr((*named, x.dtype, nudge.beta, nudge.at, nudge.loss, connections._unpooled))
     key = hashlib.sha256(text.encode())
     for tensor in (x, nudge.target, *circuit.weights, *circuit.biases, *(circuit.free_feedback or ())):

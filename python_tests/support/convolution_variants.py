@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from problems import Problem
 from torch import Tensor
-from variants import ACTIVATIONS, LOSSES
+from variants import LOSSES
 
-from ceprop_cuda.spec.connections import Convolution
-from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge, state_shapes
+from ceprop_cuda.spec.connections import Convolution, chain
+from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Dynamics, Nudge, state_shapes
 
 
 class Chain(NamedTuple):
@@ -63,10 +63,13 @@ CHAINS = [
 ]
 
 
+OF_UNITS = [*ACTIVATIONS, "sigmoid"]  # one more than there are losses below, so that all meet
+
+
 def chain_variants(count: int = len(CHAINS)) -> list[dict[str, Any]]:
     """Settings that cover dynamics x feedback x loss, with the other columns going round beside them, among them the
     numbers of so many chains."""
-    chains, activations, biases = cycle(range(count)), cycle(ACTIVATIONS), cycle([True, True, False])
+    chains, activations, biases = cycle(range(count)), cycle(OF_UNITS), cycle([True, True, False])
     asynchronous = cycle([False, True, False])
     return [
         {
@@ -94,7 +97,7 @@ def build_chain(
 ) -> tuple[Problem, Nudge]:
     """New tensors at every call, the same for the same arguments; ``dtype`` only rounds them. Weights are drawn as
     ``random_problem`` draws them, so that steps contract."""
-    chain = chains[variant["chain"]]
+    drawn = chains[variant["chain"]]
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -109,20 +112,22 @@ def build_chain(
     settings = Dynamics(
         activation, variant.get("output_activation", activation), variant["dynamics"], 0.3, True, variant["schedule"]
     )
-    channels = pairwise((chain.image[0], *chain.channels))
-    shapes: list[tuple[int, ...]] = [(up, low, *k) for (low, up), k in zip(channels, chain.kernels, strict=True)]
-    convolved = Circuit([torch.empty(shape) for shape in shapes], [], None, settings, False, chain.convolutions)
-    flat = prod(state_shapes(convolved, chain.image[1:])[-1])
-    shapes += [(up, low) for low, up in pairwise((flat, *chain.dense))]
+    channels = pairwise((drawn.image[0], *drawn.channels))
+    shapes: list[tuple[int, ...]] = [(up, low, *k) for (low, up), k in zip(channels, drawn.kernels, strict=True)]
+    of_maps = chain(len(shapes), drawn.convolutions)
+    convolved = Circuit([torch.empty(shape) for shape in shapes], [], None, settings, of_maps)
+    flat = prod(state_shapes(convolved, drawn.image[1:])[-1])
+    shapes += [(up, low) for low, up in pairwise((flat, *drawn.dense))]
     weights = [(0.6 / prod(shapes[0][1:]) ** 0.5 * normal(*shapes[0])).to(dtype), *map(inner, shapes[1:])]
     biases: list[Tensor | None] = [None] * len(shapes)
     if variant["bias"]:
         biases = [(0.1 + 0.5 * torch.rand(s[0], generator=draw, dtype=torch.float64)).to(dtype) for s in shapes]
     feedback = None if variant["feedback"] == "tied" else [inner(s) for s in shapes[1 : len(shapes) - readout]]
-    x = torch.rand(chain.batch, *chain.image, generator=draw, dtype=torch.float64).to(dtype)
-    classes = chain.dense[-1]
-    labels = torch.randint(classes, (chain.batch,), generator=draw)
-    circuit = Circuit(weights, biases, feedback, settings, readout, chain.convolutions)
+    x = torch.rand(drawn.batch, *drawn.image, generator=draw, dtype=torch.float64).to(dtype)
+    classes = drawn.dense[-1]
+    labels = torch.randint(classes, (drawn.batch,), generator=draw)
+    structure = chain(len(shapes), drawn.convolutions, readout)
+    circuit = Circuit(weights, biases, feedback, settings, structure)
     target = F.one_hot(labels, classes).to(dtype)
     return Problem(circuit, x, target), Nudge(target, 0.4, variant["at"], variant["loss"])
 

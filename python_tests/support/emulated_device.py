@@ -181,11 +181,11 @@ class _Call:
     def network(self, circuit: Circuit, x: Tensor, nudge: Nudge | None, tolerance: float | None) -> None:
         d = circuit.dynamics
         maps = [(*x.shape[1:], 1, 1)[:3], *((*shape, 1, 1)[:3] for shape in state_shapes(circuit, x.shape[2:]))]
-        if circuit.readout:
+        if circuit.structure.has_readout:
             maps.append((len(circuit.weights[-1]), 1, 1))
-        self.integers(circuit.readout, circuit.free_feedback is not None, d.schedule == "asynchronous")
-        self.integers(3 * len(maps), *chain.from_iterable(maps), 9 * len(circuit.convolutions))
-        for c, w in zip(circuit.convolutions, circuit.weights, strict=False):
+        self.integers(circuit.structure.has_readout, circuit.free_feedback is not None, d.schedule == "asynchronous")
+        self.integers(3 * len(maps), *chain.from_iterable(maps), 9 * len(circuit.structure.convolutions))
+        for c, w in zip(circuit.structure.convolutions, circuit.weights, strict=False):
             window = (1, 1) if c.pool == "none" else c.window
             self.integers(*w.shape[2:], *c.stride, *c.padding, *window, POOLS.index(c.pool))
         self.integers(*(list(ACTIVATIONS).index(name) for name in (d.activation, d.output_activation)))

@@ -23,7 +23,7 @@ def rates(circuit: Circuit) -> list[float]:
     connections that end at a layer share what moves it."""
     inputs = [w.shape[1] if w.ndim == 2 else 100 * w[0].numel() for w in circuit.weights]
     ends = [c.above for c in circuit.connections]
-    sharing = [ends.count(above) for above in ends] + [1] * circuit.readout
+    sharing = [ends.count(above) for above in ends] + [1] * circuit.structure.has_readout
     return [
         0.3 * min(connection + 1, 5) / max(16, count) / by
         for connection, (count, by) in enumerate(zip(inputs, sharing, strict=True))

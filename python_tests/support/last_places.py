@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ceprop_cuda.spec.connections import chain
 from ceprop_cuda.spec.dynamics import Circuit, Dynamics, rho
 
 # Drives of which the argument of the exponential, 2 - 4x or 2x, is a float32 number: no rounding of it hides an error.
@@ -37,7 +38,9 @@ def largest_error(module: Any, activation: str, dtype: torch.dtype) -> float:
     """Relative, in units of the dtype's epsilon, of what ``module`` computes on DRIVES; infinite where it is not 0 but
     should be. With zero weights a unit's next state is rho(bias)."""
     bias = torch.tensor(DRIVES, dtype=dtype)
-    circuit = Circuit([torch.zeros(len(bias), 1, dtype=dtype)], [bias], None, Dynamics(activation, activation))
+    circuit = Circuit(
+        [torch.zeros(len(bias), 1, dtype=dtype)], [bias], None, Dynamics(activation, activation), chain(1)
+    )
     got = module.relax(circuit, torch.zeros(1, 1, dtype=dtype), 1).states[0][0].tolist()
     errors = [
         float(abs(Decimal(g) - wanted) / abs(wanted)) if wanted else float("inf" if g else 0)
@@ -53,7 +56,9 @@ def assert_activation_is_right(module: Any, activation: str, dtype: torch.dtype)
     tiny = torch.logspace(-30, 0, 301, dtype=torch.float64)
     far = torch.tensor([1e3, 1e30], dtype=torch.float64)
     drive = torch.cat([fine, tiny, -tiny, far, -far, torch.zeros(1, dtype=torch.float64)]).to(dtype)
-    circuit = Circuit([torch.zeros(len(drive), 1, dtype=dtype)], [drive], None, Dynamics(activation, activation))
+    circuit = Circuit(
+        [torch.zeros(len(drive), 1, dtype=dtype)], [drive], None, Dynamics(activation, activation), chain(1)
+    )
     got = module.relax(circuit, torch.zeros(1, 1, dtype=dtype), 1).states[0][0]
     exact = rho(activation, drive.double())
     epsilon = torch.finfo(dtype).eps

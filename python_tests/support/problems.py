@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from project import GOLDEN
 from torch import Tensor
 
+from ceprop_cuda.spec.connections import chain
 from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
 
 # Those of chains of dense layers; golden_steps.py and test_graphs.py have the others.
@@ -88,9 +89,8 @@ def random_problem(
     settings = Dynamics(activation, output_activation or activation, dynamics, dt, clip, schedule)
     x = uniform(batch, sizes[0]).to(dtype)
     labels = torch.randint(sizes[-1], (batch,), generator=draw)
-    return Problem(
-        Circuit(weights, biases, free_feedback, settings, readout), x, F.one_hot(labels, sizes[-1]).to(dtype)
-    )
+    circuit = Circuit(weights, biases, free_feedback, settings, chain(len(weights), readout=readout))
+    return Problem(circuit, x, F.one_hot(labels, sizes[-1]).to(dtype))
 
 
 class Golden(NamedTuple):
@@ -143,7 +143,13 @@ def load_golden(name: str) -> Golden:
     target = F.one_hot(labels, config["sizes"][-1]).double()
     phases = ["nudged", "nudged_minus"] if config.get("symmetric") else ["nudged"]
     return Golden(
-        Circuit(before[:layers], before[layers : 2 * layers], before[2 * layers :] if is_free else None, dynamics),
+        Circuit(
+            before[:layers],
+            before[layers : 2 * layers],
+            before[2 * layers :] if is_free else None,
+            dynamics,
+            chain(layers),
+        ),
         x,
         labels,
         Nudge(target, config["beta"], "drive" if is_lab else "state"),

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from problems import Problem
 from torch import Tensor
-from variants import ACTIVATIONS, LOSSES
+from variants import LOSSES
 
 from ceprop_cuda import ops
-from ceprop_cuda.spec.connections import INPUT, Connection, Convolution, Structure
-from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge, state_shapes
+from ceprop_cuda.spec.connections import ANSWER, INPUT, Connection, Convolution, Structure
+from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Dynamics, Nudge, state_shapes
 
 # Stands where the modules ops and reference stand.
 GRAPH_ENGINE = SimpleNamespace(
@@ -31,7 +31,7 @@ CLASSES = 4
 
 def graph_variants(count: int = 24) -> list[dict[str, Any]]:
     """Settings that cover dynamics x feedback x loss, with the other columns going round beside them."""
-    activations = cycle([*ACTIVATIONS, "relu", "relu6"])
+    activations = cycle(ACTIVATIONS)
     losses = cycle(LOSSES)
     schedules = cycle(["synchronous", "asynchronous", "turns"])
     return [
@@ -99,14 +99,10 @@ def build_graph(variant: dict[str, Any], dtype: torch.dtype, seed: int = 0) -> t
     )
     if variant["schedule"] == "turns":
         structure = Structure(structure.connections, structure.output, _turns(draw, structure.layers))
-    circuit = Circuit(
-        weights,
-        biases,
-        feedback if variant["feedback"] == "free" else None,
-        settings,
-        variant.get("readout", False),
-        joined=structure,
-    )
+    if variant.get("readout"):
+        joined = (*structure.connections, Connection(structure.output, ANSWER))
+        structure = Structure(joined, structure.output, structure.turns)
+    circuit = Circuit(weights, biases, feedback if variant["feedback"] == "free" else None, settings, structure)
     x = uniform(3, *of_input).to(dtype)
     assert [tuple(s) for s in sizes] == state_shapes(circuit, x.shape[2:])
     target = F.one_hot(torch.randint(CLASSES, (3,), generator=numbers), CLASSES).to(dtype)

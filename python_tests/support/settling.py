@@ -11,7 +11,7 @@ from torch import Tensor
 from variants import copy_of
 
 from ceprop_cuda.spec import reference
-from ceprop_cuda.spec.connections import Convolution
+from ceprop_cuda.spec.connections import Convolution, chain
 from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
 from ceprop_cuda.spec.reference import CEPResult, EPResult
 
@@ -55,7 +55,7 @@ def assert_tolerances_are_exact(module: Any, dtype: torch.dtype, convolutions: t
     shapes = [*((1, 1, 1, 1) for _ in convolutions), (1, 1)]
     weights = [torch.zeros(shape, dtype=dtype) for shape in shapes]
     biases: list[Tensor | None] = [torch.ones(1, dtype=dtype) for _ in shapes]
-    circuit = Circuit(weights, biases, None, settings, False, convolutions)
+    circuit = Circuit(weights, biases, None, settings, chain(len(weights), convolutions))
     x = torch.zeros(shapes[0], dtype=dtype)
     end = 28 if dtype == torch.float32 else 56  # where 1 - 2^-steps has become 1
     for tolerance, steps in ((1 / 16, 4), (1 / 16 + 1e-12, 4), (1 / 16 - 1e-12, 8), (0.0, end), (1e-310, end)):

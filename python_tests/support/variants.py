@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from problems import Problem, random_problem
 
-from ceprop_cuda.spec.dynamics import Circuit, Nudge
+from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge
 
 # How far a kernel may be from the float64 reference: relative, ||a - b|| / ||b||, for states and parameters; for
 # contrasts, which are differences of states over beta, the same over |beta|.
@@ -39,7 +39,6 @@ LOSSES: list[dict[str, Any]] = [
     {"loss": "cross_entropy", "at": "state", "output_activation": "linear"},
     {"loss": "cross_entropy", "at": "drive", "readout": True},
 ]
-ACTIVATIONS = ["sigmoid", "hard_sigmoid", "half_hard_sigmoid", "centered_hard_sigmoid", "tanh", "linear"]
 # Off every tile and on it; one unit; more samples than inputs (twice as many choose another form of the update).
 SHAPES: list[tuple[tuple[int, ...], int]] = [
     ((5, 3), 1),
@@ -57,7 +56,7 @@ SHAPES: list[tuple[tuple[int, ...], int]] = [
 def network_variants() -> list[dict[str, Any]]:
     """Settings that cover dynamics x feedback x loss, with the other columns going round beside them."""
     shapes, activations, biases = cycle(SHAPES), cycle(ACTIVATIONS), cycle([True, True, False])
-    asynchronous = cycle([False, False, True, False, False, True, False, True])
+    asynchronous = cycle([False, False, True, False, True, False, True])  # of no length that another cycle has
     variants = []
     for dynamics in ("prototypical", "energy"):
         for feedback in ("tied", "free"):
