@@ -22,6 +22,7 @@ import os, sys, threading
 from pathlib import Path
 import torch
 from ceprop_cuda import ops
+from ceprop_cuda.spec.connections import chain
 from ceprop_cuda.spec.dynamics import Circuit, Dynamics
 
 def resident():

@@ -27,6 +27,7 @@ from variants import TOLERANCES, copy_of
 
 from ceprop_cuda import ops
 from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.connections import chain
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -145,9 +146,9 @@ def test_not_finite_inputs_stay_visible(device: Device, pool: str, bad: float) -
     problem, _ = build({**VARIANTS[0], "chain": 2, "activation": "tanh"}, torch.float32)
     circuit, x, _ = problem
     made = tuple(replace(c, pool=pool) for c in circuit.structure.convolutions)
-    shapes = reference.relax(replace(circuit, convolutions=made, weights=circuit.weights[:1]), x, 0).states
+    shapes = reference.relax(replace(circuit, structure=chain(1, made), weights=circuit.weights[:1]), x, 0).states
     weights = [circuit.weights[0], torch.rand(3, shapes[0][0].numel()) / 100]
-    circuit = replace(circuit, weights=weights, convolutions=made)
+    circuit = replace(circuit, weights=weights, structure=chain(len(weights), made))
     x[1, 0, 2, 3] = bad
     got, wanted = (module.relax(circuit, x, 3).states for module in (device(), reference))
     for a, b in zip(got, wanted, strict=True):

@@ -43,13 +43,20 @@ def kernels_of(variant: dict[str, Any]) -> list[str]:
 
 
 def rotation() -> Iterator[tuple[str, int, torch.dtype, dict[str, Any]]]:
-    """Every network with the kernel, the number of blocks and the dtype that have met its settings least often."""
+    """Every network with the kernel, the number of blocks and the dtype that have met its settings least often; then
+    those once more that have settings to meet."""
     seen: Counter = Counter()
-    for variant in NETWORKS:
+    for again, variant in [(again, variant) for again in (False, True) for variant in NETWORKS]:
         options = [(*chosen, variant) for chosen in product(kernels_of(variant), BLOCKS, TOLERANCES)]
-        case = min(options, key=lambda option: sum(seen[pair] for pair in combinations(columns(*option), 2)))
-        seen.update(combinations(columns(*case), 2))
-        yield case
+        pairs = {index: list(combinations(columns(*option), 2)) for index, option in enumerate(options)}
+        if again:
+            best = max(pairs, key=lambda index: sum(not seen[pair] for pair in pairs[index]))
+        else:
+            best = min(pairs, key=lambda index: sum(seen[pair] for pair in pairs[index]))
+        if again and all(seen[pair] for pair in pairs[best]):
+            continue
+        seen.update(pairs[best])
+        yield options[best]
 
 
 ROTATION = [
