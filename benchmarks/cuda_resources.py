@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
-FILES = tuple(SOURCES / folder / "kernels.cu" for folder in (".", "conv", "aten"))
+FILES = tuple(SOURCES / folder / "kernels.cu" for folder in (".", "conv", "teams", "aten"))
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FIRST_TENSOR_FLOATS, FIRST_CLUSTERS = 80, 90  # architectures
 REGISTERS_OF_A_MULTIPROCESSOR, MOST_REGISTERS_OF_A_THREAD = 65536, 255
@@ -45,11 +45,19 @@ FRAME = ("stack_bytes", "spill_store_bytes", "spill_load_bytes")  # in ptxas' or
 
 TYPES = {"f": "float", "d": "double"}
 AROUND_A_LIBRARY = {"pool_windows": "Pooling", "show_units": "Showing", "move_units": "Move"}
-KERNELS = [  # as those files instantiate them; tensor cores take float alone
-    f"{number}, {tile}, {exchange}"
-    for number, tile, exchange in product(TYPES.values(), ("Exact", "Tf32", "Bf16"), ("InGrid", "InCluster"))
-    if number == "float" or tile == "Exact"
-] + [f"{number}, {name}" for number in TYPES.values() for name in ("Convolutions", *AROUND_A_LIBRARY.values())]
+KERNELS = (
+    [  # as those files instantiate them; tensor cores take float alone
+        f"{number}, {tile}, {exchange}"
+        for number, tile, exchange in product(TYPES.values(), ("Exact", "Tf32", "Bf16"), ("InGrid", "InCluster"))
+        if number == "float" or tile == "Exact"
+    ]
+    + [
+        f"{number}, Team{samples}, {place}"
+        for number, samples, place in product(TYPES.values(), (1, 2, 3, 4), ("InBlock", "InCluster"))
+        if (samples == 2) == (number == "double")
+    ]
+    + [f"{number}, {name}" for number in TYPES.values() for name in ("Convolutions", *AROUND_A_LIBRARY.values())]
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,10 @@ class Disassembled:
 
 
 def readable(symbol: str) -> str:
-    """A kernel's symbol as "float, Tf32, InGrid", "float, Convolutions" or "float, Pooling"; any other as it is."""
+    """A kernel's symbol as "float, Tf32, InGrid", "float, Convolutions", "float, Team3, InCluster" or "float, Pooling";
+    any other as it is."""
+    if of_team := re.search(r"run_teamI([fd])Li(\d)ENS\d*_\d+(InBlock|InCluster)E", symbol):
+        return f"{TYPES[of_team[1]]}, Team{of_team[2]}, {of_team[3]}"
     if around := re.search(rf"4cuda\d+({'|'.join(AROUND_A_LIBRARY)})I([fd])E", symbol):
         return f"{TYPES[around[2]]}, {AROUND_A_LIBRARY[around[1]]}"
     if of_convolutions := re.search(r"4conv6run_opI([fd])E", symbol):

@@ -1,7 +1,8 @@
 """What a step of the dynamics takes the fused kernels on a GPU, beside the launch planner's estimate: by differences
 between training steps, one with 2 free and 2 nudged steps, one with 50 more free ones, one with 10 more nudged ones.
 
-Convolutions by one launch and by a library's calls, whatever the planner would choose.
+Convolutions by one launch and by a library's calls, and what teams of blocks take by them as well, whatever the planner
+would choose.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Steps:
     """Times of one case; what is too small to measure may come out below 0."""
 
     case: str
-    engine: str  # "launch" or "library", or "" on a CPU
+    engine: str  # "launch", "teams" or "library", or "" on a CPU
     exchange: str  # where the plan keeps the states, or "" on a CPU
     blocks: int
     predicted_us: float  # of a free step
@@ -44,7 +45,11 @@ def engines(case: Case) -> list[str]:
     """By which the case is timed."""
     if case.device == "cpu":
         return [""]
-    return list(ENGINES) if case.preset.convolutions is not None else ["launch"]
+    if case.preset.convolutions is not None:
+        return ["launch", "library"]
+    net, x, _ = case.problem(torch.float32)
+    by_teams = not case.preset.continual and ops.obstacle(net.circuit(), x, engine="teams") is None
+    return ["launch", "teams"] if by_teams else ["launch"]
 
 
 def microseconds(case: Case, engine: str, free: int, nudged: int) -> float:

@@ -26,6 +26,18 @@ def step_costs(
     update: str,
 ) -> tuple[dict[str, tuple[float, float]], dict[str, str]]: ...
 def cuda_device(index: int) -> dict[str, int]: ...  # where CUDA was built
+def cuda_clusters(index: int) -> int: ...  # the same
+def team_plan(
+    *,
+    multiprocessors: int,
+    shared_bytes: int,
+    cluster_blocks: int,
+    clusters: int,
+    widths: Sequence[int],
+    asynchronous: bool,
+    batch: int,
+    number_bytes: int,
+) -> dict[str, Any]: ...
 def launch_plan(
     *,
     compute_capability: int,

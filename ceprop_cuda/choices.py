@@ -23,7 +23,7 @@ Update: TypeAlias = Literal["auto", "literal", "low_rank"]
 # Of what computes.
 Backend: TypeAlias = Literal["auto", "fused", "reference"]
 Precision: TypeAlias = Literal["exact", "tf32", "bf16"]
-EngineName: TypeAlias = Literal["auto", "launch", "graph"]
+EngineName: TypeAlias = Literal["auto", "launch", "teams", "graph"]
 
 
 def words(of: Any) -> tuple[Any, ...]:

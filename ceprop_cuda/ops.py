@@ -2,9 +2,10 @@
 
 The ops themselves are ``torch.ops.ceprop_cuda.{relax, ep_step, cep_step}``; ``csrc/library.cpp`` holds their
 contracts. Every function takes ``engine``, what computes the call: "launch", the fused kernels, which take chains of
-layers and on a GPU are one launch; "graph", PyTorch's operators around kernels of this library, which take any network
-and on a GPU are recorded in a CUDA graph; or "auto", the fused kernels where they can run, and on a GPU where they are
-expected to be the faster. For tests and measurements.
+layers and on a GPU are one launch; "teams", on a GPU alone, one launch in which teams of blocks own samples; "graph",
+PyTorch's operators around kernels of this library, which take any network and on a GPU are recorded in a CUDA graph; or
+"auto", the fused kernels where they can run, and on a GPU where they are expected to be the faster. For tests and
+measurements.
 """
 
 from __future__ import annotations
@@ -60,10 +61,41 @@ def obstacle(
         return f"there is no fused kernel for device type {x.device.type!r}"
     if x.device.type == "cpu" and precision != "exact":
         return f"precision={precision!r} is CUDA's, got a tensor on the CPU"
+    if engine == "teams":
+        reason = _team_obstacle(circuit, x, precision, gate)
+        return None if reason is None else f"engine='teams' is for teams of a GPU's blocks, and {reason}"
     if engine == "launch":
         reason = _fused_obstacle(circuit, x, precision, gate)
         return None if reason is None else f"engine='launch' is for the fused kernels, and {reason}"
     return _precision_obstacle(circuit, x, precision, gate, engine) if x.is_cuda else None
+
+
+def _team_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str | None) -> str | None:
+    """Why no team takes this network. What it does not run of an op the op itself refuses."""
+    if not x.is_cuda:
+        return "this tensor is on the CPU"
+    if not circuit.structure.is_chain or circuit.structure.convolutions or circuit.structure.has_readout:
+        return "they take chains of dense layers without a readout"
+    if gate is not None or precision != "exact":
+        return f"they have no gate and precision 'exact' alone, got gate={gate!r}, precision={precision!r}"
+    try:
+        _team_plan(circuit, x)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _team_plan(circuit: Circuit, x: Tensor) -> dict[str, Any]:
+    """How a team runs a call without a gate; ValueError if none can."""
+    device = {**_C.cuda_device(x.device.index), "clusters": _C.cuda_clusters(x.device.index)}
+    del device["compute_capability"]
+    return _C.team_plan(
+        **device,
+        widths=(x.shape[1], *(w.shape[0] for w in circuit.weights)),
+        asynchronous=circuit.dynamics.schedule == "asynchronous",
+        batch=len(x),
+        number_bytes=x.element_size(),
+    )
 
 
 def _fused_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str | None) -> str | None:
@@ -95,8 +127,11 @@ def _is_transformed() -> bool:
 
 
 def launch_plan(circuit: Circuit, x: Tensor, precision: str = "exact", engine: str = "auto") -> dict[str, Any]:
-    """How a call without a gate runs on x's CUDA device: in one launch, or by PyTorch's operators if ``exchange`` is
-    "library". ValueError if it cannot. See launch_plan.h in csrc/cuda, or with convolutions in csrc/cuda/conv."""
+    """How a call without a gate runs on x's CUDA device: in one launch, by teams if ``exchange`` is "team", or
+    by PyTorch's operators if it is "library". ValueError if it cannot. See launch_plan.h in csrc/cuda, or with
+    convolutions in csrc/cuda/conv, or plan.h in csrc/cuda/teams."""
+    if engine == "teams":
+        return _team_plan(circuit, x)
     structure = circuit.structure
     if structure.is_chain and structure.convolutions:
         return _planned(**_launch_settings(circuit, x, precision), engine=engine)

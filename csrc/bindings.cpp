@@ -16,6 +16,7 @@
 #include "arguments/refuse_gradients.h"
 #include "cuda/conv/launch_plan.h"
 #include "cuda/launch_plan.h"
+#include "cuda/teams/plan.h"
 #include "model/chain.h"
 #include "model/costs.h"
 #include "model/learning.h"
@@ -117,6 +118,7 @@ std::map<std::string, int64_t> cuda_device(int index) {
           {"shared_bytes", device.shared_bytes},
           {"cluster_blocks", device.cluster_blocks}};
 }
+int cuda_clusters(int index) { return ceprop::cuda::properties_of(index).clusters; }
 #endif
 
 // Returns which CUDA kernel a device would run a call by, and how the call would lie in it; ValueError if none can. The
@@ -147,6 +149,32 @@ pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t 
   facts["workspace_bytes"] = plan.workspace_bytes;
   facts["layers_of_tiles"] = layers;
   facts["step_us"] = cuda::planning::step_microseconds(shape, plan);
+  return facts;
+}
+
+// Returns how a team of a device's blocks would run a chain of dense layers; ValueError if none can. See
+// cuda/teams/layout.h.
+pybind11::dict team_plan(int multiprocessors, int64_t shared_bytes, int cluster_blocks, int clusters,
+                         const std::vector<int64_t>& widths, bool asynchronous, int64_t batch, int64_t number_bytes) {
+  namespace teams = ceprop::cuda::teams;
+  const ceprop::NetworkShape network = chain_of(widths, false, false, asynchronous);
+  const ceprop::cuda::Shape shape{network, false, batch, number_bytes, 0, 0};
+  const int capability = cluster_blocks > 0 ? 90 : 80;
+  teams::Planned planned = teams::obstacle_of(network, {});
+  if (std::get<std::string>(planned).empty())
+    planned = teams::plan_team({capability, multiprocessors, shared_bytes, cluster_blocks, clusters}, shape);
+  if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
+  const teams::Plan& plan = std::get<teams::Plan>(planned);
+  pybind11::dict facts;
+  facts["exchange"] = "team";
+  facts["blocks"] = plan.layout.blocks;
+  facts["teams"] = plan.layout.teams;
+  facts["warps"] = plan.layout.warps;
+  facts["samples"] = plan.layout.samples;
+  facts["groups"] = plan.layout.groups;
+  facts["rounds"] = plan.layout.rounds;
+  facts["shared_bytes"] = plan.shared_bytes;
+  facts["step_us"] = teams::planning::step_microseconds(shape, plan);
   return facts;
 }
 
@@ -223,11 +251,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "Whether a contrast has the term of the layer above that moves, and that of the layer below.");
 #ifdef CEPROP_WITH_CUDA
   m.def("cuda_device", &cuda_device, py::arg("index"), "What launch_plan asks of a device, of this one.");
+  m.def("cuda_clusters", &cuda_clusters, py::arg("index"), "How many of its largest clusters run at once.");
 #endif
   m.def("launch_plan", &launch_plan, py::kw_only(), py::arg("compute_capability"), py::arg("multiprocessors"),
         py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("widths"), py::arg("readout"), py::arg("energy"),
         py::arg("asynchronous"), py::arg("batch"), py::arg("number_bytes"), py::arg("precision"),
         "How a CUDA device would run a call: the kernel, its blocks and their memory, as a dict.");
+  m.def("team_plan", &team_plan, py::kw_only(), py::arg("multiprocessors"), py::arg("shared_bytes"),
+        py::arg("cluster_blocks"), py::arg("clusters"), py::arg("widths"), py::arg("asynchronous"), py::arg("batch"),
+        py::arg("number_bytes"), "How a team of a CUDA device's blocks would run a call, as a dict.");
   m.def("convolution_launch_plan", &convolution_launch_plan, py::kw_only(), py::arg("compute_capability"),
         py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("maps"),
         py::arg("made"), py::arg("pools"), py::arg("readout"), py::arg("free_feedback"), py::arg("energy"),

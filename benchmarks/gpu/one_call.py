@@ -1,6 +1,7 @@
 """A few training steps of cases of `ceprop bench`, for a profiler to watch one of; prints the norm of their parameters.
 
-On a GPU each is one launch of the kernel run_op, or with --engine library a library's calls.
+On a GPU each is one launch of the kernel run_op, with --engine teams of run_team, or with --engine library a library's
+calls.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ timings() {
 # Free and nudged steps so that one kind is most of the launch.
 profiles() {
   local profile=(ncu --clock-control none --section SpeedOfLight --section WarpStateStats --section InstructionStats
-    --section SourceCounters -k "regex:run_op" -s 2 -c 1 --csv --page raw)
+    --section SourceCounters -k "regex:run_op|run_team" -s 2 -c 1 --csv --page raw)
   $dry || { cat "$work/facts" && echo "case,metric,value,unit"; } >"$out/ncu.csv"
   local case call
   while read -r case call; do

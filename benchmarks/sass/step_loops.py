@@ -29,7 +29,11 @@ from disassembly import Instruction
 from sources import Lines
 
 # By the file of kernels where its loop over steps stands.
-STEP_LOOPS = {"cuda/kernels.cu": "cuda/run_op.cuh", "cuda/conv/kernels.cu": "cuda/conv/run_op.cuh"}
+STEP_LOOPS = {
+    "cuda/kernels.cu": "cuda/run_op.cuh",
+    "cuda/conv/kernels.cu": "cuda/conv/run_op.cuh",
+    "cuda/teams/kernels.cu": "cuda/teams/relaxation.cuh",
+}
 WITHOUT_LOOP = ("cuda/aten/kernels.cu",)  # there the host goes from step to step
 SCRIPTS = tuple(
     Path(__file__).resolve().with_name(f"{name}.py")

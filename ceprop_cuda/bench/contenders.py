@@ -26,8 +26,8 @@ Step = Callable[[Tensor, Tensor], list[Tensor]]
 Build = Callable[[Case, Network], Step]
 
 
-# What convolutions can run by on a GPU, and the rules' name for it.
-ENGINES: dict[str, EngineName] = {"launch": "launch", "library": "graph"}
+# What a GPU can run by, and the rules' name for it.
+ENGINES: dict[str, EngineName] = {"launch": "launch", "teams": "teams", "library": "graph"}
 
 
 def _by_rule(backend: Backend, case: Case, net: Network, engine: EngineName = "auto") -> Step:
@@ -131,6 +131,7 @@ CONTENDERS_OF_CONVOLUTIONS: dict[str, Callable[[], Build]] = {
     "autograd": lambda: partial(_by_engine, AUTOGRAD_OF_PHI),
 }
 CONTENDERS_ON_CUDA: dict[str, Callable[[], Build]] = {"graph": lambda: _in_graph}
+DENSE_ON_CUDA: dict[str, Callable[[], Build]] = {"teams": lambda: partial(by_engine, "teams")}
 CONVOLUTIONS_ON_CUDA: dict[str, Callable[[], Build]] = {
     "launch": lambda: partial(by_engine, "launch"),
     "library": lambda: partial(by_engine, "library"),
@@ -149,6 +150,5 @@ def contenders(device: str, convolutional: bool = False) -> dict[str, Build]:
         makers |= CONTENDERS_OF_CONVOLUTIONS
     if device == "cuda":
         makers |= CONTENDERS_ON_CUDA
-        if convolutional:
-            makers |= CONVOLUTIONS_ON_CUDA
+        makers |= CONVOLUTIONS_ON_CUDA if convolutional else DENSE_ON_CUDA
     return {name: make() for name, make in makers.items()}

@@ -108,7 +108,7 @@ inline Precision parse_precision(std::string_view given) {
 
 inline Engine parse_engine(std::string_view given) {
   constexpr std::pair<const char*, Engine> choices[] = {
-      {"auto", Engine::automatic}, {"launch", Engine::launch}, {"graph", Engine::graph}};
+      {"auto", Engine::automatic}, {"launch", Engine::launch}, {"teams", Engine::teams}, {"graph", Engine::graph}};
   return parse("engine", given, choices);
 }
 

@@ -66,6 +66,7 @@ class Cpu {
  public:
   Cpu(const Tensor& x, Precision precision, Engine engine) : options_(x.options()), engine_(engine), set_(kernels()) {
     TORCH_CHECK_VALUE(precision == Precision::exact, "precision must be 'exact' on the CPU: the others are CUDA's");
+    TORCH_CHECK_VALUE(engine != Engine::teams, "engine must not be 'teams' on the CPU: it is CUDA's");
   }
 
   Tensor new_steps(int64_t phases) const { return at::empty({phases}, at::kLong); }

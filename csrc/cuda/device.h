@@ -25,9 +25,13 @@
 #ifdef CUDA_EMULATION
 #define CALLED_FROM CUDA_EMULATION_HERE
 #define CALLER file, line
+#define AND_CALLED_FROM , CUDA_EMULATION_HERE
+#define AND_CALLER , CALLER
 #else
 #define CALLED_FROM
 #define CALLER
+#define AND_CALLED_FROM
+#define AND_CALLER
 #endif
 
 // A raw __shared__ cannot be emulated: where the memory lies depends on the block that runs.

@@ -9,6 +9,7 @@
 
 #include "../arguments/checks.h"
 #include "kernels.h"
+#include "teams/kernels.h"
 
 namespace ceprop::cuda {
 
@@ -20,6 +21,7 @@ Device properties_of(int index) {
   const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));
   Device device;
   C10_CUDA_CHECK(read_device(device));
+  C10_CUDA_CHECK(teams::read_clusters(device));
   return known[index] = device;
 }
 
@@ -71,6 +73,14 @@ Planned plan_for(int index, const Shape& shape, Precision precision, Engine engi
   Key key = key_of(index, precision, engine, shape.network);
   key.insert(key.end(), {shape.energy, shape.batch, shape.number_bytes, shape.matrices, shape.moving});
   return known.get(key, [&] { return plan_launch(device, shape, precision); });
+}
+
+teams::Planned plan_team_for(int index, const Shape& shape) {
+  static Known<teams::Planned> known;
+  const Device device = properties_of(index);
+  Key key = key_of(index, Precision::exact, Engine::teams, shape.network);
+  key.insert(key.end(), {shape.batch, shape.number_bytes});
+  return known.get(key, [&] { return teams::plan_team(device, shape); });
 }
 
 conv::Planned plan_for(int index, const conv::Shape& shape, Precision precision, Engine engine) {

@@ -3,6 +3,7 @@
 
 #include "conv/launch_plan.h"
 #include "launch_plan.h"
+#include "teams/plan.h"
 
 namespace ceprop::cuda {
 
@@ -10,6 +11,7 @@ namespace ceprop::cuda {
 Device properties_of(int index);
 
 Planned plan_for(int index, const Shape& shape, Precision precision, Engine engine);
+teams::Planned plan_team_for(int index, const Shape& shape);
 conv::Planned plan_for(int index, const conv::Shape& shape, Precision precision, Engine engine);
 
 }  // namespace ceprop::cuda

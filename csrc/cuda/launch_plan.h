@@ -20,6 +20,7 @@ struct Device {
   int multiprocessors;
   int64_t shared_bytes;  // most that one block may have
   int cluster_blocks;    // most of a cluster that has that much shared memory each; 0: no clusters
+  int clusters = 0;      // of so many blocks, that run at once
 };
 
 // What a plan depends on of a call.

@@ -12,6 +12,7 @@
 #include "devices.h"
 #include "kernels.h"
 #include "problem_of.h"
+#include "teams/kernels.h"
 
 namespace ceprop {
 namespace {
@@ -31,7 +32,9 @@ class Cuda {
   template <class Call>
   void run(const Call& call) const {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;
-    if (const std::string obstacle = obstacle_of(call); !obstacle.empty() || engine_ == Engine::graph)
+    if (engine_ == Engine::teams)
+      run_by_team(call);
+    else if (const std::string obstacle = obstacle_of(call); !obstacle.empty() || engine_ == Engine::graph)
       run_by_aten(obstacle, call);
     else if (call.network.shape.has_convolutions())
       run_planned(cuda::conv::shape_of(call, sizeof(T)), call);
@@ -51,6 +54,21 @@ class Cuda {
   template <class T>
   static std::string obstacle_of(const LearnCall<T>& call) {
     return call.gate != Gate::none ? "the fused CUDA kernels have no gate" : ceprop::obstacle_of(call.network.shape);
+  }
+
+  template <class Call>
+  void run_by_team(const Call& call) const {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;
+    TORCH_CHECK_VALUE(precision_ == Precision::exact, "precision must be 'exact' for engine 'teams'");
+    std::string obstacle = obstacle_of(call);
+    if (obstacle.empty()) obstacle = cuda::teams::obstacle_of(call);
+    TORCH_CHECK_VALUE(obstacle.empty(), "engine must not be 'teams': ", obstacle);
+    const auto planned = cuda::plan_team_for(guard_.current_device().index(), cuda::shape_of(call, sizeof(T)));
+    const auto* plan = std::get_if<cuda::teams::Plan>(&planned);
+    TORCH_CHECK_VALUE(plan, "engine must not be 'teams': ", std::get<std::string>(planned));
+    const Tensor broken = at::empty({1}, options_.dtype(at::kInt));
+    C10_CUDA_CHECK(cuda::teams::launch(*plan, cuda::teams::problem_of(call, *plan, broken.mutable_data_ptr<int>()),
+                                       at::cuda::getCurrentCUDAStream()));
   }
 
   // Each kind of network has a shape, a plan, an argument and a kernel of its own.

@@ -33,15 +33,31 @@ CEPROP_INLINE T unit_error(Loss loss, T y, T s) {
   return T(0);
 }
 
+template <class T, class Logit>
+CEPROP_CALLS T largest_logit(int64_t classes, const Logit& logit) {
+  T most = logit(0);
+  for (int64_t c = 1; c < classes; ++c) most = logit(c) > most ? logit(c) : most;
+  return most;
+}
+
 // slot(c) <- scale times the error, for every class c of one sample; logit(c) may be the number in slot(c). Returns
 // whether the errors are numbers. Cross-entropy: y - softmax(logits).
 template <class T, class Logit, class Target, class Slot>
 CEPROP_CALLS bool sample_error(int64_t classes, T scale, const Logit& logit, const Target& target, const Slot& slot) {
-  T most = logit(0), sum = 0;
-  for (int64_t c = 1; c < classes; ++c) most = logit(c) > most ? logit(c) : most;
+  const T most = largest_logit<T>(classes, logit);
+  T sum = 0;
   for (int64_t c = 0; c < classes; ++c) sum += slot(c) = exponential(logit(c) - most);
   for (int64_t c = 0; c < classes; ++c) slot(c) = scale * (target(c) - slot(c) / sum);
   return sum == sum;
+}
+
+// Returns the error of the class with logit `own` and target y alone, in the same bits.
+template <class T, class Logit>
+CEPROP_CALLS T sample_error_of(int64_t classes, T own, T y, const Logit& logit) {
+  const T most = largest_logit<T>(classes, logit);
+  T sum = 0;
+  for (int64_t c = 0; c < classes; ++c) sum += exponential(logit(c) - most);
+  return y - exponential(own - most) / sum;
 }
 
 }  // namespace ceprop

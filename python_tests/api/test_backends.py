@@ -74,8 +74,12 @@ def test_engines_say_what_they_cannot_run() -> None:
     rule = cep.EP(conv, 4, 2, 0.2, gate="unit", engine="launch", backend="fused")
     with pytest.raises(backends.FusedUnavailable, match="only those for dense layers on the CPU have a gate"):
         rule.backward(torch.rand(2, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="engine must be one of 'auto', 'launch', 'graph', got 'teams'"):
-        ep_rule(mlp(), engine="teams")
+    with pytest.raises(
+        backends.FusedUnavailable, match="engine='teams' is for teams of a GPU's blocks, and this tensor"
+    ):
+        ep_rule(mlp(), engine="teams", backend="fused").backward(*batch())
+    with pytest.raises(ValueError, match="engine must be one of 'auto', 'launch', 'teams', 'graph', got 'grid'"):
+        ep_rule(mlp(), engine="grid")
 
 
 @pytest.mark.parametrize("call", ["EP", "CEP"])

@@ -109,7 +109,8 @@ def test_graphs_compile() -> None:
             {"engine": "launch"},
             "engine must not be 'launch': the fused kernels take chains of layers",
         ),
-        ({"engine": "teams"}, "engine must be one of 'auto', 'launch', 'graph', got 'teams'"),
+        ({"engine": "teams"}, "engine must not be 'teams' on the CPU"),
+        ({"engine": "grid"}, "engine must be one of 'auto', 'launch', 'teams', 'graph', got 'grid'"),
         ({"readout": True}, "joined must hold 8 numbers, two per connection but a readout's, or none, got 10"),
     ],
 )

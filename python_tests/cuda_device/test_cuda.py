@@ -16,6 +16,8 @@ from agreement import Results, assert_agreement, errors, results_of
 from backend_calls import BATCH, CALLS, flat, mlp
 from backend_calls import batch as small_batch
 from convolution_variants import CHAINS, build_chain, chain_variants, name_of_chain
+from emulated_teams import NETWORKS as TEAM_NETWORKS
+from emulated_teams import team_runs
 from golden_steps import GOLDEN_CHAINS, assert_chain_is_golden, assert_step_is_golden
 from kernel_runs import all_runs, rates, run_relax
 from known_devices import PLACES
@@ -322,3 +324,31 @@ def test_what_does_not_run_in_one_launch() -> None:
         assert ops.launch_plan(on_gpu.circuit(), there(x)) == {"exchange": "library"}
         with pytest.raises(backends.FusedUnavailable, match=obstacle):
             on_gpu.relax(there(x), 12, backend="fused", precision="bf16")
+
+
+# --- Teams of blocks
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("variant", TEAM_NETWORKS, ids=name_of)
+def test_agreement_by_teams(variant: dict[str, Any], dtype: torch.dtype) -> None:
+    draws = [build(variant, dtype, seed) for seed in range(3 if dtype == torch.float32 else 1)]
+    with forced("teams"):
+        assert_agreement(team_runs, draws, module=OnGpu())
+
+
+@pytest.mark.parametrize("batch", [1, 20, 64, 300])
+@pytest.mark.parametrize("shape", [(784, 512, 10), (784, 512, 512, 10)], ids=str)
+def test_networks_of_the_papers_by_teams(shape: tuple[int, ...], batch: int) -> None:
+    draws = [build({**VARIANTS[0], "shape": (shape, batch)}, torch.float32)]
+    with forced("teams"):
+        assert_agreement(team_runs, draws, module=OnGpu())
+
+
+def test_teams_learn_nothing_from_what_is_not_finite() -> None:
+    problem, nudge = build(VARIANTS[0], torch.float32)
+    problem.x[-1, -1] = float("nan")
+    with forced("teams"):
+        ran = OnGpu().ep_step(problem.circuit, problem.x, nudge, free_steps=4, nudged_steps=2)
+    assert ran.steps.tolist() == [-1, -1]
+    assert not any(gradient.any() for gradient in ran.gradients.parameters())

@@ -87,8 +87,10 @@ def test_either_engine_can_be_asked_for() -> None:
     for engine, exchange in (("launch", "grid"), ("graph", "library")):
         assert plan("H100", small(), engine=engine)["exchange"] == exchange
         assert plan("H100", of_preset("p-conv", 20), engine=engine)["exchange"] == exchange
-    with pytest.raises(ValueError, match="engine must be one of 'auto', 'launch', 'graph', got 'teams'"):
+    with pytest.raises(ValueError, match="teams take dense layers"):
         plan("H100", small(), engine="teams")
+    with pytest.raises(ValueError, match="engine must be one of 'auto', 'launch', 'teams', 'graph', got 'grid'"):
+        plan("H100", small(), engine="grid")
 
 
 @pytest.mark.parametrize("device", DEVICES)

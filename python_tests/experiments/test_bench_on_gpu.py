@@ -118,11 +118,12 @@ def test_an_engine_is_that_of_its_own_rule_only(gpu: None, monkeypatch: pytest.M
     builds = contenders("cuda", convolutional=True)
     assert list(builds) == ["fused", "eager", "compile", "autograd", "graph", "launch", "library"]
     assert not {"launch", "library"} & {*contenders("cuda"), *contenders("cpu", convolutional=True)}
+    assert [*contenders("cuda")][-1] == "teams"
     case = replace(small_convolutional(False), device="cuda")
     net, *_ = case.problem(torch.float32)
     for engine in (*ENGINES, ""):
         of_contenders.by_engine(engine, case, net)
-    assert seen == ["launch", "graph", "auto"]
+    assert seen == ["launch", "teams", "graph", "auto"]
 
 
 def test_a_rule_runs_by_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:

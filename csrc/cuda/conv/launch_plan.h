@@ -283,6 +283,7 @@ inline Planned plan_launch(const Device& device, const Shape& shape, Precision p
   if (tf32 && device.compute_capability < 80)
     return "precision 'tf32' needs a device of compute capability 8.0, got " +
            std::to_string(device.compute_capability / 10) + "." + std::to_string(device.compute_capability % 10);
+  if (engine == Engine::teams) return "teams take dense layers";
   std::vector<Link> links;
   for (int c = 0; c < shape.network.connection_count(); ++c) links.push_back(link_of(shape, c));
   const LibraryCalls calls{tf32, library_microseconds(device, shape, links, tf32)};

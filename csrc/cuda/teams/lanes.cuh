@@ -1,0 +1,124 @@
+// The product of 8 units' weights (an octet) with the states of `Samples` samples, by one warp. All sources lie across
+// its lanes, and every sum ends in a lane of its own.
+//
+//   states   [octet][Samples | 1 rows of 8 units], in shared memory: an odd number of rows, so that the 8 lanes which
+//            are served at once read from different banks
+//   weights  [chunk of 128 sources][slot][lane][4], then [tail of 32 sources][half][lane][4 slots]
+//   lane     has of every chunk the four sources from 4 * lane on, of a tail the one number `lane`
+//
+// Slot j of a lane stands for unit j ^ turn(lane): of two lanes that add up their sums one always keeps the slots that
+// the other gives away, so that no selection is needed.
+#pragma once
+
+#include "layout.h"
+#include "mail.cuh"
+
+namespace ceprop::cuda::teams {
+
+__device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) & 31; }
+__device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x) / 32; }
+
+// The unit of an octet, and the sample, that a lane has when all sums are added up.
+__device__ __forceinline__ int turn(int lane) { return (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane & 1); }
+template <int Samples>
+__device__ __forceinline__ int sample_of(int lane) {
+  const int low = lane >> 1 & 1, high = lane >> 2 & 1;
+  return Samples == 4 ? 2 * low + high : Samples == 3 ? (high ? 2 : low) : Samples == 2 ? low : 0;
+}
+// Whether a lane is the first of those that end with the same sum: with less than 4 samples two or four of them do.
+template <int Samples>
+__device__ __forceinline__ bool is_first(int lane) {
+  const int low = lane >> 1 & 1, high = lane >> 2 & 1;
+  return Samples == 4 || (Samples == 3 ? !(high && low) : Samples == 2 ? !high : !high && !low);
+}
+
+template <class T>
+__device__ __forceinline__ T with_partner(T x, int bits) {
+  return __shfl_xor_sync(0xffffffffu, x, bits);
+}
+
+// Of one unit's sums: each added up over the lanes whose numbers differ in bits 1 and 2 only; a lane gets that of
+// sample_of(lane).
+template <int Samples, class T>
+__device__ __forceinline__ T over_samples(const T (&sum)[Samples]) {
+  const bool low = lane_of_thread() & 2, high = lane_of_thread() & 4;
+  if constexpr (Samples == 4) {
+    T kept[2];
+#pragma unroll
+    for (int s = 0; s < 2; ++s) kept[s] = (low ? sum[2 + s] : sum[s]) + with_partner(low ? sum[s] : sum[2 + s], 2);
+    return (high ? kept[1] : kept[0]) + with_partner(high ? kept[0] : kept[1], 4);
+  } else if constexpr (Samples == 3) {
+    const T first = (low ? sum[1] : sum[0]) + with_partner(low ? sum[0] : sum[1], 2);
+    const T last = sum[2] + with_partner(sum[2], 2);
+    return (high ? last : first) + with_partner(high ? first : last, 4);
+  } else if constexpr (Samples == 2) {
+    const T one = (low ? sum[1] : sum[0]) + with_partner(low ? sum[0] : sum[1], 2);
+    return one + with_partner(one, 4);
+  } else {
+    const T one = sum[0] + with_partner(sum[0], 2);
+    return one + with_partner(one, 4);
+  }
+}
+
+// Adds up each slot's sums over the lanes: afterwards a lane has that of unit turn(lane) and sample_of(lane).
+template <int Samples, class T>
+__device__ __forceinline__ T added_up(T (&sum)[octet][Samples]) {
+#pragma unroll
+  for (int half = 4; half > 0; half /= 2)
+#pragma unroll
+    for (int j = 0; j < half; ++j)
+#pragma unroll
+      for (int s = 0; s < Samples; ++s) sum[j][s] += with_partner(sum[j + half][s], half == 4 ? 16 : half == 2 ? 8 : 1);
+  return over_samples<Samples>(sum[0]);
+}
+
+// Four neighbouring units of the lane's sample, of that half of the octet to which its own unit belongs.
+template <class T>
+__device__ __forceinline__ Four<T> with_neighbours(T mine) {
+  const int lane = lane_of_thread();
+  const T beside = with_partner(mine, 1);
+  const T even = lane & 1 ? beside : mine, odd = lane & 1 ? mine : beside;
+  const T other_even = with_partner(even, 8), other_odd = with_partner(odd, 8);
+  return lane & 8 ? Four<T>{other_even, other_odd, even, odd} : Four<T>{even, odd, other_even, other_odd};
+}
+// Which of the four lanes with the same four numbers this one is.
+__device__ __forceinline__ int quarter_of(int lane) { return (lane & 1) + (lane >> 3 & 1) * 2; }
+
+// sum[slot][sample] += weights times the states of a layer. Both places are of the first chunk; `weights` moves on
+// behind the last tail.
+template <int Samples, class T>
+__device__ __forceinline__ void multiply(const Memory& memory, int states, int& weights, const Sources& from,
+                                         T (&sum)[octet][Samples]) {
+  constexpr int stride = octet_bytes(Samples, sizeof(T)), row = octet * sizeof(T), four = 4 * sizeof(T);
+  const int lane = lane_of_thread();
+  int at = states + lane / 2 * stride + lane % 2 * four;
+#pragma unroll 1
+  for (int c = 0; c < from.chunks; ++c, at += chunk_sources / octet * stride, weights += chunk_bytes(sizeof(T))) {
+    Four<T> state[Samples];
+#pragma unroll
+    for (int s = 0; s < Samples; ++s) state[s] = memory.get<Four<T>>(at + row * s);
+#pragma unroll
+    for (int j = 0; j < octet; ++j) {
+      const auto weight = memory.get<Four<T>>(weights + (j * 32 + lane) * four);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int s = 0; s < Samples; ++s) sum[j][s] += weight.v[i] * state[s].v[i];
+    }
+  }
+  at = states + from.chunks * (chunk_sources / octet) * stride + lane / octet * stride + lane % octet * int(sizeof(T));
+#pragma unroll 1
+  for (int c = 0; c < from.tails; ++c, at += tail_sources / octet * stride, weights += tail_bytes(sizeof(T))) {
+    Four<T> weight[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) weight[half] = memory.get<Four<T>>(weights + (half * 32 + lane) * four);
+#pragma unroll
+    for (int s = 0; s < Samples; ++s) {
+      const auto state = memory.get<T>(at + row * s);
+#pragma unroll
+      for (int j = 0; j < octet; ++j) sum[j][s] += weight[j / 4].v[j % 4] * state;
+    }
+  }
+}
+
+}  // namespace ceprop::cuda::teams

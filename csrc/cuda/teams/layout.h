@@ -1,0 +1,89 @@
+// How a team of blocks holds a network's weights and takes samples through their phases: what the planner decides and
+// the kernel reads. No torch, no device code.
+//
+// A team is one block, or the blocks of a cluster. It has all weights between layers in shared memory, and takes its
+// samples through all steps: while weights rest, samples do not meet, so teams know nothing of each other. A block of a
+// team has octets of units, a warp each at a time, with the weights into them.
+#pragma once
+
+#include "../problem.h"
+
+namespace ceprop::cuda::teams {
+
+inline constexpr int octet = 8;  // units
+inline constexpr int chunk_sources = 128, tail_sources = 32;
+inline constexpr int most_team_blocks = 16, most_groups = 32;
+// Of a block; a warp of float64 takes twice the registers.
+CEPROP_INLINE constexpr int most_warps(int number_bytes) { return number_bytes == 4 ? 12 : 8; }
+
+// A tile of a contrast: units above and below, samples at once, and its numbers in shared memory.
+inline constexpr int tile_above = 16, tile_below = 64, tile_samples = 16;
+inline constexpr int tile_numbers = 2 * tile_samples * (tile_above + tile_below);
+
+// Of a layer whose states are read: chunks of 128 units, then tails of 32.
+struct Sources {
+  int chunks, tails;
+};
+CEPROP_INLINE Sources sources_of(int units) {
+  const int chunks = units / chunk_sources, rest = units % chunk_sources;
+  const bool as_chunk = rest > 3 * tail_sources;
+  return {chunks + as_chunk, as_chunk ? 0 : (rest + tail_sources - 1) / tail_sources};
+}
+CEPROP_INLINE int padded(const Sources& sources) {
+  return sources.chunks * chunk_sources + sources.tails * tail_sources;
+}
+
+CEPROP_INLINE constexpr int octet_bytes(int samples, int number_bytes) { return octet * (samples | 1) * number_bytes; }
+CEPROP_INLINE constexpr int chunk_bytes(int number_bytes) { return octet * chunk_sources * number_bytes; }
+CEPROP_INLINE constexpr int tail_bytes(int number_bytes) { return octet * tail_sources * number_bytes; }
+
+// What a warp does at every step for an octet of units. All that it asks for in a step is here, where one load brings
+// four numbers; the places are bytes of shared memory.
+struct alignas(16) Job {
+  int layer, units;    // of the layer
+  int first;           // of the octet's units
+  int kind;            // see Job::is()
+  int weights;         // from below, then from above
+  int own;             // what its lanes know, [group][Own][lane]
+  int to;              // its states, within a buffer
+  unsigned readers;    // bit b: block b reads the layer's states
+  int below, above;    // the states that it reads, within a buffer
+  Sources from_below;  // none in layer 0: its input is constant
+  Sources from_above;
+  int spare[2];
+
+  static constexpr int energy = 1 << 8, output = 1 << 9, second_turn = 1 << 10;
+  CEPROP_INLINE bool is(int bit) const { return kind & bit; }
+  CEPROP_INLINE Activation activation() const { return static_cast<Activation>(kind & 255); }
+};
+static_assert(sizeof(Job) == 64);
+
+// What a lane knows of its unit and sample.
+enum class Own { constant, target, state, free_state };
+inline constexpr int own_numbers = 4;
+
+struct Layout {
+  int blocks;                                // of a team
+  int teams;                                 // of the grid
+  int warps;                                 // of a block
+  int samples;                               // of a group, which a warp multiplies at once
+  int groups;                                // which a team takes through a phase at once
+  int rounds;                                // how often it does, with other samples each time
+  int first_octet[most_layers + 1];          // of each layer, numbered through all of them
+  int first_of_block[most_team_blocks + 1];  // octets of each block
+  unsigned readers[most_layers];             // bit b: block b reads the layer's states
+  unsigned output_readers;                   // bit b: block b has output units, which a loss takes together
+  int states[most_layers + 1];               // of each layer within a buffer; behind the last those of output_readers
+  int buffer;                                // bytes of a buffer; a group has two
+  int buffers, jobs, own, weights;           // places in shared memory, behind the mailboxes
+
+  CEPROP_INLINE int samples_at_once() const { return samples * groups; }
+};
+
+template <class T>
+struct Problem : Given<T> {
+  Layout layout;
+  int* broken;  // see sanity.cuh
+};
+
+}  // namespace ceprop::cuda::teams

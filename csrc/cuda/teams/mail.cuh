@@ -1,0 +1,196 @@
+// How the blocks of a cluster hand each other states: every store carries its own arrival, so that nobody needs a
+// barrier of all threads or a fence. A mailbox counts the bytes that have come into a buffer of its block's shared
+// memory.
+//
+// Places in shared memory are numbers of bytes from its begin; `Memory` reads there, `Peer` writes to another block's.
+// All inline PTX of the teams is here, each piece beside what stands for it under the emulation.
+#pragma once
+
+#include "../device.h"
+
+namespace ceprop::cuda::teams {
+
+// Neighbouring units of one sample.
+template <class T>
+struct alignas(16) Four {
+  T v[4];
+};
+struct alignas(16) Words {
+  int v[4];
+};
+inline constexpr int mailbox_bytes = 16;
+
+#ifdef CUDA_EMULATION
+
+class Memory {
+ public:
+  __device__ Memory() : begin_(dynamic_shared_memory<char>()) {}
+  template <class T>
+  __device__ T get(int place) const {
+    return *at<T>(place);
+  }
+  template <class T>
+  __device__ void put(int place, const T& value) const {
+    *at<T>(place) = value;
+  }
+
+  __device__ void open(int box, unsigned bytes) const { cuda_emulation::open_mailbox(begin_ + box, bytes); }
+  __device__ void expect(int box, unsigned bytes) const { cuda_emulation::expect_in_mailbox(begin_ + box, bytes); }
+  __device__ void wait(int box, int use AND_CALLED_FROM) const {
+    cuda_emulation::wait_for_mailbox(begin_ + box, use AND_CALLER);
+  }
+
+  template <class T>
+  __device__ T* at(int place) const {
+    return reinterpret_cast<T*>(begin_ + place);
+  }
+
+ private:
+  char* begin_;
+};
+
+class Peer {
+ public:
+  __device__ Peer(const Memory& memory, unsigned rank)
+      : begin_(cooperative_groups::this_cluster().map_shared_rank(memory.at<char>(0), rank)) {}
+  template <class T>
+  __device__ void push_if(unsigned wanted, int place, int box, const Four<T>& value) const {
+    if (!wanted) return;
+    *reinterpret_cast<Four<T>*>(begin_ + place) = value;
+    cuda_emulation::send_to_mailbox(begin_ + box, sizeof(Four<T>));
+  }
+
+ private:
+  char* begin_;
+};
+
+#else
+
+class Memory {
+ public:
+  // Opaque to the compiler, which would else work the address out again at every use.
+  __device__ __forceinline__ Memory() {
+    begin_ = static_cast<unsigned>(__cvta_generic_to_shared(dynamic_shared_memory<char>()));
+    asm volatile("" : "+r"(begin_));
+  }
+
+  template <class T>
+  __device__ __forceinline__ T get(int place) const {
+    T got;
+    load(begin_ + place, got);
+    return got;
+  }
+  template <class T>
+  __device__ __forceinline__ void put(int place, const T& value) const {
+    store(begin_ + place, value);
+  }
+
+#if DEVICE_HAS_CLUSTERS
+  // By one thread, before the others of the cluster know the mailbox. `bytes`: expected in its first use, number 0.
+  __device__ __forceinline__ void open(int box, unsigned bytes) const {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(begin_ + box)
+                 : "memory");
+    expect(box, bytes);
+  }
+  // In the next use, by one thread, once it has waited for the last. What comes before counts as well.
+  __device__ __forceinline__ void expect(int box, unsigned bytes) const {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(begin_ + box), "r"(bytes) : "memory");
+  }
+  // Acquires at the scope of the block: at that of the cluster every wait would empty the first-level cache of global
+  // memory as well, from which nothing is read here that others write.
+  __device__ __forceinline__ void wait(int box, int use) const {
+    asm volatile(
+        "{\n\t.reg .pred there;\n"
+        "again:\n\tmbarrier.try_wait.parity.shared::cta.b64 there, [%0], %1;\n\t@there bra over;\n\tbra again;\n"
+        "over:\n\t}" ::"r"(begin_ + box),
+        "r"(use & 1)
+        : "memory");
+  }
+#endif
+
+  __device__ __forceinline__ unsigned begin() const { return begin_; }
+
+ private:
+  __device__ __forceinline__ static void load(unsigned at, float& got) {
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(got) : "r"(at) : "memory");
+  }
+  __device__ __forceinline__ static void load(unsigned at, double& got) {
+    asm volatile("ld.shared.f64 %0, [%1];" : "=d"(got) : "r"(at) : "memory");
+  }
+  __device__ __forceinline__ static void load(unsigned at, Four<float>& got) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(got.v[0]), "=f"(got.v[1]), "=f"(got.v[2]), "=f"(got.v[3])
+                 : "r"(at)
+                 : "memory");
+  }
+  __device__ __forceinline__ static void load(unsigned at, Four<double>& got) {
+    asm volatile("ld.shared.v2.f64 {%0, %1}, [%2];" : "=d"(got.v[0]), "=d"(got.v[1]) : "r"(at) : "memory");
+    asm volatile("ld.shared.v2.f64 {%0, %1}, [%2];" : "=d"(got.v[2]), "=d"(got.v[3]) : "r"(at + 16) : "memory");
+  }
+  __device__ __forceinline__ static void load(unsigned at, Words& got) {
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(got.v[0]), "=r"(got.v[1]), "=r"(got.v[2]), "=r"(got.v[3])
+                 : "r"(at)
+                 : "memory");
+  }
+  __device__ __forceinline__ static void store(unsigned at, float value) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(value) : "memory");
+  }
+  __device__ __forceinline__ static void store(unsigned at, double value) {
+    asm volatile("st.shared.f64 [%0], %1;" ::"r"(at), "d"(value) : "memory");
+  }
+  __device__ __forceinline__ static void store(unsigned at, const Four<float>& value) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(value.v[0]), "f"(value.v[1]),
+                 "f"(value.v[2]), "f"(value.v[3])
+                 : "memory");
+  }
+  __device__ __forceinline__ static void store(unsigned at, const Four<double>& value) {
+    asm volatile("st.shared.v2.f64 [%0], {%1, %2};" ::"r"(at), "d"(value.v[0]), "d"(value.v[1]) : "memory");
+    asm volatile("st.shared.v2.f64 [%0], {%1, %2};" ::"r"(at + 16), "d"(value.v[2]), "d"(value.v[3]) : "memory");
+  }
+  __device__ __forceinline__ static void store(unsigned at, const Words& value) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(value.v[0]), "r"(value.v[1]),
+                 "r"(value.v[2]), "r"(value.v[3])
+                 : "memory");
+  }
+
+  unsigned begin_;
+};
+
+#if DEVICE_HAS_CLUSTERS
+class Peer {
+ public:
+  __device__ __forceinline__ Peer(const Memory& memory, unsigned rank) {
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(begin_) : "r"(memory.begin()), "r"(rank));
+  }
+  // The bytes count in that block's mailbox, when they are there. Without a branch, which takes longer.
+  __device__ __forceinline__ void push_if(unsigned wanted, int place, int box, const Four<float>& value) const {
+    asm volatile(
+        "{\n\t.reg .pred wanted;\n\tsetp.ne.u32 wanted, %6, 0;\n\t"
+        "@wanted st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%2, %3, %4, %5}, [%1];\n\t}" ::"r"(
+            begin_ + place),
+        "r"(begin_ + box), "f"(value.v[0]), "f"(value.v[1]), "f"(value.v[2]), "f"(value.v[3]), "r"(wanted)
+        : "memory");
+  }
+  __device__ __forceinline__ void push_if(unsigned wanted, int place, int box, const Four<double>& value) const {
+    half(wanted, place, box, value.v[0], value.v[1]);
+    half(wanted, place + 16, box, value.v[2], value.v[3]);
+  }
+
+ private:
+  __device__ __forceinline__ void half(unsigned wanted, int place, int box, double first, double second) const {
+    asm volatile(
+        "{\n\t.reg .pred wanted;\n\tsetp.ne.u32 wanted, %4, 0;\n\t"
+        "@wanted st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f64 [%0], {%2, %3}, [%1];\n\t}" ::"r"(begin_ +
+                                                                                                                place),
+        "r"(begin_ + box), "d"(first), "d"(second), "r"(wanted)
+        : "memory");
+  }
+
+  unsigned begin_;
+};
+#endif
+
+#endif
+
+}  // namespace ceprop::cuda::teams

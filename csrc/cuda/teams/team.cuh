@@ -1,0 +1,115 @@
+// The kinds of team: who is in it, how a block hands its new states to those that read them, and how it waits for what
+// it reads.
+//
+// What is handed on goes through a channel, and is counted there. `states` counts half-steps from the launch on: every
+// turn of a step is one. `outputs` counts steps: it brings output units each other's states, for a loss that takes them
+// together.
+#pragma once
+
+#include "lanes.cuh"
+
+namespace ceprop::cuda::teams {
+
+enum class Channel { states, outputs };
+
+// One block has all units. Its warps meet at every half-step.
+struct OneBlock {
+  static constexpr bool is_alone = true;
+
+  __device__ __forceinline__ OneBlock(const Memory& memory, int) : memory_(memory) {}
+
+  __device__ __forceinline__ int rank() const { return 0; }
+  __device__ __forceinline__ int index() const { return static_cast<int>(blockIdx.x); }
+
+  __device__ __forceinline__ void open(Channel, unsigned, unsigned) const {}
+  __device__ __forceinline__ void wait(Channel channel, int g, int, bool, bool AND_CALLED_FROM) const {
+    if (channel == Channel::states && g == 0) cooperative_groups::this_thread_block().sync(CALLER);
+  }
+  template <class T>
+  __device__ __forceinline__ void push(Channel, int, int, unsigned readers, int place, const Four<T>& four) const {
+    if (readers && quarter_of(lane_of_thread()) == 0) memory_.put(place, four);
+  }
+
+ private:
+  const Memory memory_;
+};
+
+#if DEVICE_HAS_CLUSTERS
+// The blocks of a cluster push states into each other's memory. Each group has two mailboxes in each channel, for even
+// and for odd counts.
+//
+// Two buffers do, without a word from who reads: a block that has all of count t knows that all its senders have read
+// t - 1, as what they sent came from it; and who reads a layer's states sends to all who have its units.
+struct Cluster {
+  static constexpr bool is_alone = false;
+
+  __device__ __forceinline__ Cluster(const Memory& memory, int groups)
+      : memory_(memory), groups_(groups), quarter_(static_cast<unsigned>(quarter_of(lane_of_thread()))) {}
+
+  __device__ __forceinline__ int rank() const {
+    return static_cast<int>(cooperative_groups::this_cluster().block_rank());
+  }
+  __device__ __forceinline__ int index() const {
+    return static_cast<int>(blockIdx.x / cooperative_groups::this_cluster().num_blocks());
+  }
+
+  // How many bytes come to this block in even and in odd counts, which of outputs are the same.
+  __device__ __forceinline__ void open(Channel channel, unsigned even, unsigned odd) {
+    if (channel == Channel::states) {
+      even_ = even;
+      odd_ = odd;
+    } else {
+      of_outputs_ = even;
+    }
+    if (threadIdx.x != 0) return;
+    for (int g = 0; g < groups_; ++g) {
+      if (even > 0) memory_.open(box_of(channel, g, 0), even);
+      if (odd > 0) memory_.open(box_of(channel, g, 1), odd);
+    }
+  }
+  // Nobody writes to a block that has not begun.
+  __device__ __forceinline__ void begin(CALLED_FROM) const { cooperative_groups::this_cluster().sync(CALLER); }
+
+  // All of count `count` - 1 is there. `works`: this warp has units that move by what it waits for; nobody else may
+  // wait, who could be two uses of the mailbox behind. `first`: it is the first of them, and says what the next use
+  // expects.
+  __device__ __forceinline__ void wait(Channel channel, int g, int count, bool works,
+                                       bool first AND_CALLED_FROM) const {
+    if (count == 0 || !works) return;
+    const int parity = (count - 1) & 1;
+    const unsigned bytes = channel == Channel::outputs ? of_outputs_ : parity ? odd_ : even_;
+    if (bytes == 0) return;
+    memory_.wait(box_of(channel, g, parity), (count - 1) >> 1 AND_CALLER);
+    if (first && lane_of_thread() == 0) memory_.expect(box_of(channel, g, parity), bytes);
+  }
+
+  // To the blocks whose bits are set, if any are. Four lanes have the same numbers: each sends them to a quarter of the
+  // blocks.
+  template <class T>
+  __device__ __forceinline__ void push(Channel channel, int g, int count, unsigned readers, int place,
+                                       const Four<T>& four) const {
+    const int box = box_of(channel, g, count & 1);
+#pragma unroll
+    for (int k = 0; k < most_team_blocks / 4; ++k) {
+      const unsigned rank = quarter_ + 4 * k;
+      const unsigned wanted = readers >> rank & 1;
+      Peer(memory_, wanted ? rank : 0).push_if(wanted, place, box, four);
+    }
+  }
+
+  // Nobody ends while others still send to it.
+  __device__ __forceinline__ void end(CALLED_FROM) const { cooperative_groups::this_cluster().sync(CALLER); }
+
+ private:
+  __device__ __forceinline__ int box_of(Channel channel, int g, int parity) const {
+    return ((static_cast<int>(channel) * groups_ + g) * 2 + parity) * mailbox_bytes;
+  }
+
+  const Memory memory_;
+  const int groups_;
+  const unsigned quarter_;
+  unsigned even_ = 0, odd_ = 0, of_outputs_ = 0;
+};
+#endif
+
+}  // namespace ceprop::cuda::teams
