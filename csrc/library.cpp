@@ -25,8 +25,9 @@
 //   are rounded; sums, states, parameters and what is learned stay float32; torch's operators have "tf32", of
 //   convolutions
 //   engine    "launch", the fused kernels, on CUDA in one launch: they take chains, and a gate only on the CPU and of
-//             dense layers | "teams", on CUDA, one launch in which teams of blocks own samples: relax and EP of dense
-//             chains without readout, tolerance or accumulate, in float32 exact or float64 | "graph", torch's operators with kernels around them, on CUDA recorded in a graph: they
+//             dense layers | "teams", on CUDA alone, one launch in which teams of blocks own samples: relax, and EP
+//             without accumulate, of chains of dense layers without a readout, a gate or a tolerance, in exact
+//             precision | "graph", torch's operators with kernels around them, on CUDA recorded in a graph: they
 //             take anything | "auto", the fused kernels where they can run, and on CUDA are expected to be the faster
 // The last result is how many steps each phase took, int64, on x's device. Of the two ops that learn it is -1 in every
 // phase if a number of the call, a state or what is learned is NaN, infinite or beyond 2^56 (float64: 2^500): then no
