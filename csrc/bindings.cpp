@@ -174,6 +174,17 @@ pybind11::dict team_plan(int multiprocessors, int64_t shared_bytes, int cluster_
   facts["groups"] = plan.layout.groups;
   facts["rounds"] = plan.layout.rounds;
   facts["shared_bytes"] = plan.shared_bytes;
+  std::vector<std::vector<int>> layers(plan.layout.blocks);
+  for (int block = 0; block < plan.layout.blocks; ++block)
+    for (int i = plan.layout.first_of_block[block]; i < plan.layout.first_of_block[block + 1]; ++i)
+      layers[block].push_back(plan.layout.layer_of(i));
+  std::vector<std::pair<int, int>> sources;  // chunks and tails that an octet of each layer reads
+  for (int l = 0; l < network.layer_count(); ++l) {
+    const teams::Sources of = teams::planning::sources_of(shape, l);
+    sources.push_back({of.chunks, of.tails});
+  }
+  facts["layers_of_octets"] = layers;
+  facts["sources_of_layers"] = sources;
   facts["step_us"] = teams::planning::step_microseconds(shape, plan);
   return facts;
 }

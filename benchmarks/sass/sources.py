@@ -74,9 +74,9 @@ def loop_around(path: Path, lines: Lines, call: str) -> Lines:
     return min(within, key=lambda loop: len(loop.numbers))
 
 
-def step_loop(path: Path) -> Lines:
-    """The loop over steps: the one in ``run`` that asks after each whether it may stop."""
-    return loop_around(path, function(path, "run"), "may_stop")
+def step_loop(path: Path, call: str = "may_stop") -> Lines:
+    """The loop over steps: the one in ``run`` that asks after each whether it may stop, or has another call."""
+    return loop_around(path, function(path, "run"), call)
 
 
 def _braced(text: str, head: str, begin: int, end: int) -> Iterator[tuple[int, int]]:

@@ -28,11 +28,11 @@ from compiled import cuda_resources
 from disassembly import Instruction
 from sources import Lines
 
-# By the file of kernels where its loop over steps stands.
+# By the file of kernels where its loop over steps stands, and a call that no other loop has.
 STEP_LOOPS = {
-    "cuda/kernels.cu": "cuda/run_op.cuh",
-    "cuda/conv/kernels.cu": "cuda/conv/run_op.cuh",
-    "cuda/teams/kernels.cu": "cuda/teams/relaxation.cuh",
+    "cuda/kernels.cu": ("cuda/run_op.cuh", "may_stop"),
+    "cuda/conv/kernels.cu": ("cuda/conv/run_op.cuh", "may_stop"),
+    "cuda/teams/kernels.cu": ("cuda/teams/relaxation.cuh", "step<false>"),
 }
 WITHOUT_LOOP = ("cuda/aten/kernels.cu",)  # there the host goes from step to step
 SCRIPTS = tuple(
@@ -135,7 +135,8 @@ def found_in_all(nvcc: Path, nvdisasm: Path, csrc: Path) -> dict[Key, Found]:
             continue
         if file not in STEP_LOOPS:
             sys.exit(f"{file} is neither in STEP_LOOPS nor in WITHOUT_LOOP of {Path(__file__).name}")
-        body = sources.step_loop(csrc / STEP_LOOPS[file])
+        where, call = STEP_LOOPS[file]
+        body = sources.step_loop(csrc / where, call)
         for kernel, instructions in sorted(compiled.kernels(nvcc, nvdisasm, csrc / file).items()):
             found |= found_in(kernel, instructions, body, csrc)
     return found

@@ -187,14 +187,19 @@ def test_the_command_on_a_gpu(
         assert f"# {fact}" in text
     rows = read_rows(tmp_path / "cuda.csv", suite.Row)
     assert [(row.contender, row.status) for row in rows] == [
-        (name, "ok") for name in ("fused", "eager", "same_algebra", "graph")
+        *((name, "ok") for name in ("fused", "eager", "same_algebra", "graph")),
+        (
+            "teams",
+            "n/a: backend='fused' cannot run this: engine='teams' is for teams of a GPU's blocks, and this tensor is "
+            "on the CPU; use backend='auto' or 'reference'",
+        ),
     ]
     assert {row.threads for row in rows} == {0}
     step_us = ops.launch_plan(*_circuit_and_input(case))["step_us"]
     assert rows[0].predicted_ms == pytest.approx(step_us * 7 / 1e3, rel=1e-4)
     assert {row.predicted_ms for row in rows[1:]} == {None}
     shown = capsys.readouterr().out
-    assert "| predicted, ms | eager / fused | same_algebra / fused | graph / fused |" in shown
+    assert "| predicted, ms | eager / fused | same_algebra / fused | graph / fused | teams / fused " in shown
     assert f"| {case.name} | GPU     |" in shown
 
 

@@ -56,7 +56,7 @@ SHAPES: list[tuple[tuple[int, ...], int]] = [
 def network_variants() -> list[dict[str, Any]]:
     """Settings that cover dynamics x feedback x loss, with the other columns going round beside them."""
     shapes, activations, biases = cycle(SHAPES), cycle(ACTIVATIONS), cycle([True, True, False])
-    asynchronous = cycle([True] * 3 + [False] * 8)  # of no length that another cycle has
+    asynchronous = cycle([False] + [True] * 3 + [False] * 7)  # of no length that another cycle has
     variants = []
     for dynamics in ("prototypical", "energy"):
         for feedback in ("tied", "free"):

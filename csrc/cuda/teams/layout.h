@@ -78,6 +78,11 @@ struct Layout {
   int buffers, jobs, own, weights;           // places in shared memory, behind the mailboxes
 
   CEPROP_INLINE int samples_at_once() const { return samples * groups; }
+  CEPROP_INLINE int layer_of(int octet) const {
+    int layer = 0;
+    while (octet >= first_octet[layer + 1]) ++layer;
+    return layer;
+  }
 };
 
 template <class T>

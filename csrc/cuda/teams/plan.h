@@ -53,14 +53,17 @@ namespace planning {
 inline int octets_of(const cuda::Shape& shape, int layer) {
   return static_cast<int>((shape.network.layers[layer].units() + octet - 1) / octet);
 }
-// Padded sources of a layer's units, those of the input aside.
-inline int64_t depth_of(const cuda::Shape& shape, int layer) {
-  int64_t depth = 0;
-  if (layer > 0) depth += padded(sources_of(static_cast<int>(shape.network.layers[layer - 1].units())));
-  if (layer < shape.network.output)
-    depth += padded(sources_of(static_cast<int>(shape.network.layers[layer + 1].units())));
-  return depth;
+// What an octet of a layer reads in a step: of the layer below, if that is not the input, and of the layer above.
+inline Sources sources_of(const cuda::Shape& shape, int layer) {
+  Sources all{};
+  for (const int neighbour : {layer - 1, layer + 1}) {
+    if (neighbour < 0 || neighbour > shape.network.output) continue;
+    const Sources of = teams::sources_of(static_cast<int>(shape.network.layers[neighbour].units()));
+    all = {all.chunks + of.chunks, all.tails + of.tails};
+  }
+  return all;
 }
+inline int64_t depth_of(const cuda::Shape& shape, int layer) { return padded(sources_of(shape, layer)); }
 
 // Gives every block of the team a share of the octets by what they read, and notes who reads whom.
 inline void share_octets(const cuda::Shape& shape, Layout& layout) {
@@ -115,7 +118,7 @@ inline int64_t lay_out(const cuda::Shape& shape, Layout& layout) {
   int64_t buffer = 0;
   for (int l = 0; l < layers; ++l) {
     layout.states[l] = static_cast<int>(buffer);
-    buffer += padded(sources_of(static_cast<int>(shape.network.layers[l].units()))) / octet * int64_t(of_octet);
+    buffer += padded(teams::sources_of(static_cast<int>(shape.network.layers[l].units()))) / octet * int64_t(of_octet);
   }
   layout.states[layers] = static_cast<int>(buffer);
   buffer += int64_t(octets_of(shape, shape.network.output)) * of_octet;
@@ -145,9 +148,7 @@ inline double step_microseconds(const cuda::Shape& shape, const Plan& plan) {
   for (int block = 0; block < layout.blocks; ++block) {
     double all = 0, longest = 0;
     for (int i = layout.first_of_block[block]; i < layout.first_of_block[block + 1]; ++i) {
-      int l = 0;
-      while (i >= layout.first_octet[l + 1]) ++l;
-      const double lanes = static_cast<double>(depth_of(shape, l)) / 32;  // sources a lane
+      const double lanes = static_cast<double>(depth_of(shape, layout.layer_of(i))) / 32;  // sources a lane
       const double instructions = beside + lanes * (2 + layout.samples * 8.25) * (shape.number_bytes == 4 ? 1 : 3);
       all += instructions;
       longest = std::max(longest, instructions);

@@ -47,7 +47,10 @@ class Relaxation {
         for_each_own([&](const Job& job, int g) { start(job, g, index == 0); });
         step<true>(T(0));
       }
-      for (int count = 0; count < stage.steps; ++count) step<false>(T(stage.beta));
+      const T beta = static_cast<T>(stage.beta);
+      for (int count = 0; count < stage.steps; ++count) {
+        step<false>(beta);
+      }
       T* const* to = stage.stores == 0 ? p_.free_states : p_.nudged_states[stage.stores - 1];
       for_each_own([&](const Job& job, int g) { store(job, g, to, stage.keeps == Kept::free); });
     }
@@ -83,8 +86,7 @@ class Relaxation {
     int weights = layout_.weights;
     for (int i = 0; i < jobs_; ++i) {
       Job job{};
-      while (first_octet() + i >= layout_.first_octet[job.layer + 1]) ++job.layer;
-      const int l = job.layer;
+      const int l = job.layer = layout_.layer_of(first_octet() + i);
       const UnitRule& rule = p_.rules[l];
       job.units = units(l);
       job.first = (first_octet() + i - layout_.first_octet[l]) * octet;
@@ -120,8 +122,7 @@ class Relaxation {
   __device__ __forceinline__ void read_roles() {
     int even = most_warps(bytes), odd = even, output = even;  // the first warp that has units of such a layer
     for (int i = 0; i < jobs_; ++i) {
-      int layer = 0;
-      while (first_octet() + i >= layout_.first_octet[layer + 1]) ++layer;
+      const int layer = layout_.layer_of(first_octet() + i);
       const int warp = i % layout_.warps, turn = turn_of(layer);
       (turn == 0 ? even : odd) = min(turn == 0 ? even : odd, warp);
       if (is_output(layer)) output = min(output, warp);
