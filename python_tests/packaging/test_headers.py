@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kept_programs import locked
 from project import ROOT, SUPPORT
 from torch.utils.cpp_extension import include_paths
 
@@ -37,13 +40,24 @@ WITH_TORCH = [header for header in HEADERS if re.search("<(ATen|torch|c10)/", te
 
 
 @pytest.fixture(scope="module")
-def torch_flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """ATen compiled once: it takes longer than all that includes it."""
-    ahead = tmp_path_factory.mktemp("headers") / "ahead.h"
-    ahead.write_text("#include <ATen/ATen.h>\n")
-    folders = [f"-I{folder}" for folder in (*include_paths(), *CUDA)]
-    subprocess.run([*COMPILE, *folders, "-x", "c++-header", str(ahead), "-o", f"{ahead}.gch"], check=True)
-    return [*folders, "-include", str(ahead)]
+def compiled_ahead(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """The flags to include a header that was compiled once for all workers: it takes longer than what follows it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which the workers of this run share
+
+    def ahead(name: str, include: str, *flags: str) -> list[str]:
+        header = folder / f"{name}.h"
+        with locked(str(header)):
+            if not header.exists():
+                part = folder / f"{name}.part.h"
+                part.write_text(f"#include {include}\n")
+                made = [*COMPILE, *flags, "-x", "c++-header", str(part), "-o", f"{header}.gch"]
+                subprocess.run(made, check=True)
+                part.rename(header)
+        return [*flags, "-include", str(header)]
+
+    return ahead
 
 
 def compiles(header: Path, folder: Path, *flags: str) -> None:
@@ -54,21 +68,25 @@ def compiles(header: Path, folder: Path, *flags: str) -> None:
 
 
 @pytest.mark.parametrize("header", WITH_TORCH, ids=name_of)
-def test_a_header_with_torch_compiles_alone(header: Path, torch_flags: list[str], tmp_path: Path) -> None:
+def test_a_header_with_torch_compiles_alone(
+    header: Path, compiled_ahead: Callable[..., list[str]], tmp_path: Path
+) -> None:
     if re.search("<c10/cuda|<ATen/cuda|cuda_runtime", text_of(header)) and not TOOLKITS:
         pytest.skip("needs a CUDA toolkit's headers")
-    compiles(header, tmp_path, *torch_flags)
+    folders = [f"-I{folder}" for folder in (*include_paths(), *CUDA)]
+    compiles(header, tmp_path, *compiled_ahead("torch", "<ATen/ATen.h>", *folders))
 
 
 @pytest.mark.parametrize("header", sorted(set(HEADERS) - set(WITH_TORCH)), ids=name_of)
-def test_a_header_compiles_alone(header: Path, tmp_path: Path) -> None:
+def test_a_header_compiles_alone(header: Path, compiled_ahead: Callable[..., list[str]], tmp_path: Path) -> None:
     """Those that include CUDA's headers under the emulation, which stands for them."""
     runtime = tmp_path / "cuda_runtime_api.h"
     runtime.write_text("using cudaError_t = int;\nusing cudaStream_t = void*;\n")
-    emulation = ["-include", str(SUPPORT / "cuda_emulation" / "cuda_emulation.h")]
     if header.name == "cooperative_launch.cuh":
         pytest.skip("launches by CUDA's own functions")
-    compiles(header, tmp_path, f"-I{tmp_path}", *(emulation if "cuda" in header.relative_to(CSRC).parts else []))
+    is_cuda = "cuda" in header.relative_to(CSRC).parts
+    emulation = compiled_ahead("emulation", f'"{SUPPORT}/cuda_emulation/cuda_emulation.h"') if is_cuda else []
+    compiles(header, tmp_path, *emulation, f"-I{tmp_path}")
 
 
 def included(header: Path) -> set[Path]:
