@@ -118,7 +118,7 @@ std::map<std::string, int64_t> cuda_device(int index) {
           {"shared_bytes", device.shared_bytes},
           {"cluster_blocks", device.cluster_blocks}};
 }
-int cuda_clusters(int index) { return ceprop::cuda::properties_of(index).clusters; }
+int cuda_clusters(int index) { return ceprop::cuda::properties_with_clusters_of(index).clusters; }
 #endif
 
 // Returns which CUDA kernel a device would run a call by, and how the call would lie in it; ValueError if none can. The

@@ -13,16 +13,37 @@
 
 namespace ceprop::cuda {
 
-Device properties_of(int index) {
-  static std::mutex mutex;
-  static std::map<int, Device> known;
+namespace {
+
+// Asks a device once.
+template <class Read>
+Device known_of(std::map<int, Device>& known, std::mutex& mutex, int index, const Read& read) {
   const std::lock_guard lock(mutex);
   if (const auto found = known.find(index); found != known.end()) return found->second;
   const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));
-  Device device;
-  C10_CUDA_CHECK(read_device(device));
-  C10_CUDA_CHECK(teams::read_clusters(device));
-  return known[index] = device;
+  return known[index] = read();
+}
+
+}  // namespace
+
+Device properties_of(int index) {
+  static std::mutex mutex;
+  static std::map<int, Device> known;
+  return known_of(known, mutex, index, [] {
+    Device device;
+    C10_CUDA_CHECK(read_device(device));
+    return device;
+  });
+}
+
+Device properties_with_clusters_of(int index) {
+  static std::mutex mutex;
+  static std::map<int, Device> known;
+  return known_of(known, mutex, index, [&] {
+    Device device = properties_of(index);
+    C10_CUDA_CHECK(teams::read_clusters(device));
+    return device;
+  });
 }
 
 namespace {
@@ -77,7 +98,7 @@ Planned plan_for(int index, const Shape& shape, Precision precision, Engine engi
 
 teams::Planned plan_team_for(int index, const Shape& shape) {
   static Known<teams::Planned> known;
-  const Device device = properties_of(index);
+  const Device device = properties_with_clusters_of(index);
   Key key = key_of(index, Precision::exact, Engine::teams, shape.network);
   key.insert(key.end(), {shape.batch, shape.number_bytes});
   return known.get(key, [&] { return teams::plan_team(device, shape); });

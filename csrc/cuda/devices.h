@@ -9,6 +9,8 @@ namespace ceprop::cuda {
 
 // Returns those of the device with this number; throws c10::Error if there is none.
 Device properties_of(int index);
+// Returns them with the number of clusters, which only teams ask for.
+Device properties_with_clusters_of(int index);
 
 Planned plan_for(int index, const Shape& shape, Precision precision, Engine engine);
 teams::Planned plan_team_for(int index, const Shape& shape);
