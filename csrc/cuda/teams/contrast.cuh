@@ -1,4 +1,4 @@
-// What EP learns from the states at the ends of its phases, by all blocks of the grid: tiles of 16 units above a
+// All blocks of the grid compute what EP learns from the states at the ends of its phases, in tiles of 16 units above a
 // connection by 64 below it.
 #pragma once
 
@@ -15,7 +15,7 @@ class Contrast {
   __device__ __forceinline__ Contrast(const Problem<T>& problem, T* work, bool holds)
       : p_(problem), above_(work), below_(work + 2 * tile_samples * tile_above), holds_(holds) {}
 
-  // Gradients of all weights, feedback weights and biases; every block takes some of the tiles.
+  // Stores the gradients of all weights, feedback weights and biases. Every block takes some of the tiles.
   __device__ __forceinline__ void learn() const {
     const Between between{place(p_.stages.earlier), place(p_.stages.later), place(Kept::free)};
     int tile = 0;
@@ -30,7 +30,7 @@ class Contrast {
   }
 
  private:
-  // Where kept states are: 0 the free phase's, 1 and 2 those of the nudged phases.
+  // Returns where kept states are: 0 has the free phase's, 1 and 2 have those of the nudged phases.
   __device__ __forceinline__ int place(Kept kept) const {
     return kept == Kept::free ? 0 : kept == Kept::plus ? 1 : p_.stages.nudged;
   }
@@ -44,7 +44,7 @@ class Contrast {
     with_activation(activation, [&]<Activation A>() { rate = rho<A>(state); });
     return rate;
   }
-  // What a unit of a layer, or of the input, shows.
+  // Returns what a unit of a layer, or of the input, shows.
   __device__ __forceinline__ T shown_at(int layer, int place, int sample, int unit) const {
     const int64_t at = int64_t(sample) * p_.widths[layer + 1] + unit;
     if (layer < 0) return shown(p_.x[at], p_.rules[0], p_.input_activation);
@@ -65,7 +65,7 @@ class Contrast {
     T* const out = copy == Copy::weights ? p_.gradients[c] : p_.feedback_gradients[c - 1];
     constexpr int fours = tile_below / 4, items = tile_above * fours;
     const int threads = static_cast<int>(blockDim.x);
-    // So few threads may take more than one pass over the samples.
+    // Few threads take more than one pass over the samples.
     for (int item = static_cast<int>(threadIdx.x); item - static_cast<int>(threadIdx.x) < items; item += threads) {
       const int row = item / fours, column = item % fours * 4;
       T sum[4] = {}, of_bias = 0;
@@ -96,7 +96,7 @@ class Contrast {
     }
   }
 
-  // What the two terms multiply, of some samples; zeros past the last.
+  // Brings what the two terms multiply, for some samples, and zeros past the last.
   __device__ __forceinline__ void bring(int c, const Terms& terms, int first_above, int first_below, int first_sample,
                                         const Between& between) const {
     const int above = p_.widths[c + 1], below = p_.widths[c], threads = static_cast<int>(blockDim.x);

@@ -24,7 +24,7 @@ Kernel<T> kernel_of(const Layout& layout) {
                                  : kernel_of<T, 4>(in_cluster);
 }
 
-// A launch whose blocks form clusters, and if `meets` all run at once.
+// This is a launch whose blocks form clusters, and if `meets` all run at once.
 struct Configuration : cudaLaunchConfig_t {
   Configuration(int blocks, int warps, int64_t shared_bytes, int cluster_blocks, bool meets) : cudaLaunchConfig_t{} {
     gridDim = static_cast<unsigned>(blocks);
@@ -53,7 +53,7 @@ cudaError_t allow(Kernel<T> kernel, bool in_cluster) {
   int device = 0, most = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  // All that there is, not what this launch takes: another thread may be about to launch with more.
+  // It allows all that there is, not what this launch takes: another thread may be about to launch with more.
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   if (error == cudaSuccess && in_cluster)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);

@@ -1,4 +1,4 @@
-// What the host op launches for teams. No torch.
+// These are what the host op launches for teams. No torch.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,7 +10,7 @@ namespace ceprop::cuda::teams {
 // Reads how many clusters of device.cluster_blocks blocks run at once, or returns the error that asking gave.
 cudaError_t read_clusters(cuda::Device& device);
 
-// One launch on the stream, without waiting for it. T is float or double.
+// Launches once on the stream, and does not wait for it. T is float or double.
 template <class T>
 cudaError_t launch(const Plan& plan, const Problem<T>& problem, cudaStream_t stream);
 

@@ -1,5 +1,5 @@
-// The product of 8 units' weights (an octet) with the states of `Samples` samples, by one warp. All sources lie across
-// its lanes, and every sum ends in a lane of its own.
+// One warp multiplies the weights of 8 units (an octet) by the states of `Samples` samples. All sources lie across its
+// lanes, and every sum ends in a lane of its own.
 //
 //   states   [octet][Samples | 1 rows of 8 units], in shared memory: an odd number of rows, so that the 8 lanes which
 //            are served at once read from different banks
@@ -18,14 +18,14 @@ namespace ceprop::cuda::teams {
 __device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) & 31; }
 __device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x) / 32; }
 
-// The unit of an octet, and the sample, that a lane has when all sums are added up.
+// These return the unit of an octet, and the sample, that a lane has when all sums are added up.
 __device__ __forceinline__ int turn(int lane) { return (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane & 1); }
 template <int Samples>
 __device__ __forceinline__ int sample_of(int lane) {
   const int low = lane >> 1 & 1, high = lane >> 2 & 1;
   return Samples == 4 ? 2 * low + high : Samples == 3 ? (high ? 2 : low) : Samples == 2 ? low : 0;
 }
-// Whether a lane is the first of those that end with the same sum: with less than 4 samples two or four of them do.
+// Returns whether a lane is the first of those that end with the same sum. With less than 4 samples two or four do.
 template <int Samples>
 __device__ __forceinline__ bool is_first(int lane) {
   const int low = lane >> 1 & 1, high = lane >> 2 & 1;
@@ -37,7 +37,7 @@ __device__ __forceinline__ T with_partner(T x, int bits) {
   return __shfl_xor_sync(0xffffffffu, x, bits);
 }
 
-// Of one unit's sums: each added up over the lanes whose numbers differ in bits 1 and 2 only; a lane gets that of
+// Adds up each of one unit's sums over the lanes whose numbers differ in bits 1 and 2 only. A lane gets that of
 // sample_of(lane).
 template <int Samples, class T>
 __device__ __forceinline__ T over_samples(const T (&sum)[Samples]) {
@@ -72,7 +72,7 @@ __device__ __forceinline__ T added_up(T (&sum)[octet][Samples]) {
   return over_samples<Samples>(sum[0]);
 }
 
-// Four neighbouring units of the lane's sample, of that half of the octet to which its own unit belongs.
+// Returns four neighbouring units of the lane's sample, of that half of the octet to which its own unit belongs.
 template <class T>
 __device__ __forceinline__ Four<T> with_neighbours(T mine) {
   const int lane = lane_of_thread();
@@ -81,10 +81,10 @@ __device__ __forceinline__ Four<T> with_neighbours(T mine) {
   const T other_even = with_partner(even, 8), other_odd = with_partner(odd, 8);
   return lane & 8 ? Four<T>{other_even, other_odd, even, odd} : Four<T>{even, odd, other_even, other_odd};
 }
-// Which of the four lanes with the same four numbers this one is.
+// Returns which of the four lanes with the same four numbers this one is.
 __device__ __forceinline__ int quarter_of(int lane) { return (lane & 1) + (lane >> 3 & 1) * 2; }
 
-// sum[slot][sample] += weights times the states of a layer. Both places are of the first chunk; `weights` moves on
+// Adds weights times the states of a layer to sum[slot][sample]. Both places are of the first chunk; `weights` moves on
 // behind the last tail.
 template <int Samples, class T>
 __device__ __forceinline__ void multiply(const Memory& memory, int states, int& weights, const Sources& from,

@@ -1,5 +1,5 @@
-// How a team of blocks holds a network's weights and takes samples through their phases: what the planner decides and
-// the kernel reads. No torch, no device code.
+// The planner decides, and the kernel reads, how a team of blocks holds a network's weights and takes samples through
+// their phases. No torch, no device code.
 //
 // A team is one block, or the blocks of a cluster. It has all weights between layers in shared memory, and takes its
 // samples through all steps: while weights rest, samples do not meet, so teams know nothing of each other. A block of a
@@ -13,14 +13,14 @@ namespace ceprop::cuda::teams {
 inline constexpr int octet = 8;  // units
 inline constexpr int chunk_sources = 128, tail_sources = 32;
 inline constexpr int most_team_blocks = 16, most_groups = 32;
-// Of a block; a warp of float64 takes twice the registers.
+// A block has so many warps at most; one of float64 takes twice the registers.
 CEPROP_INLINE constexpr int most_warps(int number_bytes) { return number_bytes == 4 ? 12 : 8; }
 
-// A tile of a contrast: units above and below, samples at once, and its numbers in shared memory.
+// A tile of a contrast has so many units above and below, and takes so many samples at once from shared memory.
 inline constexpr int tile_above = 16, tile_below = 64, tile_samples = 16;
 inline constexpr int tile_numbers = 2 * tile_samples * (tile_above + tile_below);
 
-// Of a layer whose states are read: chunks of 128 units, then tails of 32.
+// A layer whose states are read is cut into chunks of 128 units, then tails of 32.
 struct Sources {
   int chunks, tails;
 };
@@ -37,8 +37,8 @@ CEPROP_INLINE constexpr int octet_bytes(int samples, int number_bytes) { return 
 CEPROP_INLINE constexpr int chunk_bytes(int number_bytes) { return octet * chunk_sources * number_bytes; }
 CEPROP_INLINE constexpr int tail_bytes(int number_bytes) { return octet * tail_sources * number_bytes; }
 
-// What a warp does at every step for an octet of units. All that it asks for in a step is here, where one load brings
-// four numbers; the places are bytes of shared memory.
+// A job is what a warp does at every step for an octet of units. It holds all that the warp asks for in a step, as one
+// load brings four numbers. Places are bytes of shared memory.
 struct alignas(16) Job {
   int layer, units;    // of the layer
   int first;           // of the octet's units
@@ -58,7 +58,7 @@ struct alignas(16) Job {
 };
 static_assert(sizeof(Job) == 64);
 
-// What a lane knows of its unit and sample.
+// A lane knows these numbers of its unit and sample.
 enum class Own { constant, target, state, free_state };
 inline constexpr int own_numbers = 4;
 

@@ -1,4 +1,4 @@
-// How the blocks of a cluster hand each other states: every store carries its own arrival, so that nobody needs a
+// By mail the blocks of a cluster hand each other states: every store carries its own arrival, so that nobody needs a
 // barrier of all threads or a fence. A mailbox counts the bytes that have come into a buffer of its block's shared
 // memory.
 //
@@ -10,7 +10,7 @@
 
 namespace ceprop::cuda::teams {
 
-// Neighbouring units of one sample.
+// These are neighbouring units of one sample.
 template <class T>
 struct alignas(16) Four {
   T v[4];
@@ -68,7 +68,7 @@ class Peer {
 
 class Memory {
  public:
-  // Opaque to the compiler, which would else work the address out again at every use.
+  // The compiler cannot see through this: else it would work the address out again at every use.
   __device__ __forceinline__ Memory() {
     begin_ = static_cast<unsigned>(__cvta_generic_to_shared(dynamic_shared_memory<char>()));
     asm volatile("" : "+r"(begin_));
@@ -86,13 +86,13 @@ class Memory {
   }
 
 #if DEVICE_HAS_CLUSTERS
-  // By one thread, before the others of the cluster know the mailbox. `bytes`: expected in its first use, number 0.
+  // One thread calls this before the others of the cluster know the mailbox. Its first use, number 0, expects `bytes`.
   __device__ __forceinline__ void open(int box, unsigned bytes) const {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(begin_ + box)
                  : "memory");
     expect(box, bytes);
   }
-  // In the next use, by one thread, once it has waited for the last. What comes before counts as well.
+  // The next use expects `bytes`: one thread says so once it has waited for the last. What came before counts as well.
   __device__ __forceinline__ void expect(int box, unsigned bytes) const {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(begin_ + box), "r"(bytes) : "memory");
   }
@@ -163,7 +163,7 @@ class Peer {
   __device__ __forceinline__ Peer(const Memory& memory, unsigned rank) {
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(begin_) : "r"(memory.begin()), "r"(rank));
   }
-  // The bytes count in that block's mailbox, when they are there. Without a branch, which takes longer.
+  // The bytes count in that block's mailbox when they are there. It has no branch, which would take longer.
   __device__ __forceinline__ void push_if(unsigned wanted, int place, int box, const Four<float>& value) const {
     asm volatile(
         "{\n\t.reg .pred wanted;\n\tsetp.ne.u32 wanted, %6, 0;\n\t"

@@ -1,4 +1,4 @@
-// Which team runs a call on a device, and how the network lies in it. No torch, no CUDA.
+// This decides which team runs a call on a device, and how the network lies in it. No torch, no CUDA.
 #pragma once
 
 #include <optional>
@@ -16,10 +16,10 @@ struct Plan {
   int64_t shared_bytes;  // of a block
 };
 
-// A plan, or why there is none.
+// This is a plan, or says why there is none.
 using Planned = std::variant<Plan, std::string>;
 
-// Why no team runs a call like this on a chain of layers; empty if one may.
+// Returns why no team runs a call like this on a chain of layers, or nothing if one may.
 inline std::string obstacle_of(const NetworkShape& shape, const Stop& stop) {
   if (shape.has_convolutions()) return "teams take dense layers";
   if (shape.has_readout()) return "teams have no readout";
@@ -43,7 +43,7 @@ std::string obstacle_of(const CepCall<T>&) {
   return "teams have no continual EP";
 }
 
-// What a kernel was compiled for.
+// Returns for which numbers of samples there are kernels.
 inline std::vector<int> samples_of_groups(int64_t number_bytes) {
   return number_bytes == 4 ? std::vector{1, 3, 4} : std::vector{2};
 }
@@ -53,7 +53,7 @@ namespace planning {
 inline int octets_of(const cuda::Shape& shape, int layer) {
   return static_cast<int>((shape.network.layers[layer].units() + octet - 1) / octet);
 }
-// What an octet of a layer reads in a step: of the layer below, if that is not the input, and of the layer above.
+// Returns what an octet of a layer reads in a step: the layer below, if that is not the input, and the layer above.
 inline Sources sources_of(const cuda::Shape& shape, int layer) {
   Sources all{};
   for (const int neighbour : {layer - 1, layer + 1}) {
@@ -138,9 +138,9 @@ inline int64_t lay_out(const cuda::Shape& shape, Layout& layout) {
   return next;
 }
 
-// Microseconds of a step for a plan's samples at once, from instructions and latencies that are assumed, not measured:
-// what an octet takes beside its products, the pace of a warp's instructions, and a push to its arrival. For the choice
-// between plans only.
+// Returns the microseconds of a step of the samples that a plan has at once. Instructions and latencies are assumed,
+// not measured: what an octet takes beside its products, the pace of a warp's instructions, and a push to its arrival.
+// It serves the choice between plans only.
 inline double step_microseconds(const cuda::Shape& shape, const Plan& plan) {
   constexpr double beside = 250, latency = 3, issue = 4, exchange = 300, barrier = 60, gigahertz = 1.75;
   const Layout& layout = plan.layout;
@@ -162,8 +162,8 @@ inline double step_microseconds(const cuda::Shape& shape, const Plan& plan) {
          shape.network.turn_count();
 }
 
-// The plan with teams of so many blocks and groups of so many samples, which takes as many groups at once as it needs
-// or has room for.
+// Returns the plan with teams of so many blocks and groups of so many samples. It takes as many groups at once as it
+// needs or has room for.
 inline std::optional<Plan> try_plan(const Device& device, const cuda::Shape& shape, int blocks, int samples) {
   Plan plan{};
   Layout& layout = plan.layout;
@@ -187,7 +187,7 @@ inline std::optional<Plan> try_plan(const Device& device, const cuda::Shape& sha
 
 }  // namespace planning
 
-// The fastest plan by arithmetic, for a call that has no obstacle; or why there is none.
+// Returns the fastest plan by arithmetic, for a call that has no obstacle, or why there is none.
 inline Planned plan_team(const Device& device, const cuda::Shape& shape) {
   using namespace planning;
   const int64_t inputs = shape.network.input.units(), most = int64_t(1) << 31;
@@ -210,7 +210,7 @@ inline Planned plan_team(const Device& device, const cuda::Shape& shape) {
   return "the weights between layers do not fit into the shared memory of a team";
 }
 
-// The kernel's argument; `broken` has room for a number in the device's memory.
+// Returns the kernel's argument; `broken` has room for a number in the device's memory.
 template <class Call>
 auto problem_of(const Call& call, const Plan& plan, int* broken) {
   using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;

@@ -1,4 +1,4 @@
-// The steps of a team's samples, from the first phase to the last, with the weights between layers in shared memory.
+// A team takes its samples through all steps, with the weights between layers in shared memory.
 #pragma once
 
 #include "../../model/unit_math.h"
@@ -37,7 +37,7 @@ class Relaxation {
     if constexpr (!Team::is_alone) team_.begin();
   }
 
-  // All phases of one round, with the samples from `first_sample` on.
+  // Runs all phases of one round, with the samples from `first_sample` on.
   __device__ __forceinline__ void run(int first_sample) {
     first_sample_ = first_sample;
     for_each_own([&](const Job& job, int g) { begin(job, g); });
@@ -56,7 +56,7 @@ class Relaxation {
     }
   }
 
-  // After the last round: nothing is on its way to this block any more.
+  // Comes after the last round. Then nothing is on its way to this block any more.
   __device__ __forceinline__ void end() {
     if constexpr (!Team::is_alone) {
       for (int g = 0; g < layout_.groups; ++g) wait(0, g);
@@ -118,7 +118,7 @@ class Relaxation {
     return job;
   }
 
-  // What this warp waits for, and what comes to this block.
+  // Finds out what this warp waits for, and what comes to this block.
   __device__ __forceinline__ void read_roles() {
     int even = most_warps(bytes), odd = even, output = even;  // the first warp that has units of such a layer
     for (int i = 0; i < jobs_; ++i) {
@@ -142,10 +142,10 @@ class Relaxation {
     const unsigned outputs = joint_ && layout_.output_readers >> team_.rank() & 1 ? bytes_of(p_.layers - 1) : 0;
     team_.open(Channel::outputs, outputs, outputs);
   }
-  // That a layer's states of a group have on their way.
+  // Returns the bytes that a layer's states of a group have on their way.
   __device__ __forceinline__ unsigned bytes_of(int layer) const { return (units(layer) + 3) / 4 * 4 * Samples * bytes; }
 
-  // Bits of what this warp does: it has units that move in a turn; it is the first one of them; the same of outputs.
+  // These bits say what this warp does: it has units that move in a turn; it is the first one; the same of outputs.
   __device__ __forceinline__ static unsigned works(int turn) { return 1u << turn; }
   __device__ __forceinline__ static unsigned is_first(int turn) { return 4u << turn; }
   static constexpr unsigned works_on_output = 16, is_first_of_output = 32;
@@ -207,7 +207,7 @@ class Relaxation {
       }
   }
 
-  // What drives the units whatever the states, and what pulls at them.
+  // Notes what drives the units whatever the states, and what pulls at them.
   __device__ __forceinline__ void begin(const Job& job, int g) {
     const int l = job.layer, unit = min(unit_of(job), units(l) - 1), sample = min(sample_of(g), p_.batch - 1);
     const T bias = p_.biases[l] ? p_.biases[l][unit] : T(0);
@@ -217,7 +217,7 @@ class Relaxation {
     sanity.look(target);
     memory_.put(own(job, g, Own::target), target);
   }
-  // x W[0]^T; units and samples past the last do what the last does.
+  // Returns x W[0]^T of the lane. Units and samples past the last do what the last does.
   __device__ __forceinline__ T input_drive(const Job& job, int g) {
     const int inputs = p_.widths[0];
     int x[Samples], w[octet];  // where rows begin; plans refuse more than an int numbers
@@ -246,7 +246,7 @@ class Relaxation {
     return added_up<Samples>(sum);
   }
 
-  // The states of a phase that does not go on from where the last one ended.
+  // Sets the states of a phase that does not go on from where the last one ended.
   __device__ __forceinline__ void start(const Job& job, int g, bool is_first_phase) const {
     T state = 0;
     if (!is_first_phase) {
@@ -293,7 +293,7 @@ class Relaxation {
     ++steps_;
   }
 
-  // `before`: the buffer of the last step.
+  // Returns the state after a step. `before` is the buffer of the last step.
   __device__ __forceinline__ T moved(const Job& job, int g, int from, int before, T state, T beta) {
     T sum[octet][Samples] = {};
     int weights = job.weights;

@@ -1,4 +1,4 @@
-// The kernel of a team: relax and EP of chains of dense layers, from the first step to the last, in one launch.
+// The kernel of a team runs relax and EP of chains of dense layers, from the first step to the last, in one launch.
 #pragma once
 
 #include "contrast.cuh"
@@ -30,7 +30,7 @@ __device__ __forceinline__ void run(const Problem<T>& p) {
     for (int index = 0; index < p.stages.count; ++index) p.steps_used[index] = holds ? p.stages.stage[index].steps : -1;
 }
 
-// The kinds of team by names that exist in every pass of the compiler, as their types do not.
+// These names of the kinds of team exist in every pass of the compiler, as their types do not.
 struct InBlock {};
 struct InCluster {};
 template <class Name>

@@ -1,4 +1,4 @@
-// The kinds of team: who is in it, how a block hands its new states to those that read them, and how it waits for what
+// A kind of team says who is in it, how a block hands its new states to those that read them, and how it waits for what
 // it reads.
 //
 // What is handed on goes through a channel, and is counted there. `states` counts half-steps from the launch on: every
@@ -53,7 +53,7 @@ struct Cluster {
     return static_cast<int>(blockIdx.x / cooperative_groups::this_cluster().num_blocks());
   }
 
-  // How many bytes come to this block in even and in odd counts, which of outputs are the same.
+  // So many bytes come to this block in even and in odd counts. Of outputs they are the same.
   __device__ __forceinline__ void open(Channel channel, unsigned even, unsigned odd) {
     if (channel == Channel::states) {
       even_ = even;
@@ -70,9 +70,9 @@ struct Cluster {
   // Nobody writes to a block that has not begun.
   __device__ __forceinline__ void begin(CALLED_FROM) const { cooperative_groups::this_cluster().sync(CALLER); }
 
-  // All of count `count` - 1 is there. `works`: this warp has units that move by what it waits for; nobody else may
-  // wait, who could be two uses of the mailbox behind. `first`: it is the first of them, and says what the next use
-  // expects.
+  // Afterwards all of count `count` - 1 is there. `works`: this warp has units that move by what it waits for; nobody
+  // else may wait, who could be two uses of the mailbox behind. `first`: it is the first of them, and says what the
+  // next use expects.
   __device__ __forceinline__ void wait(Channel channel, int g, int count, bool works,
                                        bool first AND_CALLED_FROM) const {
     if (count == 0 || !works) return;
@@ -83,8 +83,8 @@ struct Cluster {
     if (first && lane_of_thread() == 0) memory_.expect(box_of(channel, g, parity), bytes);
   }
 
-  // To the blocks whose bits are set, if any are. Four lanes have the same numbers: each sends them to a quarter of the
-  // blocks.
+  // Sends to the blocks whose bits are set, if any are. Four lanes have the same numbers, and each sends them to a
+  // quarter of the blocks.
   template <class T>
   __device__ __forceinline__ void push(Channel channel, int g, int count, unsigned readers, int place,
                                        const Four<T>& four) const {
