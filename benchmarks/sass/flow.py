@@ -42,6 +42,12 @@ class Graph:
         least = share * sum(counts)
         return next((loop for loop in self.loops if 0 < least <= sum(counts[b] for b in loop.blocks)), None)
 
+    def fullest_loop(self, wanted: Callable[[Instruction], bool], share: float) -> Loop | None:
+        """The smallest of the loops that have most of the wanted instructions; None if that is less than this share."""
+        counts = [sum(map(wanted, block.instructions)) for block in self.blocks]
+        most = max((sum(counts[b] for b in loop.blocks) for loop in self.loops), default=0)
+        return self.smallest_loop(wanted, most / sum(counts)) if most > share * sum(counts) else None
+
     def innermost_loops(self) -> list[Loop]:
         heads = {loop.head for loop in self.loops}
         return [loop for loop in self.loops if not any(head in loop.blocks for head in heads - {loop.head})]

@@ -67,7 +67,7 @@ def test_what_a_step_loop_has_is_counted(tmp_path: Path) -> None:
 
 
 def test_a_kernel_without_its_loop_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no loop has 90% of what comes from"):
+    with pytest.raises(ValueError, match="no loop has 85% of what comes from"):
         step_loops.found_in(FLOAT, read(LOOPS), sources.Lines("/s/none.h", frozenset([1])), tmp_path)
 
 

@@ -90,6 +90,10 @@ def test_loops_are_found() -> None:
     assert graph.smallest_loop(lambda i: i.address in (0x10, 0x50), share=0.5) is graph.loops[0]
     assert graph.smallest_loop(lambda i: i.address in (0x00, 0x50)) is None
     assert graph.smallest_loop(lambda i: i.name == "HMMA") is None
+    assert graph.fullest_loop(lambda i: i.name == "LDS", 0.9) is graph.loops[0]
+    assert graph.fullest_loop(lambda i: i.address in (0x00, 0x10, 0x50), 0.6) is graph.loops[1]  # two of three
+    assert graph.fullest_loop(lambda i: i.address in (0x00, 0x10, 0x50), 0.7) is None
+    assert graph.fullest_loop(lambda i: i.name == "HMMA", 0.9) is None
 
 
 def test_a_walk_takes_the_shortest_way_that_does_what_it_must() -> None:
