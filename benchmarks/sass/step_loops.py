@@ -40,7 +40,9 @@ SCRIPTS = tuple(
     for name in ("compiled", "disassembly", "flow", "sources", "step_loops")
 )
 SHOWN_LINES = 4  # of the source, where most of a kind are
-LEAST = 0.85  # of the loop's instructions: some stand outside, as they are for warps whose threads have parted
+# Of the loop's instructions: some stand outside, as they are for warps whose threads have parted. Where shuffles are many,
+# so are those.
+MOST, LEAST = 0.9, 0.85
 TABLE = "sass_loops.csv"
 
 DIVIDES = re.compile(r"_(div|rem)_[su]\d+$")  # routines that the compiler calls
@@ -95,7 +97,7 @@ def found_in(kernel: str, instructions: Sequence[Instruction], body: Lines, csrc
     """Of one kernel, in the smallest loop of its machine code that has most of what the loop's body was made to: what
     the compiler has moved out of it does not count. ValueError if all loops have little of it."""
     graph = flow.graph_of(instructions)
-    loop = graph.fullest_loop(body.made, LEAST)
+    loop = graph.smallest_loop(body.made, MOST) or graph.fullest_loop(body.made, LEAST)
     if loop is None:
         raise ValueError(f"{kernel}: no loop has {LEAST:.0%} of what comes from the loop over steps in {body.file}")
     inside = graph.instructions_of(loop)
