@@ -40,8 +40,8 @@ SCRIPTS = tuple(
     for name in ("compiled", "disassembly", "flow", "sources", "step_loops")
 )
 SHOWN_LINES = 4  # of the source, where most of a kind are
-# Of the loop's instructions: some stand outside, as they are for warps whose threads have parted. Where shuffles are many,
-# so are those.
+# Of the loop's instructions: some stand outside, as they are for warps whose threads have parted. With many shuffles
+# there are many of those.
 MOST, LEAST = 0.9, 0.85
 TABLE = "sass_loops.csv"
 
