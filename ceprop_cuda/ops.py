@@ -78,24 +78,33 @@ def _team_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str | None
         return "they take chains of dense layers without a readout"
     if gate is not None or precision != "exact":
         return f"they have no gate and precision 'exact' alone, got gate={gate!r}, precision={precision!r}"
+    return _no_team(**_team_settings(circuit, x))
+
+
+def _team_settings(circuit: Circuit, x: Tensor) -> dict[str, Any]:
+    return {
+        "index": x.device.index,
+        "widths": (x.shape[1], *(w.shape[0] for w in circuit.weights)),
+        "asynchronous": circuit.dynamics.schedule == "asynchronous",
+        "batch": len(x),
+        "number_bytes": x.element_size(),
+    }
+
+
+def _team_plan(index: int, **settings: Any) -> dict[str, Any]:
+    """How a team runs a call without a gate; ValueError if none can."""
+    device: dict[str, Any] = {**_C.cuda_device(index), "clusters": _C.cuda_clusters(index)}
+    del device["compute_capability"]
+    return _C.team_plan(**device, **settings)
+
+
+@functools.lru_cache(maxsize=256)  # asked before every call
+def _no_team(**settings: Any) -> str | None:
     try:
-        _team_plan(circuit, x)
+        _team_plan(**settings)
     except ValueError as error:
         return str(error)
     return None
-
-
-def _team_plan(circuit: Circuit, x: Tensor) -> dict[str, Any]:
-    """How a team runs a call without a gate; ValueError if none can."""
-    device = {**_C.cuda_device(x.device.index), "clusters": _C.cuda_clusters(x.device.index)}
-    del device["compute_capability"]
-    return _C.team_plan(
-        **device,
-        widths=(x.shape[1], *(w.shape[0] for w in circuit.weights)),
-        asynchronous=circuit.dynamics.schedule == "asynchronous",
-        batch=len(x),
-        number_bytes=x.element_size(),
-    )
 
 
 def _fused_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str | None) -> str | None:
@@ -131,7 +140,7 @@ def launch_plan(circuit: Circuit, x: Tensor, precision: str = "exact", engine: s
     by PyTorch's operators if it is "library". ValueError if it cannot. See launch_plan.h in csrc/cuda, or with
     convolutions in csrc/cuda/conv, or plan.h in csrc/cuda/teams."""
     if engine == "teams":
-        return _team_plan(circuit, x)
+        return _team_plan(**_team_settings(circuit, x))
     structure = circuit.structure
     if structure.is_chain and structure.convolutions:
         return _planned(**_launch_settings(circuit, x, precision), engine=engine)

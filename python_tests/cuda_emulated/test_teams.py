@@ -23,7 +23,7 @@ from project import ROOT
 from torch import Tensor
 from variants import TOLERANCES, build, name_of
 
-from ceprop_cuda import _C
+from ceprop_cuda import _C, ops
 from ceprop_cuda.spec.dynamics import ACTIVATIONS, Nudge
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -250,3 +250,15 @@ def test_plans_for_an_h100() -> None:
         plan("H100", (784, *[8] * 8, 10), 20)
     with pytest.raises(ValueError, match="less than 2\\^31 numbers"):
         plan("H100", (1 << 22, 512, 10), 1024)
+
+
+def test_the_plan_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python asks for, of a GPU that is played here."""
+    monkeypatch.setattr(ops._C, "cuda_device", lambda index: DEVICES["H100"], raising=False)
+    monkeypatch.setattr(ops._C, "cuda_clusters", lambda index: 7, raising=False)
+    problem, _ = build({**SMALL, "shape": ((784, 512, 512, 10), 20)}, torch.float32)
+    found = ops.launch_plan(problem.circuit, problem.x, engine="teams")
+    assert found == plan("H100", (784, 512, 512, 10), 20, clusters=7)
+    large, _ = build({**SMALL, "shape": ((20, 2048, 2048, 10), 20)}, torch.float32)
+    with pytest.raises(ValueError, match="the weights between layers do not fit"):
+        ops.launch_plan(large.circuit, large.x, engine="teams")
