@@ -11,16 +11,15 @@ sass_steps.csv, those of other sources only if --out is given. See README.md for
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import compiled
 from account import CASES, Account, StepRow, measurements, planned
 from compiled import cuda_resources
 from kinds import counted
 from parts import Kernel, Part, gather, multiplies
+from program import begun
 
 IN_GRID, IN_CLUSTER, CONVOLUTIONS = "float, Exact, InGrid", "float, Exact, InCluster", "float, Convolutions"
 FILES = {"cuda/kernels.cu": (IN_GRID, IN_CLUSTER), "cuda/conv/kernels.cu": (CONVOLUTIONS,)}
@@ -94,15 +93,10 @@ def markdown_of_steps(rows: Sequence[StepRow], commit: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", type=Path, default=compiled.CSRC, metavar="csrc", help="whose kernels")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results, for the sources that lie beside it")
-    args = parser.parse_args()
-    csrc = args.sources.resolve()
-    out = args.out or (compiled.RESULTS if csrc == compiled.CSRC else None)
-    tools = compiled.tools()
-    if tools is None:
+    program = begun(__doc__)
+    if program is None:
         return
+    tools, csrc, out = (program.nvcc, program.nvdisasm), program.csrc, program.out
     kernels = {
         name: Kernel(name, instructions, csrc)
         for file, names in FILES.items()
@@ -124,8 +118,9 @@ def main() -> None:
     print(f"Parts of a step: instructions counted, clocks simulated.\n\n{markdown_of_parts(parts)}\n")
     print(f"Steps, in us: simulated but for the barrier.\n\n{markdown_of_steps(steps, commit)}\n")
     if out:
-        made_by = cuda_resources.what_made(cuda_resources.version_of(tools[0]), compiled.SCRIPTS, csrc / "cuda")
-        made_by = {**made_by, "measured": f"measured_us, on an H100, with the kernels of {commit}; barrier_us, too"}
+        made_by = program.made_by(
+            {"measured": f"measured_us, on an H100, with the kernels of {commit}; barrier_us, too"}
+        )
         cuda_resources.write_table(out / "sass_parts.csv", parts, made_by)
         cuda_resources.write_table(out / "sass_steps.csv", steps, made_by)
         print(f"{out / 'sass_parts.csv'} and {out / 'sass_steps.csv'} are written")

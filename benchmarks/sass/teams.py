@@ -10,10 +10,8 @@ Prints a Markdown table and writes sass_teams.csv. No GPU has measured any of it
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import compiled
@@ -22,6 +20,7 @@ from compiled import cuda_resources
 from kinds import counted
 from machine import Step, simulate
 from parts import Kernel, any_of, made_by
+from program import begun
 from walk import Event, around
 
 FILE, RELAXATION = "cuda/teams/kernels.cu", "cuda/teams/relaxation.cuh"
@@ -122,15 +121,10 @@ def markdown_of(rows: Sequence[TeamRow]) -> str:
 def main() -> None:
     from ceprop_cuda import _C
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", type=Path, default=compiled.CSRC, metavar="csrc", help="whose kernels")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results, for the sources that lie beside it")
-    args = parser.parse_args()
-    csrc = args.sources.resolve()
-    out = args.out or (compiled.RESULTS if csrc == compiled.CSRC else None)
-    tools = compiled.tools()
-    if tools is None:
+    program = begun(__doc__)
+    if program is None:
         return
+    tools, csrc, out = (program.nvcc, program.nvdisasm), program.csrc, program.out
     found = compiled.kernels(*tools, csrc / FILE, lambda name: name.startswith("float"))
     kernels = {name: Kernel(name, instructions, csrc) for name, instructions in found.items()}
     device = {key: value for key, value in H100.items() if key != "compute_capability"} | {"clusters": CLUSTERS}
@@ -144,8 +138,7 @@ def main() -> None:
     ]
     print(markdown_of(rows))
     if out:
-        made_by = cuda_resources.what_made(cuda_resources.version_of(tools[0]), compiled.SCRIPTS, csrc / "cuda")
-        cuda_resources.write_table(out / "sass_teams.csv", rows, made_by)
+        cuda_resources.write_table(out / "sass_teams.csv", rows, program.made_by())
         print(f"{out / 'sass_teams.csv'} is written")
 
 

@@ -1,4 +1,4 @@
-// A kernel whose blocks wait for each other, launched so that all of them run at once.
+// How kernels are launched whose blocks form clusters, or wait for each other so that all of them have to run at once.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,34 +7,51 @@
 
 namespace ceprop::cuda {
 
+// Allows the kernel all shared memory that there is, not what one launch takes: another thread may be about to launch
+// with more. In clusters it also allows more blocks than 8.
+template <class Kernel>
+cudaError_t allow(Kernel kernel, bool in_cluster) {
+  int device = 0, most = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (error == cudaSuccess && in_cluster)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return error;
+}
+
+// This is a launch in clusters of so many blocks, where that is more than one; if `meets`, all blocks run at once.
+struct Launch : cudaLaunchConfig_t {
+  Launch(int blocks, int threads, int64_t shared_bytes, int cluster_blocks, bool meets) : cudaLaunchConfig_t{} {
+    gridDim = static_cast<unsigned>(blocks);
+    blockDim = static_cast<unsigned>(threads);
+    dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    attrs = attributes_;
+    if (cluster_blocks > 1) {
+      cudaLaunchAttribute& cluster = attributes_[numAttrs++];
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim = {static_cast<unsigned>(cluster_blocks), 1, 1};
+    }
+    if (meets) {
+      cudaLaunchAttribute& cooperative = attributes_[numAttrs++];
+      cooperative.id = cudaLaunchAttributeCooperative;
+      cooperative.val.cooperative = 1;
+    }
+  }
+  Launch(const Launch&) = delete;
+
+ private:
+  cudaLaunchAttribute attributes_[2] = {};
+};
+
 // Launches on the stream, without waiting for it: as a grid, or, `in_cluster`, as one cluster of all blocks.
 template <class Problem>
 cudaError_t launch_cooperatively(void (*kernel)(Problem), const Problem& problem, int blocks, int64_t shared_bytes,
                                  bool in_cluster, cudaStream_t stream) {
-  int device = 0, most = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  // All that there is, not what this launch takes: another thread may be about to launch with more.
-  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
-  if (error == cudaSuccess && in_cluster)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute{};
-  if (in_cluster) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  } else {
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-  }
-  cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(blocks);
-  config.blockDim = block_threads;
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, problem);
+  if (const cudaError_t error = allow(kernel, in_cluster); error != cudaSuccess) return error;
+  Launch launch(blocks, block_threads, shared_bytes, in_cluster ? blocks : 1, !in_cluster);
+  launch.stream = stream;
+  return cudaLaunchKernelEx(&launch, kernel, problem);
 }
 
 }  // namespace ceprop::cuda

@@ -43,15 +43,11 @@ cudaError_t read_device(Device& device) {
   device.cluster_blocks = 0;
   if (error != cudaSuccess || device.compute_capability < 90) return error;
 
-  // A cluster larger than 8 blocks has to be allowed, and may not fit any of the device's processor clusters.
+  // A cluster may not fit any of the device's processor clusters.
   const auto kernel = run_op<float, Exact, InCluster>;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-  cudaLaunchConfig_t config{};
-  config.gridDim = 1;
-  config.blockDim = block_threads;
-  config.dynamicSmemBytes = shared;
-  if (error == cudaSuccess) error = cudaOccupancyMaxPotentialClusterSize(&device.cluster_blocks, kernel, &config);
+  error = allow(kernel, true);
+  const Launch one(1, block_threads, shared, 1, false);
+  if (error == cudaSuccess) error = cudaOccupancyMaxPotentialClusterSize(&device.cluster_blocks, kernel, &one);
   return error;
 }
 

@@ -334,7 +334,7 @@ def test_what_does_not_run_in_one_launch() -> None:
 def test_agreement_by_teams(variant: dict[str, Any], dtype: torch.dtype) -> None:
     draws = [build(variant, dtype, seed) for seed in range(3 if dtype == torch.float32 else 1)]
     with forced("teams"):
-        assert_agreement(team_runs, draws, module=OnGpu())
+        assert_agreement(partial(team_runs), draws, module=OnGpu())
 
 
 @pytest.mark.parametrize("batch", [1, 20, 64, 300])
@@ -342,7 +342,7 @@ def test_agreement_by_teams(variant: dict[str, Any], dtype: torch.dtype) -> None
 def test_networks_of_the_papers_by_teams(shape: tuple[int, ...], batch: int) -> None:
     draws = [build({**VARIANTS[0], "shape": (shape, batch)}, torch.float32)]
     with forced("teams"):
-        assert_agreement(team_runs, draws, module=OnGpu())
+        assert_agreement(partial(team_runs), draws, module=OnGpu())
 
 
 def test_teams_learn_nothing_from_what_is_not_finite() -> None:

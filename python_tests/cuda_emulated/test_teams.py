@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from functools import partial
 from itertools import chain, pairwise
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_agreement(device: Device, number: int) -> None:
     variant, dtype = NETWORKS[number], list(TOLERANCES)[number % 2]
     few = dtype == torch.float32 and sum(variant["shape"][0]) * variant["shape"][1] < 300  # see test_kernels.check
     draws = [build(variant, dtype, seed) for seed in range(3 if few else 1)]
-    assert_agreement(team_runs, draws, module=device(BLOCKS[number % len(BLOCKS)], seed=number))
+    assert_agreement(partial(team_runs), draws, module=device(BLOCKS[number % len(BLOCKS)], seed=number))
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
@@ -65,7 +66,7 @@ def test_activations_over_the_whole_range(device: Device, activation: str, dtype
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_softmax_of_large_logits(device: Device, blocks: int, dtype: torch.dtype) -> None:
-    assert_agreement(team_runs, draws_of_large_logits(dtype, readout=False)[1], module=device(blocks))
+    assert_agreement(partial(team_runs), draws_of_large_logits(dtype, readout=False)[1], module=device(blocks))
 
 
 @pytest.mark.parametrize("blocks", [1, 3])

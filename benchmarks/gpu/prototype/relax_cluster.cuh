@@ -77,12 +77,12 @@ __device__ __forceinline__ void run_warp(const Problem& p, const Memory& memory)
   for (int g = 0; g < p.groups; ++g) {
     const int sample = first_sample + g * Samples + in_group;
     const bool there = sample < p.batch && unit < p.width;
-    memory.put(own_constants + 384 * g, !there       ? 0
+    memory.put(own_constants + 384 * g, !there       ? 0.0f
                                         : Layer == 0 ? p.drive[int64_t(sample) * p.width + unit]
                                                      : p.bias1[unit]);
     memory.put(own_constants + 384 * g + 128,
-               HasOutput && sample < p.batch ? p.target[int64_t(sample) * p.outputs + output] : 0);
-    memory.put(own_constants + 384 * g + 256, 0);
+               HasOutput && sample < p.batch ? p.target[int64_t(sample) * p.outputs + output] : 0.0f);
+    memory.put(own_constants + 384 * g + 256, 0.0f);
   }
   const float output_bias = HasOutput ? p.bias2[output] : 0;
 
@@ -114,13 +114,13 @@ __device__ __forceinline__ void run_warp(const Problem& p, const Memory& memory)
           __syncwarp();  // lanes that found the states there at different times go on together
           if (threadIdx.x == 0) memory.expect(box, bytes);  // of the step after the next
         }
-        const float constant = memory.one(own_constants + 384 * g);
+        const float constant = memory.get<float>(own_constants + 384 * g);
         float sum[rows][Samples];
         own.multiply(memory, at + from, at + tail, sum);
         float (&octet)[8][Samples] = reinterpret_cast<float (&)[8][Samples]>(sum);
         if constexpr (HasOutput) {
-          const float pulls = memory.one(own_constants + 384 * g + 128),
-                      before = memory.one(own_constants + 384 * g + 256);
+          const float pulls = memory.get<float>(own_constants + 384 * g + 128),
+                      before = memory.get<float>(own_constants + 384 * g + 256);
 #pragma unroll
           for (int bit = 0; bit < 3; ++bit)
 #pragma unroll
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(threads, 1) relax(const __grid_constant__ Prob
   const int warp = static_cast<int>(threadIdx.x) / 32, block = static_cast<int>(blockIdx.x) % Blocks;
   const int layer = block >= Blocks / 2;
   for (int i = static_cast<int>(threadIdx.x); i < 2 * p.groups * places.row / 4; i += threads)
-    memory.put(places.buffers + 4 * i, 0);
+    memory.put(places.buffers + 4 * i, 0.0f);
   if (threadIdx.x == 0)
     for (int box = 0; box < 2 * p.groups; ++box) memory.open(box * mailbox_bytes, bytes_of_step(p, layer, Samples));
   const auto cluster = cooperative_groups::this_cluster();

@@ -10,72 +10,21 @@
 #pragma once
 
 #include "exchange.cuh"
+#include "teams/lanes.cuh"
 
 namespace prototype {
 
-__device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) & 31; }
-// The unit of an octet, and the sample, that a lane has when all sums are added up.
-__device__ __forceinline__ int turn(int lane) { return (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane & 1); }
-template <int Samples>
-__device__ __forceinline__ int sample_of(int lane) {
-  const int low = lane >> 1 & 1, high = lane >> 2 & 1;
-  return Samples == 4 ? 2 * low + high : Samples == 3 ? (high ? 2 : low) : Samples == 2 ? low : 0;
-}
-// Whether a lane is the first of those that end with the same sum: with less than 4 samples two or four of them do.
-template <int Samples>
-__device__ __forceinline__ bool is_first(int lane) {
-  const int low = lane >> 1 & 1, high = lane >> 2 & 1;
-  return Samples == 4 || (Samples == 3 ? !(high && low) : Samples == 2 ? !high : !high && !low);
-}
+using ceprop::cuda::teams::added_up;
+using ceprop::cuda::teams::is_first;
+using ceprop::cuda::teams::lane_of_thread;
+using ceprop::cuda::teams::over_samples;
+using ceprop::cuda::teams::sample_of;
+using ceprop::cuda::teams::turn;
+using ceprop::cuda::teams::with_neighbours;
+using ceprop::cuda::teams::with_partner;
 
 template <int Samples>
-inline constexpr int octet_bytes = 32 * (Samples | 1);  // of the states of 8 units
-
-__device__ __forceinline__ float with_partner(float x, int bits) { return __shfl_xor_sync(0xffffffffu, x, bits); }
-
-// Of one unit's sums: each added up over the lanes whose numbers differ in bits 1 and 2 only; a lane gets that of
-// sample_of(lane).
-template <int Samples>
-__device__ __forceinline__ float over_samples(const float (&sum)[Samples]) {
-  const bool low = lane_of_thread() & 2, high = lane_of_thread() & 4;
-  if constexpr (Samples == 4) {
-    float kept[2];
-#pragma unroll
-    for (int s = 0; s < 2; ++s) kept[s] = (low ? sum[2 + s] : sum[s]) + with_partner(low ? sum[s] : sum[2 + s], 2);
-    return (high ? kept[1] : kept[0]) + with_partner(high ? kept[0] : kept[1], 4);
-  } else if constexpr (Samples == 3) {
-    const float first = (low ? sum[1] : sum[0]) + with_partner(low ? sum[0] : sum[1], 2);
-    const float last = sum[2] + with_partner(sum[2], 2);
-    return (high ? last : first) + with_partner(high ? first : last, 4);
-  } else if constexpr (Samples == 2) {
-    const float one = (low ? sum[1] : sum[0]) + with_partner(low ? sum[0] : sum[1], 2);
-    return one + with_partner(one, 4);
-  } else {
-    const float one = sum[0] + with_partner(sum[0], 2);
-    return one + with_partner(one, 4);
-  }
-}
-
-// Adds up each slot's sums over the lanes: afterwards a lane has that of unit turn(lane) and sample_of(lane).
-template <int Samples>
-__device__ __forceinline__ float added_up(float (&sum)[8][Samples]) {
-#pragma unroll
-  for (int half = 4; half > 0; half /= 2)
-#pragma unroll
-    for (int j = 0; j < half; ++j)
-#pragma unroll
-      for (int s = 0; s < Samples; ++s) sum[j][s] += with_partner(sum[j + half][s], half == 4 ? 16 : half == 2 ? 8 : 1);
-  return over_samples<Samples>(sum[0]);
-}
-
-// Four neighbouring units of the lane's sample, of that half of the octet to which its own unit belongs.
-__device__ __forceinline__ Four with_neighbours(float mine) {
-  const int lane = lane_of_thread();
-  const float beside = with_partner(mine, 1);
-  const float even = lane & 1 ? beside : mine, odd = lane & 1 ? mine : beside;
-  const float other_even = with_partner(even, 8), other_odd = with_partner(odd, 8);
-  return lane & 8 ? Four{other_even, other_odd, even, odd} : Four{even, odd, other_even, other_odd};
-}
+inline constexpr int octet_bytes = ceprop::cuda::teams::octet_bytes(Samples, sizeof(float));  // of 8 units' states
 
 // A lane's part of them. `Rows`: 8, or 9 with one more unit that has the same sources, in the same order in all lanes.
 template <int Chunks, int Rows, bool Tail>
@@ -107,7 +56,7 @@ struct Weights {
     if constexpr (Tail) {
 #pragma unroll
       for (int s = 0; s < Samples; ++s) {
-        const float state = memory.one(tail_sources + 32 * s);
+        const float state = memory.get<float>(tail_sources + 32 * s);
 #pragma unroll
         for (int j = 0; j < 8; ++j) sum[j][s] = tail[j] * state;
       }
@@ -116,7 +65,7 @@ struct Weights {
     for (int c = 0; c < Chunks; ++c)
 #pragma unroll
       for (int s = 0; s < Samples; ++s) {
-        const Four state = memory.four(sources + c * 16 * stride + 32 * s);
+        const Four state = memory.get<Four>(sources + c * 16 * stride + 32 * s);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
 #pragma unroll

@@ -4,7 +4,7 @@
 
 #include "../../model/unit_math.h"
 #include "../sanity.cuh"
-#include "layout.h"
+#include "lanes.cuh"
 
 namespace ceprop::cuda::teams {
 
@@ -38,17 +38,12 @@ class Contrast {
     return place == 0 ? p_.free_states[layer] : p_.nudged_states[place - 1][layer];
   }
 
-  __device__ __forceinline__ T shown(T state, const UnitRule& rule, Activation activation) const {
-    if (rule.dynamics == Dynamics::prototypical) return state;
-    T rate = 0;
-    with_activation(activation, [&]<Activation A>() { rate = rho<A>(state); });
-    return rate;
-  }
   // Returns what a unit of a layer, or of the input, shows.
   __device__ __forceinline__ T shown_at(int layer, int place, int sample, int unit) const {
     const int64_t at = int64_t(sample) * p_.widths[layer + 1] + unit;
-    if (layer < 0) return shown(p_.x[at], p_.rules[0], p_.input_activation);
-    return shown(__ldcg(states(place, layer) + at), p_.rules[layer], p_.rules[layer].activation);
+    if (layer < 0) return shown_by(p_.input_activation, p_.rules[0].dynamics, p_.x[at]);
+    const UnitRule& rule = p_.rules[layer];
+    return shown_by(rule.activation, rule.dynamics, __ldcg(states(place, layer) + at));
   }
   __device__ __forceinline__ T moved_at(int layer, const Between& between, int sample, int unit) const {
     const int64_t at = int64_t(sample) * p_.widths[layer + 1] + unit;

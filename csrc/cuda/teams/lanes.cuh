@@ -10,6 +10,7 @@
 // the other gives away, so that no selection is needed.
 #pragma once
 
+#include "../../model/activations.h"
 #include "layout.h"
 #include "mail.cuh"
 
@@ -30,6 +31,15 @@ template <int Samples>
 __device__ __forceinline__ bool is_first(int lane) {
   const int low = lane >> 1 & 1, high = lane >> 2 & 1;
   return Samples == 4 || (Samples == 3 ? !(high && low) : Samples == 2 ? !high : !high && !low);
+}
+
+// Returns what neighbours see of a state.
+template <class T>
+__device__ __forceinline__ T shown_by(Activation activation, Dynamics dynamics, T state) {
+  if (dynamics == Dynamics::prototypical) return state;
+  T shown = 0;
+  with_activation(activation, [&]<Activation A>() { shown = rho<A>(state); });
+  return shown;
 }
 
 template <class T>

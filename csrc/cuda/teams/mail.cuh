@@ -20,6 +20,13 @@ struct alignas(16) Words {
 };
 inline constexpr int mailbox_bytes = 16;
 
+// The host's pass of the compiler reads the declarations as well.
+#if DEVICE_HAS_CLUSTERS || !defined(__CUDA_ARCH__)
+#define MAIL_EXISTS 1
+#else
+#define MAIL_EXISTS 0
+#endif
+
 #ifdef CUDA_EMULATION
 
 class Memory {
@@ -60,7 +67,7 @@ class Peer {
     cuda_emulation::send_to_mailbox(begin_ + box, sizeof(Four<T>));
   }
 
- private:
+ protected:
   char* begin_;
 };
 
@@ -85,7 +92,7 @@ class Memory {
     store(begin_ + place, value);
   }
 
-#if DEVICE_HAS_CLUSTERS
+#if MAIL_EXISTS
   // One thread calls this before the others of the cluster know the mailbox. Its first use, number 0, expects `bytes`.
   __device__ __forceinline__ void open(int box, unsigned bytes) const {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(begin_ + box)
@@ -157,7 +164,7 @@ class Memory {
   unsigned begin_;
 };
 
-#if DEVICE_HAS_CLUSTERS
+#if MAIL_EXISTS
 class Peer {
  public:
   __device__ __forceinline__ Peer(const Memory& memory, unsigned rank) {
@@ -187,6 +194,7 @@ class Peer {
         : "memory");
   }
 
+ protected:
   unsigned begin_;
 };
 #endif

@@ -352,13 +352,6 @@ class Relaxation {
     team_.push(Channel::outputs, g, steps_, sends ? layout_.output_readers : 0, buffer + octets + at, logits);
   }
 
-  __device__ __forceinline__ static T shown_by(Activation activation, Dynamics dynamics, T state) {
-    if (dynamics == Dynamics::prototypical) return state;
-    T shown = 0;
-    with_activation(activation, [&]<Activation A>() { shown = rho<A>(state); });
-    return shown;
-  }
-
   const Problem<T>& p_;
   const Layout& layout_;
   const Memory memory_;

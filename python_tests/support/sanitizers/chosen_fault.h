@@ -1,5 +1,5 @@
-// Which of the faults is there that a test has written into a copy of the kernels: the one that FAULT numbers, or none.
-// Known before main begins, so that asking orders no threads.
+// A test writes faults into a copy of the kernels, and FAULT numbers the one that is there; -1 is none. The number is
+// known before main begins, so that asking for it orders no threads.
 #pragma once
 
 #include <cstdlib>
