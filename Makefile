@@ -57,8 +57,8 @@ cuda-sanitize: $(VENV)/built
 	@for tool in memcheck racecheck synccheck; do \
 	  echo "$$tool"; \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
-	    --report-api-errors no --kernel-name kernel_substring=run_ \
-	    $(BIN)/python -m pytest -q -x python_tests/cuda_device/test_cuda.py -k "(test_every_kernel and not streamed) or test_every_chain_of_convolutions" || exit 1; \
+	    --report-api-errors no --kernel-name kernel_substring=ceprop \
+	    $(BIN)/python -m pytest -q -x python_tests/cuda_device -k "(test_every_kernel and not streamed) or test_every_chain_of_convolutions" || exit 1; \
 	done
 
 $(VENV)/tools: Makefile

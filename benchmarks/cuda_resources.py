@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
-FILES = tuple(SOURCES / folder / "kernels.cu" for folder in (".", "conv", "teams", "aten"))
+FILES = tuple(SOURCES / folder / "kernels.cu" for folder in (".", "teams", "aten"))
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FIRST_TENSOR_FLOATS, FIRST_CLUSTERS = 80, 90  # architectures
 REGISTERS_OF_A_MULTIPROCESSOR, MOST_REGISTERS_OF_A_THREAD = 65536, 255
@@ -56,7 +56,7 @@ KERNELS = (
         for number, samples, place in product(TYPES.values(), (1, 2, 3, 4), ("InBlock", "InCluster"))
         if (samples == 2) == (number == "double")
     ]
-    + [f"{number}, {name}" for number in TYPES.values() for name in ("Convolutions", *AROUND_A_LIBRARY.values())]
+    + [f"{number}, {name}" for number in TYPES.values() for name in AROUND_A_LIBRARY.values()]
 )
 
 
@@ -96,14 +96,11 @@ class Disassembled:
 
 
 def readable(symbol: str) -> str:
-    """A kernel's symbol as "float, Tf32, InGrid", "float, Convolutions", "float, Team3, InCluster" or "float, Pooling";
-    any other as it is."""
+    """A kernel's symbol as "float, Tf32, InGrid", "float, Team3, InCluster" or "float, Pooling"; any other as it is."""
     if of_team := re.search(r"run_teamI([fd])Li(\d)ENS\d*_\d+(InBlock|InCluster)E", symbol):
         return f"{TYPES[of_team[1]]}, Team{of_team[2]}, {of_team[3]}"
     if around := re.search(rf"4cuda\d+({'|'.join(AROUND_A_LIBRARY)})I([fd])E", symbol):
         return f"{TYPES[around[2]]}, {AROUND_A_LIBRARY[around[1]]}"
-    if of_convolutions := re.search(r"4conv6run_opI([fd])E", symbol):
-        return f"{TYPES[of_convolutions[1]]}, Convolutions"
     found = re.search(r"run_opI([fd])NS\d*_\d+(Exact|Tf32|Bf16)ENS\d*_\d+(InGrid|InCluster)E", symbol)
     return f"{TYPES[found[1]]}, {found[2]}, {found[3]}" if found else symbol
 

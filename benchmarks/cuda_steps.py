@@ -1,8 +1,7 @@
 """What a step of the dynamics takes the fused kernels on a GPU, beside the launch planner's estimate: by differences
 between training steps, one with 2 free and 2 nudged steps, one with 50 more free ones, one with 10 more nudged ones.
 
-Convolutions by one launch and by a library's calls, and what teams of blocks take by them as well, whatever the planner
-would choose.
+Convolutions run by a library's calls. What teams of blocks take runs by them as well.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Steps:
     engine: str  # "launch", "teams" or "library", or "" on a CPU
     exchange: str  # where the plan keeps the states, or "" on a CPU
     blocks: int
-    predicted_us: float  # of a free step
+    predicted_us: float  # of a free step in one launch; else 0
     free_us: float
     nudged_us: float
     once_us: float  # a training step of 2 free and 2 nudged steps
@@ -46,7 +45,7 @@ def engines(case: Case) -> list[str]:
     if case.device == "cpu":
         return [""]
     if case.preset.convolutions is not None:
-        return ["launch", "library"]
+        return ["library"]
     net, x, _ = case.problem(torch.float32)
     by_teams = not case.preset.continual and ops.obstacle(net.circuit(), x, engine="teams") is None
     return ["launch", "teams"] if by_teams else ["launch"]

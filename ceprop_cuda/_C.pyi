@@ -52,21 +52,3 @@ def launch_plan(
     number_bytes: int,
     precision: str,
 ) -> dict[str, Any]: ...
-def convolution_launch_plan(
-    *,
-    compute_capability: int,
-    multiprocessors: int,
-    shared_bytes: int,
-    cluster_blocks: int,
-    maps: Sequence[Sequence[int]],
-    made: Sequence[Sequence[int]],
-    pools: str,
-    readout: bool,
-    free_feedback: bool,
-    energy: bool,
-    asynchronous: bool,
-    batch: int,
-    number_bytes: int,
-    precision: str,
-    engine: str = "auto",
-) -> dict[str, Any]: ...

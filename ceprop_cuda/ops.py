@@ -2,9 +2,9 @@
 
 The ops themselves are ``torch.ops.ceprop_cuda.{relax, ep_step, cep_step}``; ``csrc/library.cpp`` holds their
 contracts. Every function takes ``engine``, what computes the call: "launch", the fused kernels, which take chains of
-layers and on a GPU are one launch; "teams", on a GPU alone, one launch in which teams of blocks own samples; "graph",
-PyTorch's operators around kernels of this library, which take any network and on a GPU are recorded in a CUDA graph; or
-"auto", the fused kernels where they can run, and on a GPU where they are expected to be the faster. For tests and
+layers and on a GPU are one launch, of dense layers alone; "teams", on a GPU alone, one launch in which teams of blocks
+own samples; "graph", PyTorch's operators around kernels of this library, which take any network and on a GPU are
+recorded in a CUDA graph; or "auto", the fused kernels where they can run, else PyTorch's operators. For tests and
 measurements.
 """
 
@@ -113,6 +113,8 @@ def _fused_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str | Non
         return "they take chains of layers, this network is a graph"
     if gate is not None and (circuit.structure.convolutions or x.is_cuda):
         return f"only those for dense layers on the CPU have a gate, got gate={gate!r}"
+    if circuit.structure.convolutions and x.is_cuda:
+        return "on a GPU they take dense layers, this network has convolutions"
     return _launch_obstacle(**_launch_settings(circuit, x, precision)) if x.is_cuda else None
 
 
@@ -125,10 +127,14 @@ def _precision_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str |
         "of networks that do not run in one launch the kernels take precision 'exact' or, for float32 on compute "
         f"capability 8.0 and newer, 'tf32', got {precision!r}"
     )
-    if circuit.structure.is_chain and gate is None and engine != "graph":
+    if _is_dense_chain(circuit) and gate is None and engine != "graph":
         reason = _launch_obstacle(**_launch_settings(circuit, x, precision))
     takes_tf32 = x.dtype == torch.float32 and _C.cuda_device(x.device.index)["compute_capability"] >= 80
     return None if precision == "tf32" and takes_tf32 else reason
+
+
+def _is_dense_chain(circuit: Circuit) -> bool:
+    return circuit.structure.is_chain and not circuit.structure.convolutions
 
 
 def _is_transformed() -> bool:
@@ -137,26 +143,27 @@ def _is_transformed() -> bool:
 
 def launch_plan(circuit: Circuit, x: Tensor, precision: str = "exact", engine: str = "auto") -> dict[str, Any]:
     """How a call without a gate runs on x's CUDA device: in one launch, by teams if ``exchange`` is "team", or
-    by PyTorch's operators if it is "library". ValueError if it cannot. See launch_plan.h in csrc/cuda, or with
-    convolutions in csrc/cuda/conv, or plan.h in csrc/cuda/teams."""
+    by PyTorch's operators if it is "library". ValueError if it cannot. See launch_plan.h in csrc/cuda, or plan.h in
+    csrc/cuda/teams."""
     if engine == "teams":
         return _team_plan(**_team_settings(circuit, x))
-    structure = circuit.structure
-    if structure.is_chain and structure.convolutions:
-        return _planned(**_launch_settings(circuit, x, precision), engine=engine)
-    if structure.is_chain and engine != "graph":
+    if _is_dense_chain(circuit) and engine != "graph":
         try:
             return _planned(**_launch_settings(circuit, x, precision))
         except ValueError:
             if engine == "launch" or obstacle(circuit, x, precision) is not None:
                 raise
+    elif engine == "launch":
+        raise ValueError("one launch on a GPU takes a chain of dense layers, and this network is none")
+    elif (reason := obstacle(circuit, x, precision, engine=engine)) is not None:
+        raise ValueError(reason)
     return {"exchange": "library"}
 
 
 def _launch_settings(circuit: Circuit, x: Tensor, precision: str) -> dict[str, Any]:
     return {
         "index": x.device.index,
-        **_launch_shape(circuit, x),
+        "widths": (x.shape[1], *(w.shape[0] for w in circuit.weights)),
         "readout": circuit.structure.has_readout,
         "energy": circuit.dynamics.kind == "energy",
         "asynchronous": circuit.dynamics.schedule == "asynchronous",
@@ -166,26 +173,9 @@ def _launch_settings(circuit: Circuit, x: Tensor, precision: str) -> dict[str, A
     }
 
 
-def _launch_shape(circuit: Circuit, x: Tensor) -> dict[str, Any]:
-    """What _C.launch_plan asks of a dense network, or _C.convolution_launch_plan of one with convolutions."""
-    structure = circuit.structure
-    if not structure.convolutions:
-        return {"widths": (x.shape[1], *(w.shape[0] for w in circuit.weights))}
-    shapes: list[tuple[int, ...]] = [tuple(x.shape[1:]), *state_shapes(circuit, x.shape[2:])]
-    shapes += [(len(circuit.weights[-1]),)] * structure.has_readout
-    made = zip(structure.convolutions, circuit.weights, strict=False)
-    return {
-        "maps": tuple((*shape, 1, 1)[:3] for shape in shapes),
-        "made": tuple((*w.shape[2:], *c.stride, *c.padding, *_window(c)) for c, w in made),
-        "pools": _pool_letters(structure.convolutions),
-        "free_feedback": circuit.free_feedback is not None,
-    }
-
-
 def _planned(index: int, **settings: Any) -> dict[str, Any]:
     device: dict[str, Any] = dict(_C.cuda_device(index))
-    plan = _C.convolution_launch_plan if "maps" in settings else _C.launch_plan
-    return plan(**device, **settings)
+    return _C.launch_plan(**device, **settings)
 
 
 @functools.lru_cache(maxsize=256)  # asked before every call
@@ -370,11 +360,6 @@ def _structure(structure: Structure) -> dict[str, Any]:
 def _pool_letters(made: Sequence[Convolution | None]) -> str:
     letters = {pool: letter for letter, pool in POOLS_BY_LETTER.items()}
     return "".join(DENSE if c is None else letters[c.pool] for c in made)
-
-
-def _window(made: Convolution) -> tuple[int, int]:
-    """Of the pooling; of one place without it."""
-    return (1, 1) if made.pool == "none" else made.window
 
 
 def _call(op: Any, *args: Any, **settings: Any) -> Any:

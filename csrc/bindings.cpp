@@ -14,7 +14,6 @@
 #include "cuda/devices.h"
 #endif
 #include "arguments/refuse_gradients.h"
-#include "cuda/conv/launch_plan.h"
 #include "cuda/launch_plan.h"
 #include "cuda/teams/plan.h"
 #include "model/chain.h"
@@ -189,49 +188,6 @@ pybind11::dict team_plan(int multiprocessors, int64_t shared_bytes, int cluster_
   return facts;
 }
 
-// Does the same for a network with convolutions. maps: channels, height, width, of the input and above every
-// connection; made: kernel, stride, padding and window, height and width each, of the connections that are
-// convolutions, and a letter of pools for each. A library's calls have no blocks. See cuda/conv/launch_plan.h.
-pybind11::dict convolution_launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes,
-                                       int cluster_blocks, const std::vector<std::array<int64_t, 3>>& maps,
-                                       const std::vector<std::array<int64_t, 8>>& made, const std::string& pools,
-                                       bool readout, bool free_feedback, bool energy, bool asynchronous, int64_t batch,
-                                       int64_t number_bytes, const std::string& precision, const std::string& engine) {
-  namespace cuda = ceprop::cuda;
-  std::vector<ceprop::MapShape> shapes;
-  for (const auto& [channels, height, width] : maps) shapes.push_back({channels, height, width});
-  std::vector<ceprop::Convolution> convolutions;
-  for (size_t l = 0; l < made.size(); ++l) {
-    const auto pair = [&](size_t first) { return std::array<int64_t, 2>{made[l][first], made[l][first + 1]}; };
-    convolutions.push_back({pair(0), pair(2), pair(4), pair(6), ceprop::parse_pool(pools.at(l))});
-  }
-  const ceprop::NetworkShape network = ceprop::chain_of(shapes, convolutions, readout, free_feedback, asynchronous);
-  const cuda::conv::Shape shape{network, free_feedback, energy, batch, number_bytes};
-  const cuda::conv::Planned planned =
-      cuda::conv::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks}, shape,
-                              ceprop::parse_precision(precision), ceprop::parse_engine(engine));
-  if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
-  pybind11::dict facts;
-  if (const auto* calls = std::get_if<cuda::conv::LibraryCalls>(&planned)) {
-    facts["exchange"] = "library";
-    facts["step_us"] = calls->step_us;
-    return facts;
-  }
-  const cuda::conv::Plan& plan = std::get<cuda::conv::Plan>(planned);
-  std::vector<int> slices;
-  for (const cuda::conv::Link& link : plan.links) slices.push_back(link.slices);
-  facts["exchange"] = "grid";
-  facts["blocks"] = plan.layout.blocks;
-  facts["resident"] = false;
-  facts["columns_at_once"] = plan.layout.pass;
-  facts["depth_at_once"] = plan.layout.depth;
-  facts["slices"] = slices;
-  facts["shared_bytes"] = plan.shared_bytes;
-  facts["workspace_bytes"] = plan.workspace_bytes;
-  facts["step_us"] = plan.step_us;
-  return facts;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -271,9 +227,4 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("team_plan", &team_plan, py::kw_only(), py::arg("multiprocessors"), py::arg("shared_bytes"),
         py::arg("cluster_blocks"), py::arg("clusters"), py::arg("widths"), py::arg("asynchronous"), py::arg("batch"),
         py::arg("number_bytes"), "How a team of a CUDA device's blocks would run a call, as a dict.");
-  m.def("convolution_launch_plan", &convolution_launch_plan, py::kw_only(), py::arg("compute_capability"),
-        py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("maps"),
-        py::arg("made"), py::arg("pools"), py::arg("readout"), py::arg("free_feedback"), py::arg("energy"),
-        py::arg("asynchronous"), py::arg("batch"), py::arg("number_bytes"), py::arg("precision"),
-        py::arg("engine") = "auto", "The same of a network with convolutions.");
 }

@@ -24,11 +24,11 @@
 //   precision "exact"; CUDA, float32 and sm_80 or newer also "tf32" | "bf16": to which the factors of a step's products
 //   are rounded; sums, states, parameters and what is learned stay float32; torch's operators have "tf32", of
 //   convolutions
-//   engine    "launch", the fused kernels, on CUDA in one launch: they take chains, and a gate only on the CPU and of
-//             dense layers | "teams", on CUDA alone, one launch in which teams of blocks own samples: relax, and EP
-//             without accumulate, of chains of dense layers without a readout, a gate or a tolerance, in exact
-//             precision | "graph", torch's operators with kernels around them, on CUDA recorded in a graph: they
-//             take anything | "auto", the fused kernels where they can run, and on CUDA are expected to be the faster
+//   engine    "launch", the fused kernels, on CUDA in one launch: they take chains, on CUDA of dense layers, and a gate
+//             only on the CPU and of dense layers | "teams", on CUDA alone, one launch in which teams of blocks own
+//             samples: relax, and EP without accumulate, of chains of dense layers without a readout, a gate or a
+//             tolerance, in exact precision | "graph", torch's operators with kernels around them, on CUDA recorded in
+//             a graph: they take anything | "auto", the fused kernels where they can run, else torch's operators
 // The last result is how many steps each phase took, int64, on x's device. Of the two ops that learn it is -1 in every
 // phase if a number of the call, a state or what is learned is NaN, infinite or beyond 2^56 (float64: 2^500): then no
 // parameter has moved, and gradients are zero. On the CPU a call can be interrupted by a signal, and then has done

@@ -14,7 +14,6 @@ import emulated_library
 import torch
 from agreement import Results
 from convolution_variants import build_chain, chain_variants, name_of_chain
-from emulated_device import EmulatedDevice, compiled_kernels
 from kernel_runs import all_runs, rates
 from variants import VARIANTS, build, copy_of, name_of
 
@@ -87,11 +86,6 @@ def by_emulated(folder: Path) -> Cases:
         yield f"emulated {number} {kernel} {blocks} {dtype}", found
 
 
-def by_emulated_convolutions(folder: Path) -> Cases:
-    device = EmulatedDevice(compiled_kernels("plain", emulated_chains.SOURCE), folder, 3)
-    yield from chains(device, emulated_chains.VARIANTS, "emulated", emulated_chains.build)
-
-
 def by_library(folder: Path) -> Cases:
     device = emulated_library.Served(emulated_library.library_program("plain"), folder)
     yield from chains(device, emulated_chains.VARIANTS, "library", emulated_chains.build)
@@ -101,7 +95,6 @@ ENGINES = {
     "reference": by_reference,
     "cpu": by_cpu,
     "emulated": by_emulated,
-    "convolutions": by_emulated_convolutions,
     "library": by_library,
 }
 

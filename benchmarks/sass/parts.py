@@ -1,9 +1,9 @@
 """The parts of a step, found in a kernel's machine code by the functions that they were made from.
 
-A part is one turn of a loop: of the multiply loop, of the loop that brings neighbours' states to shared memory, of the
-one in which units move, and, with convolutions, of the one that gathers. Names of functions and classes are those of
-csrc/cuda; wherever they stand there, and however the compiler orders what it makes of them, they are found. Which way
-a turn goes is said for the case at hand by what must happen and by what does not: see walk.py.
+A part is one turn of a loop: of the multiply loop, of the loop that brings neighbours' states to shared memory, or of
+the one in which units move. Names of functions and classes are those of csrc/cuda; wherever they stand there, and
+however the compiler orders what it makes of them, they are found. Which way a turn goes is said for the case at hand by
+what must happen and by what does not: see walk.py.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from walk import Event, NoWay, Test, around, unwanted_in
 
 OUTPUTS = 16  # of a thread: 4 units times a pack of 4 samples
 PACK = 4  # samples
-# Clocks of a load whose instruction does not say from where, where the source does. Assumptions.
-FROM_GLOBAL, FROM_ANOTHER_BLOCK = 290, 210
+# Clocks of a load whose instruction does not say from where, where the source does. An assumption.
+FROM_ANOTHER_BLOCK = 210
 # The compiler gives these any line that is near.
 CONTROL = ("BRA", "BRX", "BREAK", "BSSY", "BSYNC", "BMOV", "NOP", "WARPSYNC", "YIELD")
 
@@ -175,29 +175,3 @@ def epilogue(kernel: Kernel, slices: int) -> Part:
     steps = around(kernel.graph, loop, events, unwanted)
     latency = FROM_ANOTHER_BLOCK if "InCluster" in kernel.name else None
     return Part("epilogue", "packs of 4 samples moved", 1, steps, unwanted_in(steps, unwanted), latency)
-
-
-def gather(kernel: Kernel) -> Part:
-    """One turn of the loop of conv::Products::add over parts of the depth, without the product itself: what a thread
-    gathers for the next part, by tables, with strides of 1, and not less anything."""
-    products = "cuda/conv/products.cuh"
-    add = kernel.lines(products, "add", "Products")
-    outer = depth_loop(kernel)
-    gathered = kernel.lines(products, "gathered", "Products")
-    unwanted = any_of(gathered.matching(r"y % |y /=|x /="))
-    fma = made_by(kernel.lines("cuda/tiles.cuh", "add", "FmaTile"), "FFMA")
-    stores = made_by(add, "STS", "ST")
-    number = gathered.matching(r"of\.rows\[at\]")
-    numbers, spots = made_by(number, "LD", "LDG"), made_by(gathered.without(number), "LD", "LDG")
-    lefts = made_by(kernel.lines(products, "left_of", "Products"), "LD", "LDG")
-    count = kernel.count(outer, stores)
-    # Those of numbers are there twice: with less and without it.
-    events = [
-        Event("stores", stores, count),
-        Event("gathered", numbers, kernel.count(outer, numbers) // 2),
-        Event("spots", spots, kernel.count(outer, spots)),
-        Event("weights", lefts, kernel.count(outer, lefts) // 2),
-        Event("FFMA", fma, 0),
-    ]
-    steps = around(kernel.graph, outer, events, unwanted)
-    return Part("gather", "numbers of 4 bytes", count, steps, unwanted_in(steps, unwanted), FROM_GLOBAL)

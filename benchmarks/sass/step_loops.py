@@ -31,7 +31,6 @@ from sources import Lines
 # By the file of kernels where its loop over steps stands, and a call that no other loop has.
 STEP_LOOPS = {
     "cuda/kernels.cu": ("cuda/run_op.cuh", "may_stop"),
-    "cuda/conv/kernels.cu": ("cuda/conv/run_op.cuh", "may_stop"),
     "cuda/teams/kernels.cu": ("cuda/teams/relaxation.cuh", "step<false>"),
 }
 WITHOUT_LOOP = ("cuda/aten/kernels.cu",)  # there the host goes from step to step

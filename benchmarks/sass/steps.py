@@ -2,11 +2,11 @@
 
     python benchmarks/sass/steps.py [--sources csrc] [--out benchmarks/results]
 
-Compiles the kernels of dense networks (float, Exact) and of convolutions (float) for sm_90, finds the parts of a step
-by the functions that they come from, replays one turn of each on a model of a multiprocessor, and adds up what that
-makes of a step for a few networks, as the library that is built here plans it; beside what cuda_steps.csv has measured
-on an H100 with the kernels of the commit that it names. Prints Markdown tables; writes sass_parts.csv and
-sass_steps.csv, those of other sources only if --out is given. See README.md for what the model knows and what not.
+Compiles the kernels of dense networks (float, Exact) for sm_90, finds the parts of a step by the functions that they
+come from, replays one turn of each on a model of a multiprocessor, and adds up what that makes of a step for a few
+networks, as the library that is built here plans it; beside what cuda_steps.csv has measured on an H100 with the
+kernels of the commit that it names. Prints Markdown tables; writes sass_parts.csv and sass_steps.csv, those of other
+sources only if --out is given. See README.md for what the model knows and what not.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import compiled
 from account import CASES, Account, StepRow, measurements, planned
 from compiled import cuda_resources
 from kinds import counted
-from parts import Kernel, Part, gather, multiplies
+from parts import Kernel, Part
 from program import begun
 
-IN_GRID, IN_CLUSTER, CONVOLUTIONS = "float, Exact, InGrid", "float, Exact, InCluster", "float, Convolutions"
-FILES = {"cuda/kernels.cu": (IN_GRID, IN_CLUSTER), "cuda/conv/kernels.cu": (CONVOLUTIONS,)}
+IN_GRID, IN_CLUSTER = "float, Exact, InGrid", "float, Exact, InCluster"
+FILES = {"cuda/kernels.cu": (IN_GRID, IN_CLUSTER)}
 SLICES = 10  # of a product of 20 samples
 TURNS = 16  # simulated one after the other
 
@@ -104,8 +104,6 @@ def main() -> None:
     }
     accounts = {"grid": Account(kernels[IN_GRID]), "cluster": Account(kernels[IN_CLUSTER])}
     found = [(account.kernel.name, part) for account in accounts.values() for part in account.parts(SLICES)]
-    convolutions = kernels[CONVOLUTIONS]
-    found += [(CONVOLUTIONS, part) for part in (multiplies(convolutions)[0], gather(convolutions))]
     parts = [row_of(kernel, part) for kernel, part in found]
     measured, commit = measurements(compiled.RESULTS / "cuda_steps.csv")
     plans = [planned(case) for case in CASES]

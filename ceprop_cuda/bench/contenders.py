@@ -132,14 +132,10 @@ CONTENDERS_OF_CONVOLUTIONS: dict[str, Callable[[], Build]] = {
 }
 CONTENDERS_ON_CUDA: dict[str, Callable[[], Build]] = {"graph": lambda: _in_graph}
 DENSE_ON_CUDA: dict[str, Callable[[], Build]] = {"teams": lambda: partial(by_engine, "teams")}
-CONVOLUTIONS_ON_CUDA: dict[str, Callable[[], Build]] = {
-    "launch": lambda: partial(by_engine, "launch"),
-    "library": lambda: partial(by_engine, "library"),
-}
 
 # What these are made of fails in as many ways as there are machines that lack something it needs; and not every network
-# has room in one launch.
-MAY_FAIL = ("compile", "graph", *ENGINES)
+# has room in a team.
+MAY_FAIL = ("compile", "graph", *DENSE_ON_CUDA)
 
 
 def contenders(device: str, convolutional: bool = False) -> dict[str, Build]:
@@ -150,5 +146,5 @@ def contenders(device: str, convolutional: bool = False) -> dict[str, Build]:
         makers |= CONTENDERS_OF_CONVOLUTIONS
     if device == "cuda":
         makers |= CONTENDERS_ON_CUDA
-        makers |= CONVOLUTIONS_ON_CUDA if convolutional else DENSE_ON_CUDA
+        makers |= {} if convolutional else DENSE_ON_CUDA
     return {name: make() for name, make in makers.items()}

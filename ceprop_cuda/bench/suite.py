@@ -43,7 +43,7 @@ class Row:
     needed_gflop_per_s: float | None = None
     mm_gflop_per_s: float | None = None  # of torch.mm of square matrices, measure.MM_SIZES, in the same rounds
     fraction_of_mm: float | None = None
-    predicted_ms: float | None = None  # of the fused kernels on a GPU, by _predicted_ms()
+    predicted_ms: float | None = None  # of one launch on a GPU, by _predicted_ms()
 
 
 @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # by default, PyTorch rounds what convolutions multiply
@@ -96,11 +96,12 @@ def _step(case: Case, build: Build) -> tuple[Callable[[], object], Callable[[], 
 
 def _predicted_ms(case: Case) -> float | None:
     """What the launch planner expects of all steps, by arithmetic: without what a call does before and after them, and
-    without updates of weights. None on the CPU, which has no such planner."""
+    without updates of weights. None of what does not run in one launch."""
     if case.device == "cpu":
         return None
     net, x, _ = case.problem(torch.float32)
-    return ops.launch_plan(net.circuit(), x)["step_us"] * case.steps / 1e3
+    step_us = ops.launch_plan(net.circuit(), x).get("step_us")
+    return None if step_us is None else step_us * case.steps / 1e3
 
 
 def _row(

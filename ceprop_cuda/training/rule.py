@@ -43,9 +43,9 @@ class Rule(Checked):
             readout "cross_entropy".
         backend: "auto", "fused" or "reference".
         engine: of the kernels, for tests and measurements: "launch", the fused ones, which take chains and on a GPU
-            are one launch; "teams", on a GPU and of EP on dense chains alone, one launch in which teams of blocks own
-            samples; "graph", PyTorch's operators with kernels around them, which take any network and on a GPU
-            are recorded in a CUDA graph; or "auto", the faster one as far as is known.
+            are one launch, of dense layers alone; "teams", on a GPU and of EP on dense chains alone, one launch in
+            which teams of blocks own samples; "graph", PyTorch's operators with kernels around them, which take any
+            network and on a GPU are recorded in a CUDA graph; or "auto", the fused ones where they can run.
     """
 
     net: Network = setting(_network, kw_only=False, decides=False)

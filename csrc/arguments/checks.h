@@ -94,12 +94,6 @@ inline std::optional<Form> parse_update(std::string_view given) {
 
 inline Gate parse_gate(std::string_view given) { return parse<Gate>("gate", given, gate_names); }
 
-// Returns the pooling that a letter names: "m" maximum, "a" average, "i" none.
-inline Pool parse_pool(char letter) {
-  constexpr std::pair<const char*, Pool> choices[] = {{"m", Pool::max}, {"a", Pool::avg}, {"i", Pool::none}};
-  return parse("a letter of pools", std::string_view(&letter, 1), choices);
-}
-
 inline Precision parse_precision(std::string_view given) {
   constexpr std::pair<const char*, Precision> choices[] = {
       {"exact", Precision::exact}, {"tf32", Precision::tf32}, {"bf16", Precision::bf16}};

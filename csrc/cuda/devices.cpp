@@ -69,47 +69,31 @@ class Known {
   std::map<Key, Planned> plans_;
 };
 
-void add(Key& key, const MapShape& map) { key.insert(key.end(), {map.channels, map.height, map.width}); }
-
-// Returns the numbers that all plans depend on. `network` is a chain: the number of its turns says which they are.
-Key key_of(int index, Precision precision, Engine engine, const NetworkShape& network) {
-  Key key{index, static_cast<int64_t>(precision), static_cast<int64_t>(engine), network.turn_count(),
-          network.has_readout()};
-  add(key, network.input);
-  for (int c = 0; c < network.connection_count(); ++c) {
-    const Convolution of = network.as_convolution(c);
-    for (const auto& pair : {of.kernel, of.stride, of.padding, of.window})
-      key.insert(key.end(), pair.begin(), pair.end());
-    key.push_back(static_cast<int64_t>(of.pool));
-    add(key, network.above(c));
-  }
+// Returns the numbers that all plans depend on. `network` is a chain of dense layers: the number of its turns says
+// which they are.
+Key key_of(int index, const NetworkShape& network) {
+  Key key{index, network.turn_count(), network.has_readout(), network.input.units()};
+  for (int c = 0; c < network.connection_count(); ++c) key.push_back(network.units_above(c));
   return key;
 }
 
 }  // namespace
 
-Planned plan_for(int index, const Shape& shape, Precision precision, Engine engine) {
+Planned plan_for(int index, const Shape& shape, Precision precision) {
   static Known<Planned> known;
   const Device device = properties_of(index);
-  Key key = key_of(index, precision, engine, shape.network);
-  key.insert(key.end(), {shape.energy, shape.batch, shape.number_bytes, shape.matrices, shape.moving});
+  Key key = key_of(index, shape.network);
+  key.insert(key.end(), {static_cast<int64_t>(precision), shape.energy, shape.batch, shape.number_bytes, shape.matrices,
+                         shape.moving});
   return known.get(key, [&] { return plan_launch(device, shape, precision); });
 }
 
 teams::Planned plan_team_for(int index, const Shape& shape) {
   static Known<teams::Planned> known;
   const Device device = properties_with_clusters_of(index);
-  Key key = key_of(index, Precision::exact, Engine::teams, shape.network);
+  Key key = key_of(index, shape.network);
   key.insert(key.end(), {shape.batch, shape.number_bytes});
   return known.get(key, [&] { return teams::plan_team(device, shape); });
-}
-
-conv::Planned plan_for(int index, const conv::Shape& shape, Precision precision, Engine engine) {
-  static Known<conv::Planned> known;
-  const Device device = properties_of(index);
-  Key key = key_of(index, precision, engine, shape.network);
-  key.insert(key.end(), {shape.energy, shape.free_feedback, shape.batch, shape.number_bytes});
-  return known.get(key, [&] { return conv::plan_launch(device, shape, precision, engine); });
 }
 
 }  // namespace ceprop::cuda

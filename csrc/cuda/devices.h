@@ -1,7 +1,6 @@
 // What is known of this machine's GPUs, asked for and worked out once: both take longer than a launch.
 #pragma once
 
-#include "conv/launch_plan.h"
 #include "launch_plan.h"
 #include "teams/plan.h"
 
@@ -12,8 +11,7 @@ Device properties_of(int index);
 // Returns them with the number of clusters, which only teams ask for.
 Device properties_with_clusters_of(int index);
 
-Planned plan_for(int index, const Shape& shape, Precision precision, Engine engine);
+Planned plan_for(int index, const Shape& shape, Precision precision);
 teams::Planned plan_team_for(int index, const Shape& shape);
-conv::Planned plan_for(int index, const conv::Shape& shape, Precision precision, Engine engine);
 
 }  // namespace ceprop::cuda

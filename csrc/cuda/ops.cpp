@@ -7,8 +7,6 @@
 
 #include "../ops.h"
 #include "aten/run.h"
-#include "conv/kernels.h"
-#include "conv/problem_of.h"
 #include "devices.h"
 #include "kernels.h"
 #include "problem_of.h"
@@ -36,8 +34,6 @@ class Cuda {
       run_by_team(call);
     else if (const std::string obstacle = obstacle_of(call); !obstacle.empty() || engine_ == Engine::graph)
       run_by_aten(obstacle, call);
-    else if (call.network.shape.has_convolutions())
-      run_planned(cuda::conv::shape_of(call, sizeof(T)), call);
     else
       run_planned(cuda::shape_of(call, sizeof(T)), call);
   }
@@ -47,13 +43,17 @@ class Cuda {
 
  private:
   // Why no network like this runs in one launch; empty if some do.
+  static std::string obstacle_of(const NetworkShape& shape) {
+    const std::string obstacle = ceprop::obstacle_of(shape);
+    return obstacle.empty() && shape.has_convolutions() ? "the fused CUDA kernels take dense layers" : obstacle;
+  }
   template <class T>
   static std::string obstacle_of(const RelaxCall<T>& call) {
-    return ceprop::obstacle_of(call.network.shape);
+    return obstacle_of(call.network.shape);
   }
   template <class T>
   static std::string obstacle_of(const LearnCall<T>& call) {
-    return call.gate != Gate::none ? "the fused CUDA kernels have no gate" : ceprop::obstacle_of(call.network.shape);
+    return call.gate != Gate::none ? "the fused CUDA kernels have no gate" : obstacle_of(call.network.shape);
   }
 
   template <class Call>
@@ -71,19 +71,14 @@ class Cuda {
                                        at::cuda::getCurrentCUDAStream()));
   }
 
-  // Each kind of network has a shape, a plan, an argument and a kernel of its own.
-  template <class Shape, class Call>
-  void run_planned(const Shape& shape, const Call& call) const {
-    const auto planned = cuda::plan_for(guard_.current_device().index(), shape, precision_, engine_);
+  template <class Call>
+  void run_planned(const cuda::Shape& shape, const Call& call) const {
+    const auto planned = cuda::plan_for(guard_.current_device().index(), shape, precision_);
     std::visit([&](const auto& plan) { launch_one(plan, call); }, planned);
   }
   template <class Call>
   void launch_one(const std::string& obstacle, const Call& call) const {
     run_by_aten(obstacle, call);
-  }
-  template <class Call>
-  void launch_one(const cuda::conv::LibraryCalls&, const Call& call) const {
-    run_by_aten("", call);
   }
   // `obstacle`: why it does not run in one launch, or nothing.
   template <class Call>
@@ -100,12 +95,11 @@ class Cuda {
                       "of compute capability 8.0 or more");
     return true;
   }
-  template <class Plan, class Call>
-  void launch_one(const Plan& plan, const Call& call) const {
+  template <class Call>
+  void launch_one(const cuda::Plan& plan, const Call& call) const {
     const Tensor workspace = at::empty({plan.workspace_bytes}, options_.dtype(at::kByte));
-    // Found beside the plan's type: that of dense networks, or of convolutions.
-    C10_CUDA_CHECK(
-        launch(plan, problem_of(call, plan, workspace.mutable_data_ptr()), at::cuda::getCurrentCUDAStream()));
+    C10_CUDA_CHECK(cuda::launch(plan, cuda::problem_of(call, plan, workspace.mutable_data_ptr()),
+                                at::cuda::getCurrentCUDAStream()));
   }
 
   // An op comes here when any of its tensors is on a GPU.

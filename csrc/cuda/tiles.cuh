@@ -85,14 +85,6 @@ class FmaTile {
       out.sum += load_pack(partial + pack * (slice * 4 * own_.groups + index));
     return out;
   }
-  // One number of a spilled product.
-  __device__ T sum(const T* partial, int unit, int column) const {
-    const int first = column / pack / 8 * 32, group = first + unit / 4 * own_.packs_beside(first) + column / pack % 8;
-    const T* from = partial + pack * (unit % 4 * own_.groups + group) + column % pack;
-    T sum = 0;
-    for (int slice = 0; slice < own_.slices; ++slice) sum += from[pack * slice * 4 * own_.groups];
-    return sum;
-  }
 
  private:
   static constexpr int at_once = 4;  // operands of so many neighbours are under way before the first are multiplied

@@ -11,8 +11,8 @@
 
 namespace ceprop {
 
-// What runs a call: the fused kernels where they can and pay, the fused kernels, those of them by which teams of a
-// GPU's blocks own samples, or torch's operators around the kernels of aten/.
+// What runs a call: the fused kernels where they can, the fused kernels, those of them by which teams of a GPU's blocks
+// own samples, or torch's operators around the kernels of aten/.
 enum class Engine { automatic, launch, teams, graph };
 // To what the operands of products are rounded on a GPU; their sums stay exact.
 enum class Precision { exact, tf32, bf16 };

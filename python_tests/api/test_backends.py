@@ -16,6 +16,7 @@ from backend_calls import BATCH, CALLS, SIZES, batch, cep_rule, ep_rule, flat, m
 from emulated_device import EmulatedDevice
 from problems import relative_error
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ceprop_cuda as cep
 from ceprop_cuda import backends, ops
@@ -80,6 +81,27 @@ def test_engines_say_what_they_cannot_run() -> None:
         ep_rule(mlp(), engine="teams", backend="fused").backward(*batch())
     with pytest.raises(ValueError, match="engine must be one of 'auto', 'launch', 'teams', 'graph', got 'grid'"):
         ep_rule(mlp(), engine="grid")
+
+
+def test_convolutions_on_a_gpu_run_by_the_operators_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked without a GPU: of tensors without memory."""
+    monkeypatch.setattr(ops._C, "cuda_device", lambda index: {"compute_capability": 90}, raising=False)
+    circuit = cep.convnet((1, 6, 6), channels=(2,), kernels=3, pools="m", fc=(3,)).circuit()
+    with FakeTensorMode():
+        x = torch.empty(2, 1, 6, 6, device="cuda:0")
+        for engine in ("auto", "graph"):
+            assert ops.obstacle(circuit, x, engine=engine) is None
+            assert ops.obstacle(circuit, x, "tf32", engine=engine) is None
+            for other, precision in ((x, "bf16"), (x.double(), "tf32")):
+                reason = "or, for float32 on compute capability 8.0 and newer, 'tf32'"
+                assert reason in str(ops.obstacle(circuit, other, precision, engine=engine))
+                with pytest.raises(ValueError, match=reason):
+                    ops.launch_plan(circuit, other, precision, engine=engine)
+            assert ops.launch_plan(circuit, x, engine=engine) == {"exchange": "library"}
+        assert "on a GPU they take dense layers" in str(ops.obstacle(circuit, x, engine="launch"))
+        assert "they take chains of dense layers" in str(ops.obstacle(circuit, x, engine="teams"))
+        with pytest.raises(ValueError, match="one launch on a GPU takes a chain of dense layers"):
+            ops.launch_plan(circuit, x, engine="launch")
 
 
 @pytest.mark.parametrize("call", ["EP", "CEP"])

@@ -16,13 +16,16 @@ import torch
 from agreement import assert_agreement
 from convolution_variants import build_chain, chain_variants, name_of_chain
 from convolution_variants import build_ties as ties_of_chains
+from golden_steps import GOLDEN_CHAINS, assert_chain_is_golden
 from graph_problems import GOLDEN_GRAPHS, batch_for, load_golden_graph, one_hot, small_graph
 from kernel_runs import all_runs, gated_runs
-from not_finite_numbers import NETWORKS, assert_ops_store_nothing
+from large_logits import assert_softmax_is_right
+from not_finite_numbers import NETWORKS, assert_not_finite_inputs_stay_visible, assert_ops_store_nothing
 from problems import relative_error
 from random_graphs import GRAPH_ENGINE, build_graph, graph_variants, name_of_graph
+from settling import assert_tolerances_are_exact
 from torch import Tensor
-from variants import VARIANTS, build, copy_of, name_of
+from variants import TOLERANCES, VARIANTS, build, copy_of, name_of
 
 from ceprop_cuda import ops
 from ceprop_cuda.spec import connections, reference
@@ -105,6 +108,18 @@ def test_agreement_on_chains_with_convolutions(number: int) -> None:
     )
 
 
+@pytest.mark.parametrize("number", range(1, len(CHAINS), 2), ids=lambda i: name_of_chain(CHAINS[i]))
+def test_agreement_on_chains_with_convolutions_in_float32(number: int) -> None:
+    draws = [build_chain(CHAINS[number], torch.float32, seed) for seed in range(5)]
+    assert_agreement(partial(all_runs, CHAINS[number]), draws, median, GRAPH_ENGINE)
+
+
+@pytest.mark.parametrize("name", GOLDEN_CHAINS)
+def test_golden_chains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "ep_step", lambda *args, engine, **given: GRAPH_ENGINE.ep_step(*args, **given))
+    assert_chain_is_golden(name, "fused")
+
+
 def test_ties_and_saturated_units() -> None:
     """Equal inputs make equal maxima, of which the first counts."""
     assert_agreement(partial(all_runs, CHAINS[0]), [ties_of_chains(CHAINS[0])], module=GRAPH_ENGINE)
@@ -158,6 +173,25 @@ def test_the_same_call_gives_the_same_bits(threads: Callable[[int], None], dtype
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_step_that_is_not_finite_stores_nothing(network: str) -> None:
     assert_ops_store_nothing(GRAPH_ENGINE, network)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("pool", ["max", "avg", "none"])
+def test_not_finite_inputs_stay_visible(pool: str, bad: float) -> None:
+    assert_not_finite_inputs_stay_visible(GRAPH_ENGINE, pool, bad)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("convolution", [False, True], ids=["dense", "convolution"])
+@pytest.mark.parametrize("readout", [False, True], ids=["linear outputs", "readout"])
+def test_softmax_of_large_logits(readout: bool, convolution: bool, dtype: torch.dtype) -> None:
+    assert_softmax_is_right(GRAPH_ENGINE, dtype, readout, convolution)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("convolutions", [(), (connections.Convolution(),)], ids=["dense", "convolution"])
+def test_tolerances_are_exact(convolutions: tuple[connections.Convolution, ...], dtype: torch.dtype) -> None:
+    assert_tolerances_are_exact(GRAPH_ENGINE, dtype, convolutions)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])

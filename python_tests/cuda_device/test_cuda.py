@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
-from statistics import median
 from typing import Any
 
 import pytest
@@ -15,10 +14,9 @@ import torch
 from agreement import Results, assert_agreement, errors, results_of
 from backend_calls import BATCH, CALLS, flat, mlp
 from backend_calls import batch as small_batch
-from convolution_variants import CHAINS, build_chain, chain_variants, name_of_chain
 from emulated_teams import NETWORKS as TEAM_NETWORKS
 from emulated_teams import team_runs
-from golden_steps import GOLDEN_CHAINS, assert_chain_is_golden, assert_step_is_golden
+from golden_steps import assert_step_is_golden
 from kernel_runs import all_runs, rates, run_relax
 from known_devices import PLACES
 from last_places import assert_activation_is_right
@@ -33,6 +31,7 @@ from variants import TOLERANCES, VARIANTS, build, copy_of, name_of
 
 import ceprop_cuda as cep
 from ceprop_cuda import backends, ops
+from ceprop_cuda.choices import EngineName
 from ceprop_cuda.spec import reference
 from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge
 
@@ -44,7 +43,7 @@ LONG, SHORT = 10**9, 10**8  # clock cycles, about half a second and a tenth of t
 
 @pytest.fixture(autouse=True)
 def one_launch() -> Iterator[None]:
-    """Convolutions, too: a library's calls are in test_cuda_graphs.py."""
+    """A library's calls, networks with convolutions among them, are in test_cuda_graphs.py."""
     with forced("launch"):
         yield
 
@@ -64,28 +63,6 @@ def test_agreement(variant: dict[str, Any], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", GOLDEN_WITHOUT_GATE)
 def test_golden_cases(name: str) -> None:
     assert_step_is_golden(name, OnGpu())
-
-
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("variant", chain_variants(), ids=name_of_chain)
-def test_agreement_with_convolutions(variant: dict[str, Any], dtype: torch.dtype) -> None:
-    # As in test_convolution_kernels.check.
-    draws = [build_chain(variant, dtype, seed) for seed in range(5 if dtype == torch.float32 else 1)]
-    assert_agreement(partial(all_runs, variant), draws, median, OnGpu())
-
-
-@pytest.mark.parametrize("number", range(len(CHAINS)))
-@pytest.mark.parametrize("feedback", ["tied", "free"])
-def test_every_chain_of_convolutions(number: int, feedback: str) -> None:
-    variant = {**chain_variants()[0], "chain": number, "feedback": feedback}
-    assert_agreement(partial(all_runs, variant), [build_chain(variant, torch.float64)], module=OnGpu())
-
-
-@pytest.mark.parametrize("name", GOLDEN_CHAINS)
-def test_golden_cases_with_convolutions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = ops.ep_step
-    monkeypatch.setattr(ops, "ep_step", lambda *args, **settings: there(real(*there(args), **settings), "cpu"))
-    assert_chain_is_golden(name, "fused")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -179,7 +156,7 @@ def test_bitwise_the_same_from_run_to_run(variant: dict[str, Any], dtype: torch.
             assert all(map(torch.equal, tensors, run[kind])), kind
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [name for name in NETWORKS if name != "convolutions"])
 def test_a_step_that_is_not_finite_stores_nothing(network: str) -> None:
     assert_ops_store_nothing(OnGpu(), network)
 
@@ -214,9 +191,16 @@ def small_problem(kind: str = "dense") -> tuple[cep.Network, Tensor, Tensor]:
     return net, torch.rand(BATCH, 2, 9, 8, device=GPU, dtype=torch.float64), y
 
 
-KINDS = ["dense", "convolutions"]
+KINDS: dict[str, EngineName] = {"dense": "launch", "convolutions": "graph"}  # and by what they run
 
 
+@pytest.fixture
+def by_its_engine(kind: str) -> Iterator[None]:
+    with forced(KINDS[kind]):
+        yield
+
+
+@pytest.mark.usefixtures("by_its_engine")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", FUSED_CALLS)
 def test_no_call_waits_for_the_device(call: str, kind: str) -> None:
@@ -227,6 +211,7 @@ def test_no_call_waits_for_the_device(call: str, kind: str) -> None:
         net(x)
 
 
+@pytest.mark.usefixtures("by_its_engine")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", FUSED_CALLS)
 def test_work_goes_to_the_current_stream(call: str, kind: str) -> None:
@@ -251,6 +236,7 @@ def test_work_goes_to_the_current_stream(call: str, kind: str) -> None:
     assert all(map(torch.equal, got + learned(net), expected + learned(expected_net)))
 
 
+@pytest.mark.usefixtures("by_its_engine")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", FUSED_CALLS)
 def test_calls_in_a_cuda_graph(call: str, kind: str) -> None:
@@ -302,9 +288,14 @@ torch.cuda.synchronize()
 
 
 def test_what_does_not_run_in_one_launch() -> None:
-    """More than 8 layers, gates, and layers joined otherwise than in a chain go to a library's calls."""
+    """Convolutions, more than 8 layers, gates, and layers joined otherwise than in a chain go to a library's calls."""
     deep, x = cep.mlp(*[4] * 10, feedback="free"), torch.rand(3, 4)
     y = torch.tensor([0, 3, 1])
+    convnet, image = cep.convnet((1, 6, 6), (2,), 3, pools="m", fc=(3,)).to(GPU), torch.rand(2, 1, 6, 6)
+    with pytest.raises(ValueError, match="engine must not be 'launch': the fused CUDA kernels take dense layers"):
+        convnet.relax(there(image), 3)
+    with pytest.raises(backends.FusedUnavailable, match="on a GPU they take dense layers"):
+        convnet.relax(there(image), 3, backend="fused", engine="launch")
     obstacle = "the CUDA kernels take networks of at most 8 layers, got 9"
     with pytest.raises(ValueError, match=f"engine must not be 'launch': {obstacle}"):
         copy.deepcopy(deep).to(GPU).relax(there(x), 12)

@@ -7,18 +7,20 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from statistics import median
 from typing import Any
 
 import pytest
 import torch
 from agreement import assert_agreement
-from convolution_variants import build_chain, chain_variants, name_of_chain
+from convolution_variants import CHAINS, build_chain, chain_variants, name_of_chain
+from golden_steps import GOLDEN_CHAINS, assert_chain_is_golden
 from kernel_runs import all_runs, rates
 from not_finite_numbers import assert_ops_store_nothing
 from on_gpu import GPU, OnGpu, forced, mapped, no_waiting, there
 from problems import relative_error
 from random_graphs import build_graph, graph_variants, name_of_graph
-from variants import VARIANTS, build, copy_of, name_of
+from variants import TOLERANCES, VARIANTS, build, copy_of, name_of
 
 from ceprop_cuda import ops
 from ceprop_cuda.presets import PRESETS
@@ -34,9 +36,26 @@ def by_a_library() -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("variant", chain_variants(), ids=name_of_chain)
-def test_agreement_by_a_library(variant: dict[str, Any]) -> None:
+def test_agreement_with_convolutions(variant: dict[str, Any], dtype: torch.dtype) -> None:
+    # As in test_convolution_kernels.check.
+    draws = [build_chain(variant, dtype, seed) for seed in range(5 if dtype == torch.float32 else 1)]
+    assert_agreement(partial(all_runs, variant), draws, median, OnGpu())
+
+
+@pytest.mark.parametrize("number", range(len(CHAINS)))
+@pytest.mark.parametrize("feedback", ["tied", "free"])
+def test_every_chain_of_convolutions(number: int, feedback: str) -> None:
+    variant = {**chain_variants()[0], "chain": number, "feedback": feedback}
     assert_agreement(partial(all_runs, variant), [build_chain(variant, torch.float64)], module=OnGpu())
+
+
+@pytest.mark.parametrize("name", GOLDEN_CHAINS)
+def test_golden_cases_with_convolutions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ops.ep_step
+    monkeypatch.setattr(ops, "ep_step", lambda *args, **settings: there(real(*there(args), **settings), "cpu"))
+    assert_chain_is_golden(name, "fused")
 
 
 @pytest.mark.parametrize("variant", graph_variants(), ids=name_of_graph)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from on_gpu import GPU, forced, learned, there
+from on_gpu import GPU, learned, there
 from problems import relative_error
 
 import ceprop_cuda as cep
@@ -35,15 +35,13 @@ def learned_by_the_convnet_of_mnist(
     return there([*out.free_states, *learned(net)], "cpu")
 
 
-@pytest.mark.parametrize("engine", ["launch", "graph"])
 @pytest.mark.parametrize("continual", [False, True])
-def test_the_convnet_of_mnist(continual: bool, engine: str) -> None:
+def test_the_convnet_of_mnist(continual: bool) -> None:
     # The median, as in test_agreement_with_convolutions: rounding may choose another of two maxima that are nearly
     # equal. In float32 the reference's own gradients are off by more than is granted.
     worst = []
     for seed in range(5):
-        with forced(engine):
-            found = learned_by_the_convnet_of_mnist(seed, continual, GPU, "fused", torch.float32)
+        found = learned_by_the_convnet_of_mnist(seed, continual, GPU, "fused", torch.float32)
         wanted = learned_by_the_convnet_of_mnist(seed, continual, "cpu", "reference", torch.float64)
         worst.append(max(relative_error(a, b) for a, b in zip(found, wanted, strict=True)))
     assert median(worst) < 1e-3

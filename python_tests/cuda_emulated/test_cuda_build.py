@@ -75,12 +75,6 @@ def test_symbols_become_readable(number: tuple[str, str], tile: str, exchange: s
     assert cuda_resources.readable(symbol) == f"{number[1]}, {tile[1:]}, {exchange[1:]}"
 
 
-@pytest.mark.parametrize("number", [("f", "float"), ("d", "double")])
-def test_symbols_of_convolutions_become_readable(number: tuple[str, str]) -> None:
-    symbol = f"_ZN6ceprop4cuda4conv6run_opI{number[0]}EEvNS1_7ProblemIT_EE"
-    assert cuda_resources.readable(symbol) == f"{number[1]}, Convolutions"
-
-
 def test_symbols_of_teams_become_readable() -> None:
     for number, samples, place in (("f", 3, "9InCluster"), ("d", 2, "7InBlock")):
         symbol = f"_ZN6ceprop4cuda5teams8run_teamI{number}Li{samples}ENS1_{place}EEEvNS1_7ProblemIT_EE"
@@ -140,7 +134,7 @@ def sound(architecture: int) -> list:
 
 @pytest.mark.parametrize("architecture", cuda_resources.ARCHITECTURES)
 def test_sound_kernels_pass(architecture: int) -> None:
-    assert len(cuda_resources.KERNELS) == 24
+    assert len(cuda_resources.KERNELS) == 22
     assert cuda_resources.faults(sound(architecture), [architecture], 256) == []
 
 
@@ -148,7 +142,7 @@ def test_what_architectures_have() -> None:
     exist = {
         a: sum(cuda_resources.exists_on(kernel, a) for kernel in cuda_resources.KERNELS) for a in (75, 80, 89, 90, 120)
     }
-    assert exist == {75: 14, 80: 16, 89: 16, 90: 24, 120: 24}
+    assert exist == {75: 12, 80: 14, 89: 14, 90: 22, 120: 22}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +177,7 @@ def test_faults_are_found_in_the_tools_words() -> None:
 
 def test_larger_blocks_leave_fewer_registers() -> None:
     faults = cuda_resources.faults(sound(90), [90], 512)
-    assert len(faults) == 24
+    assert len(faults) == 22
     assert all("168 registers, where blocks of 512 threads leave 128" in fault for fault in faults)
 
 
@@ -275,7 +269,7 @@ def test_a_table_holds_while_files_and_compiler_stay(tmp_path: Path, monkeypatch
     shutil.copytree(cuda_resources.SOURCES.parent, csrc)
     monkeypatch.setattr(cuda_resources, "SOURCES", csrc / "cuda")
     assert cuda_resources.read_table(path, cuda_resources.what_made("13.0.88")) == rows
-    for name in ("model/unit_math.h", "cuda/problem.h", "cuda/conv/products.cuh", "cuda/aten/kernels.cu"):
+    for name in ("model/unit_math.h", "cuda/problem.h", "cuda/aten/kernels.cu"):
         file = csrc / name
         text = file.read_text()
         file.write_text(text + "\n")

@@ -193,7 +193,6 @@ def test_the_kernels_have_what_the_model_looks_for() -> None:
         ("model/unit_math.h", "next_state"),
         *(("model/activations.h", name) for name in ("rho", "rho_prime")),
         ("model/elementary.h", "steep_sigmoid"),
-        *(("cuda/conv/products.cuh", name, "Products") for name in ("add", "gathered", "left_of")),
         ("cuda/teams/lanes.cuh", "multiply"),
         *(("cuda/teams/relaxation.cuh", name, "Relaxation") for name in ("error", "show")),
     ]:

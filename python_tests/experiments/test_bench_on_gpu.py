@@ -115,9 +115,7 @@ def test_the_graph_does_what_it_captured(name: str, relaxes_only: bool, gpu: Non
 def test_an_engine_is_that_of_its_own_rule_only(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     monkeypatch.setattr(of_contenders, "_by_rule", lambda backend, case, net, engine="auto": seen.append(engine))
-    builds = contenders("cuda", convolutional=True)
-    assert list(builds) == ["fused", "eager", "compile", "autograd", "graph", "launch", "library"]
-    assert not {"launch", "library"} & {*contenders("cuda"), *contenders("cpu", convolutional=True)}
+    assert [*contenders("cuda", convolutional=True)] == ["fused", "eager", "compile", "autograd", "graph"]
     assert [*contenders("cuda")][-1] == "teams"
     case = replace(small_convolutional(False), device="cuda")
     net, *_ = case.problem(torch.float32)
@@ -141,24 +139,26 @@ def test_a_rule_runs_by_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == ["launch"] * 2 + ["graph"] * 2 + ["auto"] * 2
 
 
-def test_both_engines_are_rows(gpu: None, without_compile: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_convolutions(gpu: None, without_compile: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SECONDS_PER_ROUND", 1e-3)
     monkeypatch.setattr(of_contenders, "CONTENDERS_ON_CUDA", {})  # the graph that is played here knows no convolutions
     rows = suite.run(replace(small_convolutional(True), device="cuda"), 0, rounds=1)
-    names = ["fused", "eager", "autograd", "launch", "library"]
-    assert [(row.contender, row.status) for row in rows] == [(name, "ok") for name in names]
-    assert "launch / fused | library / fused |" in markdown_table(rows)
+    assert [(row.contender, row.status) for row in rows] == [(name, "ok") for name in ("fused", "eager", "autograd")]
+    assert {row.predicted_ms for row in rows} == {None}  # the planner knows no steps but those of one launch
+    assert "| fused, ms " in markdown_table(rows) and "predicted" not in markdown_table(rows)
 
 
-def test_steps_of_convolutions_by_both_engines(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_convolutions(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_steps, "CALLS", 2)
     case = replace(small_convolutional(False), device="cuda")
-    assert cuda_steps.engines(case) == ["launch", "library"]
+    assert cuda_steps.engines(case) == ["library"]
     assert cuda_steps.engines(small("ep-1h", device="cuda")) == ["launch"]
     assert cuda_steps.engines(small_convolutional(False)) == [""]
-    found = [cuda_steps.measured(case, engine) for engine in cuda_steps.engines(case)]
-    assert [(steps.engine, steps.exchange == "library") for steps in found] == [("launch", False), ("library", True)]
-    assert all(steps.predicted_us > 0 and steps.ms > 0 for steps in found)
+    found = cuda_steps.measured(case, "library")
+    assert (found.engine, found.exchange, found.blocks, found.predicted_us) == ("library", "library", 0, 0)
+    assert found.ms > 0
+    with pytest.raises(ValueError, match="one launch on a GPU takes a chain of dense layers"):
+        cuda_steps.measured(case, "launch")
 
 
 def test_sources_without_a_repository_are_those_of_a_given_commit(

@@ -67,7 +67,7 @@ def test_a_dry_run(tmp_path: Path) -> None:
     assert found["micro"] == ("ok" if shutil.which("nvcc") else "not")
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"run.log", "tests.txt", "cpu_steps.csv", "cpu.csv", "report.csv"}
-    assert done.stdout.count(" ncu --clock-control none ") == 3
+    assert done.stdout.count(" ncu --clock-control none ") == 2
     assert "test_cuda.py::test_agreement[" in (tmp_path / "tests.txt").read_text()
     predicted = [line["name"] for line in csv.DictReader((GPU / "predictions.csv").open())]
     assert [line[0] for line in cells(done.stdout, "name")] == predicted
@@ -164,7 +164,7 @@ def test_what_would_run_on_a_gpu(tmp_path: Path) -> None:
     done = run(RUN, "--out", out, PYTHON=str(python), PATH=path, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 1, done.stdout + done.stderr
     parts = [f"micro, {part}" for part in ("clocks", "clusters", "barriers", "mailboxes", "l2", "prototype")]
-    profiles = [f"profile of {case}" for case in ("free-steps", "nudged-steps", "convolutions")]
+    profiles = [f"profile of {case}" for case in ("free-steps", "nudged-steps")]
     wanted = {"micro": "ok"} | dict.fromkeys([*parts, "micro, exact sigmoid"], "failed")
     wanted |= dict.fromkeys(["build", "tests", "steps", "bench", *profiles], "ok")
     found = outcomes(done.stdout)
@@ -185,7 +185,7 @@ def test_what_would_run_on_a_gpu(tmp_path: Path) -> None:
     assert lines.splitlines() == [f"{case},inst.sum,1234,inst" for case in cases]
     log = (out / "run.log").read_text()
     assert "-- clocks at the end, of SM, at most, of memory: 1980 MHz" in log
-    for call in ("ep-2h-b20 --steps 100 1", "c-ep-1h-b20 --steps 1 15", "p-conv-b20 --steps 10 1"):
+    for call in ("ep-2h-b20 --steps 100 1", "c-ep-1h-b20 --steps 1 15"):
         assert f"\ncalled benchmarks/gpu/one_call.py {call}\n" in log
     assert " -m ceprop_cuda bench --device cuda --rounds 3 " in log
     assert "-p poisoned" in (out / "tests.txt").read_text()
@@ -256,7 +256,6 @@ def test_the_table_of_predictions(tmp_path: Path) -> None:
         ("free/ep-2h-b20/launch", "10"): ["9.9", "0.99", "-"],
         ("free/ep-2h-b20/launch", "9.4"): ["9.9", "1.053", "-"],  # the planner's
         ("free/p-conv-b20/library", "35"): ["70", "2", "x"],
-        ("free/p-conv-b20/launch", "255"): ["-", "-", "-"],
     }
     assert {key: table[key][3:6] for key in wanted} == wanted
     assert table["free/ep-2h-b20/launch", "9.4"][6] == "launch planner"

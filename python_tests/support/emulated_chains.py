@@ -1,4 +1,4 @@
-"""The CUDA kernels of chains with convolutions under the emulation: on which networks they run, by which calls."""
+"""Chains with convolutions for the emulation: small ones, and by which calls they are tested."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from convolution_variants import Chain, build_chain, chain_variants, same
 from emulated_device import EmulatedDevice
 from emulated_kernels import READOUT, call_every_op_on
 from problems import Problem
-from project import EMULATED_PROGRAMS
 from torch import Tensor
 
 from ceprop_cuda.spec.connections import Convolution
 from ceprop_cuda.spec.dynamics import Nudge
 
-SOURCE = EMULATED_PROGRAMS / "run_convolutions.cpp"
-# Kernels, strides, padding, windows and channels that go into no tile evenly; more than one tile of channels, of
-# columns and of depth; two dense layers; a map of one place.
+# Kernels, strides, paddings, windows and channels of many sizes; windows that leave something over at the edges; two
+# dense layers; a map of one place.
 CHAINS = [
     Chain((2, 6, 7), 2, (3, 5), ((3, 2), (2, 3)), (same(1), same(1)), (4,)),
     Chain(

@@ -1,18 +1,22 @@
-"""Networks that get numbers which are not finite, and whether the ops store nothing of them."""
+"""Networks that get numbers which are not finite: whether the ops store nothing of them, and whether they are seen."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from convolution_variants import CHAINS, build_chain, chain_variants
 from torch import Tensor
 from variants import copy_of
 
 import ceprop_cuda as cep
+from ceprop_cuda.spec import reference
+from ceprop_cuda.spec.connections import chain
 from ceprop_cuda.spec.dynamics import Nudge
 
 BATCH, CLASSES = 7, 5
@@ -67,3 +71,20 @@ def _run_ops(
     ep = module.ep_step(net.circuit(), x, nudge, **settings)
     rates = [0.1] * len(net.weights)
     return ep, module.cep_step(copy_of(net.circuit()), x, nudge, **settings, lr=rates)
+
+
+def assert_not_finite_inputs_stay_visible(module: Any, pool: str, bad: float) -> None:
+    """In the states of their own sample, above a convolution with this pooling and a dense layer."""
+    one_convolution = next(number for number, drawn in enumerate(CHAINS) if len(drawn.convolutions) == 1)
+    variant = {**chain_variants()[0], "chain": one_convolution, "activation": "tanh"}
+    (circuit, x, _), _ = build_chain(variant, torch.float32)
+    made = tuple(replace(c, pool=pool) for c in circuit.structure.convolutions)
+    below = replace(circuit, structure=chain(1, made), weights=circuit.weights[:1])
+    units = reference.relax(below, x, 0).states[0][0].numel()
+    weights = [circuit.weights[0], torch.rand(3, units) / 100]
+    circuit = replace(circuit, weights=weights, biases=[*circuit.biases[:1], None], structure=chain(2, made))
+    x[1, 0, 2, 3] = bad
+    got, wanted = (m.relax(circuit, x, 3).states for m in (module, reference))
+    for a, b in zip(got, wanted, strict=True):
+        assert bool(a[0].isfinite().all())
+        assert torch.equal(a[1].isnan().any(), b[1].isnan().any())

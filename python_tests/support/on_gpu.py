@@ -33,15 +33,18 @@ def there(value: Any, device: str = GPU) -> Any:
     return mapped(lambda tensor: tensor.to(device), value)
 
 
+OPS = {name: getattr(ops, name) for name in ("relax", "ep_step", "cep_step")}
+
+
 @contextmanager
 def forced(engine: EngineName) -> Iterator[None]:
-    """Kernels of this engine run all ops, whatever would be chosen; "auto": as chosen."""
-    before = {name: getattr(ops, name) for name in ("relax", "ep_step", "cep_step")}
+    """Kernels of this engine run all ops, whatever would be chosen or is forced around this; "auto": as chosen."""
+    before = {name: getattr(ops, name) for name in OPS}
 
     def by_engine(op: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **settings: op(*args, **settings | {"engine": engine})
 
-    for name, op in before.items():
+    for name, op in OPS.items():
         setattr(ops, name, by_engine(op))
     try:
         yield

@@ -1,5 +1,5 @@
-// A call on a network that does not run in one launch, or not as fast: a library's convolutions and products with the
-// kernels of this folder around them.
+// A call on a network that does not run in one launch: a library's convolutions and products with the kernels of this
+// folder around them.
 #pragma once
 
 #include <ATen/ATen.h>
