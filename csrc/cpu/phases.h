@@ -193,7 +193,10 @@ bool ep_step(const EpCall<typename Engine::Scalar>& call, int threads) {
         worker, [&] { relaxation.note_parameters(worker, phases.sanity()); },
         [&](Part& part, const Stage& stage, const Nudge& nudge, int from, int to, int number) {
           const Between between{from, to, from, to};
-          relaxation.step(worker, part, from, to, &nudge);
+          if constexpr (Engine::has_gates)
+            relaxation.step(worker, part, from, to, &nudge, true);
+          else
+            relaxation.step(worker, part, from, to, &nudge);
           contrast.differ(worker, between);
           contrast.add_to_gradients(worker, between, gradient_blend<T>(stage.divisor, batch, number == 0), call);
         });

@@ -17,7 +17,7 @@ class Relaxation {
   static constexpr int width = Tile::width;
 
   // With `forms` the weights move; where the input's do so literally, layer 0 reads the input anew at every step, else
-  // its drive is computed once. With a gate nudged steps keep its slopes.
+  // its drive is computed once. With a gate steps may keep its slopes.
   Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, std::optional<Forms> forms = {},
              Gate gate = Gate::none)
       : packed_(network, batch, forms && forms->input == Form::literal, gate),
@@ -60,10 +60,11 @@ class Relaxation {
 
   // The states of this part move from buffer `from` to buffer `to`, with a nudge towards the target. For every panel
   // correct(item, rows, drive) may add to the drive that the weights bring to some samples, and after(item) is called
-  // when all have moved. Ends with a barrier unless the part is independent.
+  // when all have moved. With a gate the step keeps its slopes if asked. Ends with a barrier unless the part is
+  // independent.
   template <class Correct, class After>
-  void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge, const Correct& correct,
-            const After& after) {
+  void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge, bool keeps_slopes,
+            const Correct& correct, const After& after) {
     if (nudge && !is_of_units(nudge->loss)) {
       compute_error(worker, part.independent ? part.rows : worker.share(batch()), from, static_cast<T>(nudge->beta),
                     error_.get());
@@ -72,7 +73,7 @@ class Relaxation {
     for (int turn = 0; turn < sharing_.turns(); ++turn) {
       for_some_rows(part.rows, rows_together(), [&](const Range& rows) {
         sharing_.for_each_item_of(turn, part, [&](const Item& item) {
-          move_panel(worker, item, rows, {from, turn == 0 ? from : to, to, nudge && gate_ != Gate::none}, nudge,
+          move_panel(worker, item, rows, {from, turn == 0 ? from : to, to, keeps_slopes && gate_ != Gate::none}, nudge,
                      correct);
         });
       });
@@ -82,8 +83,8 @@ class Relaxation {
     part.backwards = !part.backwards;
   }
 
-  void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge) {
-    step(worker, part, from, to, nudge, [](const Item&, const Range&, T*) {}, [](const Item&) {});
+  void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge, bool keeps_slopes = false) {
+    step(worker, part, from, to, nudge, keeps_slopes, [](const Item&, const Range&, T*) {}, [](const Item&) {});
   }
 
   // Takes a gate's slopes at the states of buffer `from`, without a nudge, into buffer `to`, whose states are lost.
