@@ -17,7 +17,7 @@ help:
 	@echo "make lint    check formatting, lint and types"
 	@echo "make format  apply the formatting"
 	@echo "make bench   measure the fused kernels against plain PyTorch"
-	@echo "make cuda-check  compile the CUDA kernels for every architecture, if they have changed; check registers, spills, tensor cores, step loops"
+	@echo "make cuda-check  compile the CUDA kernels for every architecture, if they have changed; check registers, spills, step loops"
 	@echo "make cuda-sanitize  run each CUDA kernel under compute-sanitizer; needs a GPU"
 	@echo "make clean   remove .venv and everything built"
 
@@ -58,7 +58,7 @@ cuda-sanitize: $(VENV)/built
 	  echo "$$tool"; \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
 	    --report-api-errors no --kernel-name kernel_substring=ceprop \
-	    $(BIN)/python -m pytest -q -x python_tests/cuda_device -k "(test_every_kernel and not streamed) or test_every_chain_of_convolutions" || exit 1; \
+	    $(BIN)/python -m pytest -q -x python_tests/cuda_device -k "test_every_kernel or test_every_chain_of_convolutions" || exit 1; \
 	done
 
 $(VENV)/tools: Makefile

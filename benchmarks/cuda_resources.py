@@ -1,16 +1,14 @@
-"""What nvcc makes of the CUDA kernels: registers, spills and tensor-core instructions, for every architecture, without
-a GPU.
+"""What nvcc makes of the CUDA kernels: registers, spills and instructions, for every architecture, without a GPU.
 
     python benchmarks/cuda_resources.py [--architectures 80 90] [--jobs 2] [--if-changed] [--out benchmarks/results]
 
-Compiles kernels.cu of csrc/cuda and of the folders in it to binaries for every architecture; reads what ptxas and
-the disassembler say. Prints a Markdown table of registers and, if all were compiled, writes cuda_resources.csv. With
+Compiles kernels.cu of the folders in csrc/cuda to binaries for every architecture; reads what ptxas and the
+disassembler say. Prints a Markdown table of registers and, if all were compiled, writes cuda_resources.csv. With
 --if-changed it takes what stands there if that was made from the same files by the same compiler.
 Fails if a kernel
 
 - spills registers or has a stack frame, or is missing;
 - needs more registers than its blocks leave a thread;
-- is for tensor cores and has no HMMA instruction;
 - has many loads that ask which memory an address is in: so a function that is not inlined reads what it is passed;
 - is compiled for an architecture that cannot run it, or is the stub that stands for such a one where it could run.
 """
@@ -35,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
-FILES = tuple(SOURCES / folder / "kernels.cu" for folder in (".", "teams", "aten"))
+FILES = tuple(SOURCES / folder / "kernels.cu" for folder in ("teams", "aten"))
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-FIRST_TENSOR_FLOATS, FIRST_CLUSTERS = 80, 90  # architectures
+FIRST_CLUSTERS = 90  # architecture
 REGISTERS_OF_A_MULTIPROCESSOR, MOST_REGISTERS_OF_A_THREAD = 65536, 255
 MOST_INSTRUCTIONS_OF_A_STUB = 16
 MOST_GENERIC_LOADS = 0.03  # of the instructions
@@ -45,19 +43,13 @@ FRAME = ("stack_bytes", "spill_store_bytes", "spill_load_bytes")  # in ptxas' or
 
 TYPES = {"f": "float", "d": "double"}
 AROUND_A_LIBRARY = {"pool_windows": "Pooling", "show_units": "Showing", "move_units": "Move"}
-KERNELS = (
-    [  # as those files instantiate them; tensor cores take float alone
-        f"{number}, {tile}, {exchange}"
-        for number, tile, exchange in product(TYPES.values(), ("Exact", "Tf32", "Bf16"), ("InGrid", "InCluster"))
-        if number == "float" or tile == "Exact"
-    ]
-    + [
-        f"{number}, Team{samples}, {place}"
-        for number, samples, place in product(TYPES.values(), (1, 2, 3, 4), ("InBlock", "InCluster"))
-        if (samples == 2) == (number == "double")
-    ]
-    + [f"{number}, {name}" for number in TYPES.values() for name in AROUND_A_LIBRARY.values()]
-)
+SAMPLES = {"float": (1, 3, 4), "double": (2,)}  # of a group
+KERNELS = [  # as those files instantiate them; a grid takes groups of the most samples
+    f"{number}, Team{count}, {place}{moves}"
+    for number, counts in SAMPLES.items()
+    for count, place, moves in product(counts, ("InBlock", "InCluster", "InGrid"), ("", ", Moves"))
+    if place != "InGrid" or count == max(counts)
+] + [f"{number}, {name}" for number in SAMPLES for name in AROUND_A_LIBRARY.values()]
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,6 @@ class Resources:
     spill_store_bytes: int
     spill_load_bytes: int
     instructions: int  # without those that fill up its memory
-    tensor_instructions: int
     generic_loads: int  # from an address in any memory
     traps: int
 
@@ -87,7 +78,6 @@ class Disassembled:
     """What is counted in a kernel's instructions."""
 
     instructions: int
-    tensor_instructions: int
     generic_loads: int
     traps: int
 
@@ -96,13 +86,13 @@ class Disassembled:
 
 
 def readable(symbol: str) -> str:
-    """A kernel's symbol as "float, Tf32, InGrid", "float, Team3, InCluster" or "float, Pooling"; any other as it is."""
-    if of_team := re.search(r"run_teamI([fd])Li(\d)ENS\d*_\d+(InBlock|InCluster)E", symbol):
-        return f"{TYPES[of_team[1]]}, Team{of_team[2]}, {of_team[3]}"
+    """A kernel's symbol as "float, Pooling" or "float, Team4, InGrid, Moves", if weights do; others as they are."""
+    if of_team := re.search(r"run_teamI([fd])Li(\d)ENS\d*_\d+(InBlock|InCluster|InGrid)ELb([01])E", symbol):
+        moves = ", Moves" if of_team[4] == "1" else ""
+        return f"{TYPES[of_team[1]]}, Team{of_team[2]}, {of_team[3]}{moves}"
     if around := re.search(rf"4cuda\d+({'|'.join(AROUND_A_LIBRARY)})I([fd])E", symbol):
         return f"{TYPES[around[2]]}, {AROUND_A_LIBRARY[around[1]]}"
-    found = re.search(r"run_opI([fd])NS\d*_\d+(Exact|Tf32|Bf16)ENS\d*_\d+(InGrid|InCluster)E", symbol)
-    return f"{TYPES[found[1]]}, {found[2]}, {found[3]}" if found else symbol
+    return symbol
 
 
 def parse_report(text: str) -> dict[str, dict[str, int]]:
@@ -131,7 +121,6 @@ def parse_disassembly(text: str) -> dict[str, Disassembled]:
         names = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)", body, re.MULTILINE)
         found[readable(symbol.strip())] = Disassembled(
             instructions=sum(name != "NOP" for name in names),
-            tensor_instructions=names.count("HMMA"),
             generic_loads=names.count("LD"),
             traps=len(re.findall(r"\bBPT\.TRAP\b", body)),
         )
@@ -153,21 +142,20 @@ def resources(architecture: int, report: str, disassembly: str) -> list[Resource
 
 def exists_on(kernel: str, architecture: int) -> bool:
     """Whether the architecture has what the kernel is made of."""
-    needs_tensor_floats, needs_clusters = "Tf32" in kernel or "Bf16" in kernel, "InCluster" in kernel
-    return (architecture >= FIRST_TENSOR_FLOATS or not needs_tensor_floats) and (
-        architecture >= FIRST_CLUSTERS or not needs_clusters
-    )
+    return architecture >= FIRST_CLUSTERS or "InCluster" not in kernel
 
 
-def faults(rows: Sequence[Resources], architectures: Sequence[int], threads: int) -> list[str]:
-    """What is wrong with the kernels, in words; ``threads`` of a block, of which a multiprocessor must hold one."""
+def faults(rows: Sequence[Resources], architectures: Sequence[int], threads: Mapping[str, int]) -> list[str]:
+    """What is wrong with the kernels, in words; ``threads`` of a block by the kernel's numbers. A multiprocessor must
+    hold one block."""
     found = []
     there = {(row.architecture, row.kernel) for row in rows}
     for architecture, kernel in product(architectures, KERNELS):
         if (architecture, kernel) not in there:
             found.append(f"sm_{architecture}, {kernel}: not found in what the compiler reports")
-    most = min(MOST_REGISTERS_OF_A_THREAD, REGISTERS_OF_A_MULTIPROCESSOR // threads)
     for row in rows:
+        of_block = threads[row.kernel.partition(",")[0]]
+        most = min(MOST_REGISTERS_OF_A_THREAD, REGISTERS_OF_A_MULTIPROCESSOR // of_block)
         who = f"sm_{row.architecture}, {row.kernel}"
         if row.spill_store_bytes or row.spill_load_bytes:
             found.append(
@@ -176,7 +164,7 @@ def faults(rows: Sequence[Resources], architectures: Sequence[int], threads: int
         if row.stack_bytes:
             found.append(f"{who}: a stack frame of {row.stack_bytes} bytes")
         if row.registers > most:
-            found.append(f"{who}: {row.registers} registers, where blocks of {threads} threads leave {most}")
+            found.append(f"{who}: {row.registers} registers, where blocks of {of_block} threads leave {most}")
         if row.generic_loads > MOST_GENERIC_LOADS * row.instructions:
             found.append(f"{who}: {row.generic_loads} of {row.instructions} instructions are loads from any memory")
         if not exists_on(row.kernel, row.architecture):
@@ -184,17 +172,18 @@ def faults(rows: Sequence[Resources], architectures: Sequence[int], threads: int
                 found.append(f"{who}: {row.instructions} instructions, where a stub must trap")
         elif row.is_stub:
             found.append(f"{who}: a stub that traps, where the architecture could run it")
-        elif not row.tensor_instructions and ("Tf32" in row.kernel or "Bf16" in row.kernel):
-            found.append(f"{who}: no HMMA instruction, so it does not use the tensor cores")
     return found
 
 
-def block_threads() -> int:
-    """Threads of a block, as the kernels' launch bounds have them."""
-    found = re.search(r"\bblock_threads = (\d+);", (SOURCES / "problem.h").read_text())
+def block_threads() -> dict[str, int]:
+    """By a kernel's numbers the most threads of a block, as the launch bounds of teams have them."""
+    layout = SOURCES / "teams" / "layout.h"
+    found = re.search(
+        r"most_warps\(int number_bytes\) { return number_bytes == 4 \? (\d+) : (\d+); }", layout.read_text()
+    )
     if found is None:
-        sys.exit(f"no 'block_threads = ...;' in {SOURCES / 'problem.h'}")
-    return int(found[1])
+        sys.exit(f"no 'most_warps(int number_bytes) {{ return number_bytes == 4 ? ... : ...; }}' in {layout}")
+    return {"float": 32 * int(found[1]), "double": 32 * int(found[2])}
 
 
 def table(rows: Sequence[Resources]) -> str:
@@ -348,7 +337,7 @@ def main() -> None:
     found = faults(rows, args.architectures, block_threads())
     if found:
         sys.exit("\n".join(found))
-    print("no spills, no stack frames; tensor cores are used where there are some; the rest are stubs that trap")
+    print("no spills, no stack frames; what an architecture cannot run is a stub that traps")
     if held:
         print(f"as in {path}, which was made from the same files by the same compiler: nothing was compiled")
     elif is_complete:

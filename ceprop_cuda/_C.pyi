@@ -26,8 +26,7 @@ def step_costs(
     update: str,
 ) -> tuple[dict[str, tuple[float, float]], dict[str, str]]: ...
 def cuda_device(index: int) -> dict[str, int]: ...  # where CUDA was built
-def cuda_clusters(index: int) -> int: ...  # the same
-def team_plan(
+def launch_plan(
     *,
     multiprocessors: int,
     shared_bytes: int,
@@ -37,18 +36,6 @@ def team_plan(
     asynchronous: bool,
     batch: int,
     number_bytes: int,
-) -> dict[str, Any]: ...
-def launch_plan(
-    *,
-    compute_capability: int,
-    multiprocessors: int,
-    shared_bytes: int,
-    cluster_blocks: int,
-    widths: Sequence[int],
-    readout: bool,
-    energy: bool,
-    asynchronous: bool,
-    batch: int,
-    number_bytes: int,
-    precision: str,
+    continual: bool,
+    tolerance: bool,
 ) -> dict[str, Any]: ...

@@ -126,7 +126,7 @@ def engine_for(backend: Backend, kernels: Kernels, circuit: Circuit, x: Tensor, 
         return REFERENCE
     obstacle = kernels.obstacle(circuit, x, gate)
     if obstacle is None:
-        report(logging.INFO, f"running the fused kernels on {x.device.type}")
+        report(logging.INFO, f"running the compiled kernels on {x.device.type}")
         return kernels
     if backend == "fused":
         raise FusedUnavailable(f"backend='fused' cannot run this: {obstacle}; use backend='auto' or 'reference'")

@@ -22,8 +22,8 @@ Update: TypeAlias = Literal["auto", "literal", "low_rank"]
 
 # Of what computes.
 Backend: TypeAlias = Literal["auto", "fused", "reference"]
-Precision: TypeAlias = Literal["exact", "tf32", "bf16"]
-EngineName: TypeAlias = Literal["auto", "launch", "teams", "graph"]
+Precision: TypeAlias = Literal["exact", "tf32"]
+EngineName: TypeAlias = Literal["auto", "fused", "teams", "graph"]
 
 
 def words(of: Any) -> tuple[Any, ...]:

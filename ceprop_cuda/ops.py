@@ -1,11 +1,11 @@
 """The kernels, with the signatures of their specification in ``reference.py``.
 
 The ops themselves are ``torch.ops.ceprop_cuda.{relax, ep_step, cep_step}``; ``csrc/library.cpp`` holds their
-contracts. Every function takes ``engine``, what computes the call: "launch", the fused kernels, which take chains of
-layers and on a GPU are one launch, of dense layers alone; "teams", on a GPU alone, one launch in which teams of blocks
-own samples; "graph", PyTorch's operators around kernels of this library, which take any network and on a GPU are
-recorded in a CUDA graph; or "auto", the fused kernels where they can run, else PyTorch's operators. For tests and
-measurements.
+contracts. Every function takes ``engine``, what computes the call: "fused", the fused kernels of a CPU, which take
+chains of layers; "teams", those of a GPU, one launch in which teams of blocks own samples or units, which take chains
+of dense layers; "graph", PyTorch's operators around kernels of this library, which take any network and on a GPU are
+recorded in a CUDA graph; or "auto", the device's fused kernels where they can run, else PyTorch's operators. Forced
+engines are for tests and measurements.
 """
 
 from __future__ import annotations
@@ -62,40 +62,53 @@ def obstacle(
     if x.device.type == "cpu" and precision != "exact":
         return f"precision={precision!r} is CUDA's, got a tensor on the CPU"
     if engine == "teams":
-        reason = _team_obstacle(circuit, x, precision, gate)
+        reason = _team_obstacle(circuit, x, precision)
         return None if reason is None else f"engine='teams' is for teams of a GPU's blocks, and {reason}"
-    if engine == "launch":
-        reason = _fused_obstacle(circuit, x, precision, gate)
-        return None if reason is None else f"engine='launch' is for the fused kernels, and {reason}"
-    return _precision_obstacle(circuit, x, precision, gate, engine) if x.is_cuda else None
+    if engine == "fused":
+        reason = _fused_obstacle(circuit, x, gate)
+        return None if reason is None else f"engine='fused' is for the fused kernels of a CPU, and {reason}"
+    if x.device.type == "cuda" and precision == "tf32":
+        return _tf32_obstacle(x)
+    return None
 
 
-def _team_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str | None) -> str | None:
+def _fused_obstacle(circuit: Circuit, x: Tensor, gate: str | None) -> str | None:
+    """Why the fused kernels of a CPU cannot take this."""
+    if x.is_cuda:
+        return "this tensor is on a GPU"
+    if not circuit.structure.is_chain:
+        return "they take chains of layers, this network is a graph"
+    if gate is not None and circuit.structure.convolutions:
+        return f"only those for dense layers have a gate, got gate={gate!r}"
+    return None
+
+
+def _team_obstacle(circuit: Circuit, x: Tensor, precision: str) -> str | None:
     """Why no team takes this network. What it does not run of an op the op itself refuses."""
     if not x.is_cuda:
         return "this tensor is on the CPU"
     if not circuit.structure.is_chain or circuit.structure.convolutions or circuit.structure.has_readout:
         return "they take chains of dense layers without a readout"
-    if gate is not None or precision != "exact":
-        return f"they have no gate and precision 'exact' alone, got gate={gate!r}, precision={precision!r}"
-    return _no_team(**_team_settings(circuit, x))
+    if precision != "exact":
+        return f"they have precision 'exact' alone, got {precision!r}"
+    return _no_team(**_team_settings(circuit, x, continual=False, tolerance=False))
 
 
-def _team_settings(circuit: Circuit, x: Tensor) -> dict[str, Any]:
+def _team_settings(circuit: Circuit, x: Tensor, continual: bool, tolerance: bool) -> dict[str, Any]:
     return {
         "index": x.device.index,
         "widths": (x.shape[1], *(w.shape[0] for w in circuit.weights)),
         "asynchronous": circuit.dynamics.schedule == "asynchronous",
         "batch": len(x),
         "number_bytes": x.element_size(),
+        "continual": continual,
+        "tolerance": tolerance,
     }
 
 
 def _team_plan(index: int, **settings: Any) -> dict[str, Any]:
-    """How a team runs a call without a gate; ValueError if none can."""
-    device: dict[str, Any] = {**_C.cuda_device(index), "clusters": _C.cuda_clusters(index)}
-    del device["compute_capability"]
-    return _C.team_plan(**device, **settings)
+    device: dict[str, Any] = dict(_C.cuda_device(index))
+    return _C.launch_plan(**device, **settings)
 
 
 @functools.lru_cache(maxsize=256)  # asked before every call
@@ -107,84 +120,40 @@ def _no_team(**settings: Any) -> str | None:
     return None
 
 
-def _fused_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str | None) -> str | None:
-    """Why the fused kernels of x's device cannot take this."""
-    if not circuit.structure.is_chain:
-        return "they take chains of layers, this network is a graph"
-    if gate is not None and (circuit.structure.convolutions or x.is_cuda):
-        return f"only those for dense layers on the CPU have a gate, got gate={gate!r}"
-    if circuit.structure.convolutions and x.is_cuda:
-        return "on a GPU they take dense layers, this network has convolutions"
-    return _launch_obstacle(**_launch_settings(circuit, x, precision)) if x.is_cuda else None
-
-
-def _precision_obstacle(circuit: Circuit, x: Tensor, precision: str, gate: str | None, engine: str) -> str | None:
-    """Why x's CUDA device does not compute in this precision. In "exact" PyTorch's operators take what does not run in
-    one launch; they round to one precision only."""
-    if precision == "exact":
+def _tf32_obstacle(x: Tensor) -> str | None:
+    if x.dtype == torch.float32 and torch.cuda.get_device_capability(x.device)[0] >= 8:
         return None
-    reason: str | None = (
-        "of networks that do not run in one launch the kernels take precision 'exact' or, for float32 on compute "
-        f"capability 8.0 and newer, 'tf32', got {precision!r}"
-    )
-    if _is_dense_chain(circuit) and gate is None and engine != "graph":
-        reason = _launch_obstacle(**_launch_settings(circuit, x, precision))
-    takes_tf32 = x.dtype == torch.float32 and _C.cuda_device(x.device.index)["compute_capability"] >= 80
-    return None if precision == "tf32" and takes_tf32 else reason
+    return "precision='tf32' takes float32 on a GPU of compute capability 8.0 or more"
 
 
-def _is_dense_chain(circuit: Circuit) -> bool:
-    return circuit.structure.is_chain and not circuit.structure.convolutions
+def launch_plan(
+    circuit: Circuit,
+    x: Tensor,
+    *,
+    precision: str = "exact",
+    engine: str = "auto",
+    continual: bool = False,
+    tolerance: bool = False,
+) -> dict[str, Any]:
+    """How a call without a gate runs on x's CUDA device, ``continual`` for continual EP: by "engine" "teams", and then
+    by which teams (see plan.h in csrc/cuda/teams), or by "graph".
+
+    Raises:
+        ValueError: it cannot run, or not by ``engine``.
+    """
+    if (reason := obstacle(circuit, x, precision, engine=engine)) is not None:
+        raise ValueError(reason)
+    if engine != "graph" and _team_obstacle(circuit, x, precision) is None:
+        try:
+            return {"engine": "teams", **_team_plan(**_team_settings(circuit, x, continual, tolerance))}
+        except ValueError:
+            if engine == "teams":
+                raise
+    return {"engine": "graph"}
 
 
 def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
-
-
-def launch_plan(circuit: Circuit, x: Tensor, precision: str = "exact", engine: str = "auto") -> dict[str, Any]:
-    """How a call without a gate runs on x's CUDA device: in one launch, by teams if ``exchange`` is "team", or
-    by PyTorch's operators if it is "library". ValueError if it cannot. See launch_plan.h in csrc/cuda, or plan.h in
-    csrc/cuda/teams."""
-    if engine == "teams":
-        return _team_plan(**_team_settings(circuit, x))
-    if _is_dense_chain(circuit) and engine != "graph":
-        try:
-            return _planned(**_launch_settings(circuit, x, precision))
-        except ValueError:
-            if engine == "launch" or obstacle(circuit, x, precision) is not None:
-                raise
-    elif engine == "launch":
-        raise ValueError("one launch on a GPU takes a chain of dense layers, and this network is none")
-    elif (reason := obstacle(circuit, x, precision, engine=engine)) is not None:
-        raise ValueError(reason)
-    return {"exchange": "library"}
-
-
-def _launch_settings(circuit: Circuit, x: Tensor, precision: str) -> dict[str, Any]:
-    return {
-        "index": x.device.index,
-        "widths": (x.shape[1], *(w.shape[0] for w in circuit.weights)),
-        "readout": circuit.structure.has_readout,
-        "energy": circuit.dynamics.kind == "energy",
-        "asynchronous": circuit.dynamics.schedule == "asynchronous",
-        "batch": len(x),
-        "number_bytes": x.element_size(),
-        "precision": precision,
-    }
-
-
-def _planned(index: int, **settings: Any) -> dict[str, Any]:
-    device: dict[str, Any] = dict(_C.cuda_device(index))
-    return _C.launch_plan(**device, **settings)
-
-
-@functools.lru_cache(maxsize=256)  # asked before every call
-def _launch_obstacle(**settings: Any) -> str | None:
-    try:
-        _planned(**settings)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def relax(

@@ -14,7 +14,6 @@
 #include "cuda/devices.h"
 #endif
 #include "arguments/refuse_gradients.h"
-#include "cuda/launch_plan.h"
 #include "cuda/teams/plan.h"
 #include "model/chain.h"
 #include "model/costs.h"
@@ -111,80 +110,57 @@ std::pair<bool, bool> contrast_terms(bool free_feedback, bool shared_update, boo
 #ifdef CEPROP_WITH_CUDA
 // Returns the arguments of launch_plan that say what a device is.
 std::map<std::string, int64_t> cuda_device(int index) {
-  const ceprop::cuda::Device device = ceprop::cuda::properties_of(index);
-  return {{"compute_capability", device.compute_capability},
-          {"multiprocessors", device.multiprocessors},
+  const ceprop::cuda::teams::Device device = ceprop::cuda::properties_of(index);
+  return {{"multiprocessors", device.multiprocessors},
           {"shared_bytes", device.shared_bytes},
-          {"cluster_blocks", device.cluster_blocks}};
+          {"cluster_blocks", device.cluster_blocks},
+          {"clusters", device.clusters}};
 }
-int cuda_clusters(int index) { return ceprop::cuda::properties_with_clusters_of(index).clusters; }
 #endif
 
-// Returns which CUDA kernel a device would run a call by, and how the call would lie in it; ValueError if none can. The
-// workspace is that of continual EP in low rank. See cuda/launch_plan.h.
-pybind11::dict launch_plan(int compute_capability, int multiprocessors, int64_t shared_bytes, int cluster_blocks,
-                           const std::vector<int64_t>& widths, bool readout, bool energy, bool asynchronous,
-                           int64_t batch, int64_t number_bytes, const std::string& precision) {
-  namespace cuda = ceprop::cuda;
-  const ceprop::NetworkShape network = chain_of(widths, readout, false, asynchronous);
-  int64_t biases = 0;
-  for (const ceprop::MapShape& layer : network.layers) biases += layer.units();
-  const cuda::Shape shape{network, energy, batch, number_bytes, 1 + 2 * network.layer_count(), biases};
-  const cuda::Planned planned = cuda::plan_launch({compute_capability, multiprocessors, shared_bytes, cluster_blocks},
-                                                  shape, ceprop::parse_precision(precision));
-  if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
-  const cuda::Plan& plan = std::get<cuda::Plan>(planned);
-  std::vector<std::vector<int>> layers(plan.layout.blocks);
-  for (int block = 0; block < plan.layout.blocks; ++block)
-    cuda::planning::for_each_tile(shape, plan.layout, block, [&](int layer) { layers[block].push_back(layer); });
-  pybind11::dict facts;
-  facts["exchange"] = plan.exchange == cuda::Exchange::cluster ? "cluster" : "grid";
-  facts["blocks"] = plan.layout.blocks;
-  facts["resident"] = plan.layout.resident;
-  facts["columns"] = plan.layout.columns;
-  facts["samples_at_once"] = plan.layout.pass;
-  facts["depth_at_once"] = plan.layout.depth;
-  facts["shared_bytes"] = plan.shared_bytes;
-  facts["workspace_bytes"] = plan.workspace_bytes;
-  facts["layers_of_tiles"] = layers;
-  facts["step_us"] = cuda::planning::step_microseconds(shape, plan);
-  return facts;
-}
-
-// Returns how a team of a device's blocks would run a chain of dense layers; ValueError if none can. See
+// Returns how teams of a device's blocks would run a call on a chain of dense layers; ValueError if none can. See
 // cuda/teams/layout.h.
-pybind11::dict team_plan(int multiprocessors, int64_t shared_bytes, int cluster_blocks, int clusters,
-                         const std::vector<int64_t>& widths, bool asynchronous, int64_t batch, int64_t number_bytes) {
+pybind11::dict launch_plan(int multiprocessors, int64_t shared_bytes, int cluster_blocks, int clusters,
+                           const std::vector<int64_t>& widths, bool asynchronous, int64_t batch, int64_t number_bytes,
+                           bool continual, bool tolerance) {
   namespace teams = ceprop::cuda::teams;
   const ceprop::NetworkShape network = chain_of(widths, false, false, asynchronous);
-  const ceprop::cuda::Shape shape{network, false, batch, number_bytes, 0, 0};
-  const int capability = cluster_blocks > 0 ? 90 : 80;
-  teams::Planned planned = teams::obstacle_of(network, {});
+  const teams::Shape shape{network, batch, number_bytes, continual, tolerance};
+  teams::Planned planned = teams::obstacle_of(network);
   if (std::get<std::string>(planned).empty())
-    planned = teams::plan_team({capability, multiprocessors, shared_bytes, cluster_blocks, clusters}, shape);
+    planned = teams::plan_team({multiprocessors, shared_bytes, cluster_blocks, clusters}, shape);
   if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
   const teams::Plan& plan = std::get<teams::Plan>(planned);
+  constexpr const char* kinds[] = {"block", "cluster", "grid"};
   pybind11::dict facts;
-  facts["exchange"] = "team";
-  facts["blocks"] = plan.layout.blocks;
-  facts["teams"] = plan.layout.teams;
-  facts["warps"] = plan.layout.warps;
-  facts["samples"] = plan.layout.samples;
-  facts["groups"] = plan.layout.groups;
-  facts["rounds"] = plan.layout.rounds;
+  const auto add = [&](const std::string& prefix, const teams::Layout& layout) {
+    const auto note = [&](const char* name, const auto& value) { facts[(prefix + name).c_str()] = value; };
+    note("team", kinds[static_cast<int>(layout.kind)]);
+    note("blocks", layout.blocks);
+    note("teams", layout.teams);
+    note("warps", layout.warps());
+    note("samples", layout.samples);
+    note("groups", layout.groups);
+    note("rounds", layout.rounds);
+    std::vector<std::vector<int>> layers(layout.blocks);
+    for (int block = 0; block < layout.blocks; ++block)
+      for (int i = layout.first_of_block[block]; i < layout.first_of_block[block + 1]; ++i)
+        layers[block].push_back(layout.layer_of(i));
+    note("layers_of_octets", layers);
+    note("step_us", teams::planning::step_microseconds(shape, layout));
+  };
+  add("", plan.layout);
+  if (continual) add("moving_", plan.moving);
+  facts["launch_blocks"] = plan.blocks;
+  facts["launch_warps"] = plan.warps;
   facts["shared_bytes"] = plan.shared_bytes;
-  std::vector<std::vector<int>> layers(plan.layout.blocks);
-  for (int block = 0; block < plan.layout.blocks; ++block)
-    for (int i = plan.layout.first_of_block[block]; i < plan.layout.first_of_block[block + 1]; ++i)
-      layers[block].push_back(plan.layout.layer_of(i));
+  facts["workspace_bytes"] = plan.workspace_bytes;
   std::vector<std::pair<int, int>> sources;  // chunks and tails that an octet of each layer reads
   for (int l = 0; l < network.layer_count(); ++l) {
     const teams::Sources of = teams::planning::sources_of(shape, l);
     sources.push_back({of.chunks, of.tails});
   }
-  facts["layers_of_octets"] = layers;
   facts["sources_of_layers"] = sources;
-  facts["step_us"] = teams::planning::step_microseconds(shape, plan);
   return facts;
 }
 
@@ -218,13 +194,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "Whether a contrast has the term of the layer above that moves, and that of the layer below.");
 #ifdef CEPROP_WITH_CUDA
   m.def("cuda_device", &cuda_device, py::arg("index"), "What launch_plan asks of a device, of this one.");
-  m.def("cuda_clusters", &cuda_clusters, py::arg("index"), "How many of its largest clusters run at once.");
 #endif
-  m.def("launch_plan", &launch_plan, py::kw_only(), py::arg("compute_capability"), py::arg("multiprocessors"),
-        py::arg("shared_bytes"), py::arg("cluster_blocks"), py::arg("widths"), py::arg("readout"), py::arg("energy"),
-        py::arg("asynchronous"), py::arg("batch"), py::arg("number_bytes"), py::arg("precision"),
-        "How a CUDA device would run a call: the kernel, its blocks and their memory, as a dict.");
-  m.def("team_plan", &team_plan, py::kw_only(), py::arg("multiprocessors"), py::arg("shared_bytes"),
+  m.def("launch_plan", &launch_plan, py::kw_only(), py::arg("multiprocessors"), py::arg("shared_bytes"),
         py::arg("cluster_blocks"), py::arg("clusters"), py::arg("widths"), py::arg("asynchronous"), py::arg("batch"),
-        py::arg("number_bytes"), "How a team of a CUDA device's blocks would run a call, as a dict.");
+        py::arg("number_bytes"), py::arg("continual"), py::arg("tolerance"),
+        "How teams of a CUDA device's blocks would run a call, as a dict.");
 }

@@ -21,14 +21,13 @@
 //   activation, output_activation, dynamics ("prototypical" | "energy"), dt > 0, clip, schedule ("synchronous" |
 //   "asynchronous"): see ceprop_cuda.Network
 //   tolerance finite, >= 0: a phase ends after a multiple of 4 steps in the last of which no unit moved by more
-//   precision "exact"; CUDA, float32 and sm_80 or newer also "tf32" | "bf16": to which the factors of a step's products
-//   are rounded; sums, states, parameters and what is learned stay float32; torch's operators have "tf32", of
-//   convolutions
-//   engine    "launch", the fused kernels, on CUDA in one launch: they take chains, on CUDA of dense layers, and a gate
-//             only on the CPU and of dense layers | "teams", on CUDA alone, one launch in which teams of blocks own
-//             samples: relax, and EP without accumulate, of chains of dense layers without a readout, a gate or a
-//             tolerance, in exact precision | "graph", torch's operators with kernels around them, on CUDA recorded in
-//             a graph: they take anything | "auto", the fused kernels where they can run, else torch's operators
+//   precision "exact"; of torch's operators on CUDA, for float32 on sm_80 or newer, also "tf32": to which the factors
+//             of products are rounded; sums, states and parameters stay float32
+//   engine    "fused", the fused kernels of a CPU: they take chains, and a gate of dense layers | "teams", those of a
+//             GPU, one launch: they take chains of dense layers without a readout, and EP without accumulate or a gate,
+//             in exact precision, as far as the weights between layers fit on chip | "graph", torch's operators with
+//             kernels around them, on CUDA recorded in a graph: they take anything | "auto", the device's fused kernels
+//             where they can run, else torch's operators
 // The last result is how many steps each phase took, int64, on x's device. Of the two ops that learn it is -1 in every
 // phase if a number of the call, a state or what is learned is NaN, infinite or beyond 2^56 (float64: 2^500): then no
 // parameter has moved, and gradients are zero. On the CPU a call can be interrupted by a signal, and then has done

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import emulated_chains
-import emulated_kernels
 import emulated_library
+import emulated_teams
 import torch
 from agreement import Results
 from convolution_variants import build_chain, chain_variants, name_of_chain
@@ -79,11 +79,16 @@ def by_cpu(folder: Path) -> Cases:
     torch.set_num_threads(1)
 
 
-def by_emulated(folder: Path) -> Cases:
-    device = emulated_kernels.devices(folder)
-    for number, (kernel, blocks, dtype, variant) in enumerate(emulated_kernels.ROTATION):
-        found = runs(device(kernel, blocks), variant, *build(variant, dtype))
-        yield f"emulated {number} {kernel} {blocks} {dtype}", found
+def by_teams(folder: Path) -> Cases:
+    device = emulated_teams.devices(folder)
+    names = [*emulated_teams.TEAMS]
+    for number, variant in enumerate(emulated_teams.NETWORKS):
+        team, dtype = names[number % len(names)], DTYPES[number // len(names) % 2]
+        module, ((circuit, x, _), nudge) = device(team), build(variant, dtype)
+        found = emulated_teams.team_runs(module, circuit, x, nudge)
+        if team in emulated_teams.GRIDS:
+            found |= with_tolerance(module, circuit, x, nudge)
+        yield f"teams {number} {team} {dtype}", found
 
 
 def by_library(folder: Path) -> Cases:
@@ -94,7 +99,7 @@ def by_library(folder: Path) -> Cases:
 ENGINES = {
     "reference": by_reference,
     "cpu": by_cpu,
-    "emulated": by_emulated,
+    "teams": by_teams,
     "library": by_library,
 }
 

@@ -5,9 +5,9 @@
 
 The calls are all three ops on every variant of python_tests: dynamics, feedback, losses, activations, schedules,
 shapes, chains of convolutions; nudged on one side and on both, with and without tolerance. They run by the reference;
-by the kernels of every CPU instruction set that this machine has, on one thread and on three; and by the CUDA kernels
-under the emulation: those of dense layers, and the sequence of a library's calls on chains of convolutions. The bits
-hold for this machine and this torch. Exit status 1 if any differ, with the names of the calls.
+by the kernels of every CPU instruction set that this machine has, on one thread and on three; and under the emulation
+by teams of a GPU's blocks, on what they take, and by the sequence of a library's calls on chains of convolutions. The
+bits hold for this machine and this torch. Exit status 1 if any differ, with the names of the calls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ENGINES = ("reference", "cpu", "emulated", "library")
+ENGINES = ("reference", "cpu", "teams", "library")
 
 
 def found_by(engines: list[str]) -> dict[str, dict[str, str]]:

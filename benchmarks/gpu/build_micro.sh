@@ -5,7 +5,7 @@ set -euo pipefail
 export LC_ALL=C PATH=$PATH:/usr/local/cuda/bin
 cd "$(dirname "$0")/../.."
 out=build/gpu
-sources=(benchmarks/gpu/{build_micro.sh,*.cu,*.cuh,prototype/*} csrc/cuda/{device,problem}.h csrc/model/*.h)
+sources=(benchmarks/gpu/{build_micro.sh,*.cu,*.cuh,prototype/*} csrc/cuda/device.h csrc/model/*.h)
 sources+=(csrc/cuda/teams/{layout.h,lanes.cuh,mail.cuh})
 key=$(sha256sum "${sources[@]}" | sha256sum | cut -d ' ' -f 1)
 

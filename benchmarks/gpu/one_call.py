@@ -1,7 +1,7 @@
 """A few training steps of cases of `ceprop bench`, for a profiler to watch one of; prints the norm of their parameters.
 
-On a GPU each is one launch of the kernel run_op, with --engine teams of run_team, or with --engine library a library's
-calls.
+On a GPU each is one launch of a kernel run_team where teams take the case, else PyTorch's operators; or as --engine
+says.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--steps", nargs=2, type=int, metavar=("FREE", "NUDGED"), help="instead of the preset's")
     parser.add_argument("--calls", type=int, default=4)
-    parser.add_argument("--engine", choices=list(ENGINES), default="launch")
+    parser.add_argument("--engine", choices=("auto", *ENGINES), default="auto")
     arguments = parser.parse_args()
     for case in chosen_cases(arguments.cases, arguments.device):
         if arguments.steps is not None:

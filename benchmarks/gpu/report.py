@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 PREDICTIONS = Path(__file__).with_name("predictions.csv")
+OF_MACHINE_CODE = Path(__file__).resolve().parents[1] / "results" / "sass_teams.csv"
 FAR = 1.5  # a ratio beyond this, or below its inverse, is marked
 Values = dict[str, tuple[float, str]]  # by name, with the unit
 
@@ -50,12 +51,17 @@ def measured(folder: Path) -> Values:
 
 
 def predictions(folder: Path) -> Iterator[tuple[str, float, str, str]]:
-    """Name, value, unit and source of those that are kept, and of the launch planner's."""
+    """Name, value, unit and source of those that are kept, of those by machine code, and of the planner's."""
     for line in lines_of(PREDICTIONS):
         yield line["name"], float(line["value"]), line["unit"], line["source"]
+    for line in lines_of(OF_MACHINE_CODE):
+        kind = line["phase"].partition(",")[0]
+        predicted = int(line["rounds"]) * float(line["step_us"])
+        yield f"{kind}/{line['case']}/teams", predicted, "us", "model of the machine code (benchmarks/sass)"
     for line in lines_of(folder / "cuda_steps.csv"):
-        if float(line["predicted_us"]) > 0:
-            yield f"free/{line['case']}/{line['engine']}", float(line["predicted_us"]), "us", "launch planner"
+        for kind in ("free", "nudged"):
+            if (predicted := float(line[f"predicted_{kind}_us"])) > 0:
+                yield f"{kind}/{line['case']}/{line['engine']}", predicted, "us", "planner, without updates of weights"
 
 
 def compared(folder: Path) -> list[Line]:

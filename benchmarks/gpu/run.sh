@@ -101,33 +101,39 @@ microbenchmarks() {
   clocks "after the microbenchmarks"
 }
 
-# That compare with the reference. The engine is chosen by the tests.
+# That compare with the reference: of the folder python_tests/cuda_device the file $2.
 tests() {
-  local agree="agreement or golden or every or phases or activations"
-  local cuda=(-m pytest -m cuda -k "$agree" -p poisoned -p no:cacheprovider --no-header
-    python_tests/cuda_device/test_cuda.py python_tests/cuda_device/test_cuda_graphs.py)
+  local agree="agree or golden or every or phases or activations or papers or copies"
+  local cuda=(-m pytest -m cuda -k "$agree" -p poisoned -p no:cacheprovider --no-header "python_tests/cuda_device/$2")
   if $dry; then
-    to=$out/tests.txt step tests 5 60 "$python" "${cuda[@]}" --collect-only -q || true
+    to=$out/tests.txt step "$1" 5 60 "$python" "${cuda[@]}" --collect-only -q || true
   else
     local parallel=()
     if "$python" -c "import xdist" 2>/dev/null; then parallel=(-n 4); fi
-    to=$out/tests.txt step tests 20 60 env OMP_NUM_THREADS=4 "$python" "${cuda[@]}" "${parallel[@]}" \
+    to=$out/tests.txt step "$1" 20 60 env OMP_NUM_THREADS=4 "$python" "${cuda[@]}" "${parallel[@]}" \
       -v -rf --tb=short || true
   fi
 }
 
-timings() {
+# Of teams first, then of convolutions.
+steps() {
   if $dry; then
     step steps 5 60 "$python" benchmarks/cuda_steps.py --device cpu --cases ep-1h-b1 --out "$out" || true
+  else
+    step steps 30 120 "$python" benchmarks/cuda_steps.py --out "$out" \
+      --cases 'ep-?h-b20' p-3h-b20 'c-*-?h-b20' 'ep-?h-b*' 'c-*-?h-b*' p-conv-b20 c-ep-conv-b20 || true
+  fi
+}
+
+bench() {
+  if $dry; then
     # Compiled, its reference would take longer than all else here.
     step bench 5 60 env TORCHDYNAMO_DISABLE=1 "$python" -m ceprop_cuda bench --cases ep-1h-b1 --threads 1 --rounds 1 \
       --out "$out" || true
   else
-    step steps 30 100 "$python" benchmarks/cuda_steps.py --out "$out" \
-      --cases '*ep-?h-b20' p-conv-b20 ep-2h-b256 ep-2h-b64 'c-vf-?h-b20' p-3h-b20 || true
     reserve=75 # for the profiler
     step bench 40 400 "$python" -m ceprop_cuda bench --device cuda --rounds 3 --out "$out" \
-      --cases ep-2h-b20 c-ep-1h-b20 p-conv-b20 ep-1h-b20 c-ep-2h-b20 c-ep-conv-b20 'c-vf-?h-b20' p-3h-b20 || true
+      --cases ep-2h-b20 c-ep-1h-b20 ep-1h-b20 c-ep-2h-b20 p-conv-b20 c-ep-conv-b20 'c-vf-?h-b20' p-3h-b20 || true
     reserve=0
     clocks "after the benchmarks"
   fi
@@ -137,7 +143,7 @@ timings() {
 # Free and nudged steps so that one kind is most of the launch.
 profiles() {
   local profile=(ncu --clock-control none --section SpeedOfLight --section WarpStateStats --section InstructionStats
-    --section SourceCounters -k "regex:run_op|run_team" -s 2 -c 1 --csv --page raw)
+    --section SourceCounters -k "regex:run_team" -s 2 -c 1 --csv --page raw)
   $dry || { cat "$work/facts" && echo "case,metric,value,unit"; } >"$out/ncu.csv"
   local case call
   while read -r case call; do
@@ -151,7 +157,8 @@ profiles() {
     fi
   done <<'CASES'
 free-steps ep-2h-b20 --steps 100 1
-nudged-steps c-ep-1h-b20 --steps 1 15
+free-steps-of-a-grid p-3h-b20 --steps 100 1
+nudged-steps c-ep-2h-b20 --steps 1 20
 CASES
   if $dry; then
     step "one call" 5 60 "$python" benchmarks/gpu/one_call.py ep-2h-b20 c-ep-1h-b20 --steps 2 1 --calls 1 --device cpu ||
@@ -169,8 +176,10 @@ if build; then building=true; else building=false; fi
 facts # the first import of torch on a machine takes long
 microbenchmarks
 if $building && end_step build; then
-  tests
-  timings
+  tests "tests of teams" test_cuda.py
+  steps
+  tests "tests of the library" test_cuda_graphs.py
+  bench
   profiles
 else
   say "all else: left out, as there is no library"

@@ -73,7 +73,7 @@ OF_RULES: dict[str, Callable[[Any], bool]] = {
     **{name: OF_RELAX[name] for name in ("beta", "nudge_at", "loss", "backend", "tolerance")},
     "nudging": lambda v: is_one_of(v, "positive", "random_sign", "symmetric"),
     "shared_update": lambda v: is_one_of(v, True, False),
-    "precision": lambda v: is_one_of(v, "exact", "tf32", "bf16"),
+    "precision": lambda v: is_one_of(v, "exact", "tf32"),
 }
 OF_EP = {**OF_RULES, "accumulate": lambda v: is_one_of(v, True, False)}
 OF_CEP: dict[str, Callable[[Any], bool]] = {

@@ -35,7 +35,7 @@ def tools() -> tuple[Path, Path] | None:
 def kernels(
     nvcc: Path, nvdisasm: Path, source: Path, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, list[Instruction]]:
-    """The instructions of a file's kernels, by names such as "float, Exact, InGrid"; of those that are wanted."""
+    """The instructions of a file's kernels, by names such as "float, Team4, InGrid"; of those that are wanted."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernels.cubin"
         flags = ("-std=c++20", "-O3", "-cubin", f"-arch=sm_{ARCHITECTURE}", "-lineinfo")

@@ -31,26 +31,23 @@ class Loop:
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
     blocks: list[Block]
+    reached: list[int]  # of them those to which a way leads
     loops: list[Loop]  # smallest first
 
     def instructions_of(self, loop: Loop) -> list[Instruction]:
         return [i for block in sorted(loop.blocks) for i in self.blocks[block].instructions]
 
-    def smallest_loop(self, wanted: Callable[[Instruction], bool], share: float = 1.0) -> Loop | None:
-        """The smallest loop that has this share of the wanted instructions; None if none has, or there are none."""
-        counts = [sum(map(wanted, block.instructions)) for block in self.blocks]
-        least = share * sum(counts)
-        return next((loop for loop in self.loops if 0 < least <= sum(counts[b] for b in loop.blocks)), None)
-
-    def fullest_loop(self, wanted: Callable[[Instruction], bool], share: float) -> Loop | None:
-        """The smallest of the loops that have most of the wanted instructions; None if that is less than this share."""
-        counts = [sum(map(wanted, block.instructions)) for block in self.blocks]
-        most = max((sum(counts[b] for b in loop.blocks) for loop in self.loops), default=0)
-        return self.smallest_loop(wanted, most / sum(counts)) if most > share * sum(counts) else None
-
-    def innermost_loops(self) -> list[Loop]:
-        heads = {loop.head for loop in self.loops}
-        return [loop for loop in self.loops if not any(head in loop.blocks for head in heads - {loop.head})]
+    def loop_of(self, wanted: Callable[[Instruction], bool], share: float) -> Loop | None:
+        """The largest loop that has this share of the wanted instructions and whose own are wanted to this share; None
+        if there is none. Instructions that no way leads to do not count: a warp whose threads have parted has its own.
+        """
+        counts = {block: sum(map(wanted, self.blocks[block].instructions)) for block in self.reached}
+        least = share * sum(counts.values())
+        for loop in reversed(self.loops):
+            found = sum(counts[block] for block in loop.blocks)
+            if 0 < least <= found and found >= share * len(self.instructions_of(loop)):
+                return loop
+        return None
 
 
 def goes_on(instruction: Instruction) -> bool:
@@ -82,11 +79,11 @@ def graph_of(instructions: Sequence[Instruction]) -> Graph:
     for index, piece in enumerate(pieces):
         falls = [index + 1] if goes_on(piece[-1]) and index + 1 < len(pieces) else []
         blocks.append(Block(index, piece, [*falls, *(at[target] for target in ways_of(piece[-1]) if target in at)]))
-    return Graph(blocks, _loops_of(blocks))
-
-
-def _loops_of(blocks: Sequence[Block]) -> list[Loop]:
     order = _reverse_postorder(blocks)
+    return Graph(blocks, order, _loops_of(blocks, order))
+
+
+def _loops_of(blocks: Sequence[Block], order: Sequence[int]) -> list[Loop]:
     place = {block: index for index, block in enumerate(order)}
     before: dict[int, list[int]] = {block: [] for block in order}
     for block in order:

@@ -12,6 +12,7 @@ change, threads of a warp that part.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ BARRIER = 24  # clocks from the last warp's arrival at a block's barrier until t
 OPERANDS_READ = 12  # clocks until an instruction has read its operands; of memory's see Multiprocessor._serve
 TO_MEMORY = 4  # clocks from issue to the first wavefront
 MEMORY_QUEUE = 40  # clocks of wavefronts that wait before a scheduler must
+
+WAITS_FOR_MOST = re.compile(r"SB(\d), 0x([0-9a-f]+)")  # holds of the scoreboard that may be left
 
 Step = tuple[Instruction, bool]  # of a trace: what a warp executes, and whether it branches
 
@@ -42,6 +45,7 @@ class Timing(NamedTuple):
 SHARED_WIDTHS = {"128": 4, "64": 2}  # wavefronts by bits of a thread, of an access to shared memory; else 1
 OTHER_WIDTHS = {"128": 4}
 USUAL_LATENCY = 14
+FROM_L2 = 300  # to a register; what LDGSTS brings goes on to shared memory
 
 # By the beginning of the opcode; the first that fits counts. Wavefronts: None for those of the width.
 TIMINGS: tuple[tuple[tuple[str, ...], str, int, dict[str, int] | None, int], ...] = (
@@ -56,11 +60,10 @@ TIMINGS: tuple[tuple[tuple[str, ...], str, int, dict[str, int] | None, int], ...
     (("LDS",), "memory", 2, SHARED_WIDTHS, 30),
     (("STS",), "memory", 2, SHARED_WIDTHS, 14),
     (("STAS", "SYNCS"), "memory", 4, OTHER_WIDTHS, USUAL_LATENCY),
-    (("LDGSTS",), "memory", 2, OTHER_WIDTHS, 330),
+    (("LDGSTS",), "memory", 2, OTHER_WIDTHS, FROM_L2 + 30),
     (("LDGDEPBAR", "DEPBAR"), "control", 1, None, USUAL_LATENCY),
-    (("LDG",), "memory", 2, OTHER_WIDTHS, 290),
-    (("LD.",), "memory", 2, OTHER_WIDTHS, 40),  # of any memory: as if shared, unless simulate() is told otherwise
-    (("STG", "ST."), "memory", 2, OTHER_WIDTHS, 20),
+    (("LDG",), "memory", 2, OTHER_WIDTHS, FROM_L2),
+    (("STG",), "memory", 2, OTHER_WIDTHS, 20),
     (("ATOM",), "memory", 2, OTHER_WIDTHS, 400),
     (("RED", "LDL", "STL"), "memory", 2, OTHER_WIDTHS, USUAL_LATENCY),
     (("LDC",), "memory", 2, None, 32),
@@ -102,6 +105,7 @@ class Warp:
     ready: int = 0  # clock of the next
     held: list[int] = field(default_factory=lambda: [0] * SCOREBOARDS)  # how many hold each scoreboard
     releases: list[tuple[int, int]] = field(default_factory=list)  # clock and scoreboard
+    brought: int = 0  # clock at which all is there that LDGSTS brings
     at_barrier: bool = False
 
     @property
@@ -122,17 +126,19 @@ class Warp:
     def may_issue(self, clock: int) -> bool:
         if self.at_barrier or self.ready > clock:
             return False
-        control = self.trace[self.done][0].control
-        return not any(count and control.needs(scoreboard) for scoreboard, count in enumerate(self.held))
+        instruction = self.trace[self.done][0]
+        awaited = WAITS_FOR_MOST.match(instruction.operands) if instruction.name == "DEPBAR" else None
+        if awaited and self.held[int(awaited[1])] > int(awaited[2], 16):
+            return False
+        return not any(count and instruction.control.needs(scoreboard) for scoreboard, count in enumerate(self.held))
 
 
 class Multiprocessor:
     """With the warps of one block."""
 
-    def __init__(self, traces: Sequence[Sequence[Step]], generic_load: int | None = None) -> None:
+    def __init__(self, traces: Sequence[Sequence[Step]]) -> None:
         self.warps = [Warp(trace, index % SCHEDULERS) for index, trace in enumerate(traces)]
         self.issued: Counter[str] = Counter()
-        self._generic_load = generic_load
         self._timings: dict[str, Timing] = {}
         self._free: list[defaultdict[str, int]] = [defaultdict(int) for _ in range(SCHEDULERS)]  # by pipe the clock
         self._memory_free = 0  # clock
@@ -161,7 +167,9 @@ class Multiprocessor:
         """Whether the warp's next instruction finds its pipe free; if so, it is issued."""
         instruction, is_taken = warp.trace[warp.done]
         opcode = instruction.opcode
-        timing = self._timing(opcode)
+        if opcode not in self._timings:
+            self._timings[opcode] = timing_of(opcode)
+        timing = self._timings[opcode]
         free = self._free[warp.scheduler]
         pipe = timing.pipe
         if pipe == "FMA":
@@ -173,6 +181,10 @@ class Multiprocessor:
         result, operands = clock + timing.latency, clock + OPERANDS_READ
         if timing.wavefronts:
             result, operands = self._serve(timing, free, clock)
+        if instruction.name == "LDGSTS":
+            warp.brought = max(warp.brought, result)
+        elif instruction.name == "LDGDEPBAR":  # holds its scoreboard until all is there
+            result = max(result, warp.brought)
         warp.hold(instruction.control.sets, result)
         warp.hold(instruction.control.frees, operands)
         warp.ready = clock + max(instruction.control.stall, 1) + (TAKEN_BRANCH if is_taken else 0)
@@ -181,14 +193,6 @@ class Multiprocessor:
         if opcode.startswith(("BAR.SYNC", "BAR.RED")):
             self._arrive(warp, clock)
         return True
-
-    def _timing(self, opcode: str) -> Timing:
-        if opcode not in self._timings:
-            timing = timing_of(opcode)
-            if opcode.startswith("LD.") and self._generic_load is not None:
-                timing = timing._replace(latency=self._generic_load)
-            self._timings[opcode] = timing
-        return self._timings[opcode]
 
     def _serve(self, timing: Timing, free: defaultdict[str, int], clock: int) -> tuple[int, int]:
         """By the memory that all schedulers share: when the result is there, and when the operands have been read."""
@@ -206,9 +210,6 @@ class Multiprocessor:
                 other.ready = max(other.ready, clock + BARRIER)
 
 
-def simulate(traces: Sequence[Sequence[Step]], generic_load: int | None = None, limit: int = 1_000_000) -> Simulated:
-    """A block whose warps execute these traces; RuntimeError if one has not ended after so many clocks.
-
-    ``generic_load``: the latency of loads whose memory the instruction does not name, where that is known.
-    """
-    return Multiprocessor(traces, generic_load).run(limit)
+def simulate(traces: Sequence[Sequence[Step]], limit: int = 1_000_000) -> Simulated:
+    """A block whose warps execute these traces; RuntimeError if one has not ended after so many clocks."""
+    return Multiprocessor(traces).run(limit)

@@ -34,9 +34,6 @@ class Lines:
         text = Path(self.file).read_text().splitlines()
         return Lines(self.file, frozenset(n for n in self.numbers if re.search(pattern, text[n - 1])))
 
-    def without(self, other: Lines) -> Lines:
-        return Lines(self.file, self.numbers - other.numbers)
-
 
 @lru_cache
 def bare(path: Path) -> str:
@@ -72,11 +69,6 @@ def loop_around(path: Path, lines: Lines, call: str) -> Lines:
     if not within:
         raise ValueError(f"no loop around {call}() in {path}")
     return min(within, key=lambda loop: len(loop.numbers))
-
-
-def step_loop(path: Path, call: str = "may_stop") -> Lines:
-    """The loop over steps: the one in ``run`` that asks after each whether it may stop, or has another call."""
-    return loop_around(path, function(path, "run"), call)
 
 
 def _braced(text: str, head: str, begin: int, end: int) -> Iterator[tuple[int, int]]:

@@ -1,40 +1,51 @@
-"""What a step takes teams of blocks: instructions counted in the machine code, and simulated clocks, without a GPU.
+"""What a step takes teams of blocks on an H100: counted in the machine code and simulated, without a GPU.
 
     python benchmarks/sass/teams.py [--sources csrc] [--out benchmarks/results]
 
-Compiles the kernels of csrc/cuda/teams for sm_90; follows what a warp does in a step for an octet of units (sigmoid,
-prototypical dynamics, not nudged, no loss that takes outputs together); replays that for all warps of each kind of
-block as the library that is built here plans them on an H100, and adds what the exchange takes, which is assumed.
-Prints a Markdown table and writes sass_teams.csv. No GPU has measured any of it: a prediction.
+Compiles the kernels of csrc/cuda/teams for sm_90. Follows what each warp of a block executes in a step, as the library
+that is built here plans the call on an H100: sigmoid, prototypical dynamics, not nudged, no loss that takes outputs
+together. Where weights move in the step, it follows their update, too. Replays that for all warps of each kind of
+block, and adds what the exchange takes, which is assumed. Prints Markdown tables and writes sass_teams.csv. No GPU has
+measured any of it: all times are predictions.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import compiled
-from account import CASES, CLOCKS_OF_A_MICROSECOND, H100, Case
 from compiled import cuda_resources
-from kinds import counted
+from kernel import MOVING, RELAXATION, RESTING, Kernel, any_of, made_by
 from machine import Step, simulate
-from parts import Kernel, any_of, made_by
-from program import begun
-from walk import Event, around
+from walk import Event, Test, around, never, unwanted_in
 
-FILE, RELAXATION = "cuda/teams/kernels.cu", "cuda/teams/relaxation.cuh"
-CLUSTERS = 7  # of 16 blocks on an H100, an assumption
-EXCHANGE_CLOCKS = 300  # from a push to its arrival in a cluster, an assumption
-BARRIER_CLOCKS = 40  # of one block, an assumption
+FILE = "cuda/teams/kernels.cu"
+LANES, UPDATE = "cuda/teams/lanes.cuh", "cuda/teams/continual_update.cuh"
+CASES = ("ep-1h-b20", "ep-2h-b20", "p-3h-b20", "c-ep-1h-b20", "c-vf-1h-b20", "c-ep-2h-b20", "c-vf-2h-b20")
+CASES += ("ep-2h-b64", "ep-2h-b256")  # as the benchmark has them, of which none has a gate
+MOST_WARPS = 12  # of a block, see layout.h
+
+# Assumptions.
+H100: dict[str, int] = {"multiprocessors": 132, "shared_bytes": 227 * 1024, "cluster_blocks": 16, "clusters": 7}
+CLOCKS_OF_A_MICROSECOND = 1755
+# From the last warp's work to the next step's: a block's barrier; a push to its arrival in a cluster; a barrier of the
+# grid, 1.2 us.
+EXCHANGE_CLOCKS = {"block": 40, "cluster": 300, "grid": 2100}
 
 
 @dataclass(frozen=True)
 class TeamRow:
-    """Of an un-nudged step. Instructions are counted, clocks simulated, the exchange assumed."""
+    """Of a step. Instructions are counted, clocks simulated, the exchange assumed."""
 
     case: str
+    phase: str
     batch: int
+    team: str
     blocks: int  # of a team
     teams: int
     samples: int  # of a group
@@ -42,103 +53,275 @@ class TeamRow:
     rounds: int
     octets: int  # of the busiest block
     warps: int
-    instructions: int  # of a warp for the octet that takes most
+    instructions: int  # of the warp of the busiest block that has most
     multiply_adds: int  # among them
-    clocks: float  # of all groups in the busiest block
+    unwanted: int  # among them, which other cases need and the way found could not do without
+    clocks: int  # of all groups in the busiest block
+    update_clocks: int  # of its update of weights, simulated alone; 0 where they rest
     exchange_clocks: int
     step_us: float  # of the samples that teams have at once
+    steps: int  # of a training step
 
 
-def way(kernel: Kernel, samples: int, chunks: int, tails: int) -> list[Step]:
-    """What a warp executes in a step for an octet that reads so many chunks and tails of sources."""
-    multiply = kernel.lines("cuda/teams/lanes.cuh", "multiply")
-    show = kernel.lines(RELAXATION, "show", "Relaxation")
-    sigmoid, rho = (
-        kernel.lines("model/elementary.h", "steep_sigmoid"),
-        any_of(kernel.lines("model/activations.h", "rho")),
-    )
-    of_others = any_of(
-        kernel.lines(RELAXATION, "error", "Relaxation"),
-        kernel.lines("model/unit_math.h", "next_state").matching(r"moved|clips"),  # of energy dynamics
-        kernel.lines("model/activations.h", "rho_prime"),
-        show.matching(r"logits|octets|rho<A>"),
-    )
-    fma = made_by(multiply, "FFMA")
-    most = max(kernel.count(loop, fma) for loop in kernel.graph.loops)
-    loop = min((one for one in kernel.graph.loops if kernel.count(one, fma) == most), key=lambda one: len(one.blocks))
-    of_tails = made_by(multiply.matching(r"weight\[j / 4\]"), "FFMA")
-    of_chunks = made_by(multiply.matching(r"weight\.v\[i\] \* state"), "FFMA")
-    events = [
-        Event("of chunks", of_chunks, 32 * samples * chunks),
-        Event("of tails", of_tails, 8 * samples * tails),
-        Event("sigmoid", made_by(sigmoid, "FFMA", "FMUL", "MUFU"), at_least=True),
-    ]
-    return around(
-        kernel.graph,
-        loop,
-        events,
-        lambda instruction: of_others(instruction) or (rho(instruction) and not sigmoid.made(instruction)),
-    )
+@dataclass(frozen=True)
+class Plan:
+    """How the samples of a phase lie in teams; the fields are those of ops.launch_plan()."""
+
+    team: str
+    blocks: int
+    teams: int
+    warps: int
+    samples: int
+    groups: int
+    rounds: int
+    layers_of_octets: list[list[int]]
+
+    @classmethod
+    def of(cls, facts: dict[str, Any], prefix: str) -> Plan:
+        return cls(**{name: facts[prefix + name] for name in cls.__dataclass_fields__})
+
+    @cached_property
+    def job_warps(self) -> int:
+        return min(max(map(len, self.layers_of_octets)), MOST_WARPS)
+
+    @property
+    def group_warps(self) -> int:
+        return self.warps // self.job_warps
+
+    def own(self, warp: int, jobs: int) -> list[int]:
+        """The octets among a block's that a warp moves in a step, once for each of its groups."""
+        of_one = range(warp % self.job_warps, jobs, self.job_warps)
+        return [*of_one] * len(range(warp // self.job_warps, self.groups, self.group_warps))
 
 
-def row_of(kernels: dict[str, Kernel], case: Case, plan: dict[str, Any]) -> TeamRow:
-    name = f"float, Team{plan['samples']}, {'InBlock' if plan['blocks'] == 1 else 'InCluster'}"
-    ways = [way(kernels[name], plan["samples"], *sources) for sources in plan["sources_of_layers"]]
-    kinds = {tuple(sorted(layers)): layers for layers in plan["layers_of_octets"] if layers}
-    clocks, busiest = max((block_clocks(ways, layers, plan["warps"]), layers) for layers in kinds.values())
-    longest = max((ways[layer] for layer in busiest), key=len)
-    exchange = BARRIER_CLOCKS if plan["blocks"] == 1 else EXCHANGE_CLOCKS
-    all_clocks = clocks * plan["groups"]
-    # With more groups than one the others work while one's states are under way.
-    step = all_clocks + (exchange if plan["groups"] == 1 or plan["blocks"] == 1 else 0)
+@dataclass(frozen=True)
+class Way:
+    """What a warp executes in one turn of a loop."""
+
+    steps: list[Step]
+    unwanted: int
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Chunks and tails of sources that an octet reads, see layout.h."""
+
+    chunks: int
+    tails: int
+
+    @classmethod
+    def of(cls, units: int) -> Reads:
+        chunks, rest = divmod(units, 128)
+        return cls(chunks + 1, 0) if rest > 96 else cls(chunks, (rest + 31) // 32)
+
+    @classmethod
+    def of_layers(cls, sizes: Sequence[int]) -> list[tuple[Reads, Reads]]:
+        """By layer what an octet reads from below and from above. The input, the first of the sizes, is constant."""
+        each = [cls(0, 0), *map(cls.of, sizes[1:]), cls(0, 0)]
+        return [(each[layer], each[layer + 2]) for layer in range(len(sizes) - 1)]
+
+    def parts(self) -> list[bool]:
+        """Whether each is a chunk."""
+        return [True] * self.chunks + [False] * self.tails
+
+
+class Ways:
+    """The ways through a kernel's step, each found once."""
+
+    def __init__(self, kernel: Kernel, where: str, plan: Plan, batch: int, apart: bool) -> None:
+        self.kernel, self.plan, self.batch, self.apart = kernel, plan, batch, apart
+        self.moves = where == MOVING
+        self._step = kernel.step_loops()[where]
+        self._loops = [*kernel.loops_in(self._step), self._step]
+        self._found: dict[tuple[object, ...], Way] = {}
+
+    def of_warp(self, warp: int, layers: Sequence[int], reads: Sequence[tuple[Reads, Reads]]) -> list[Way]:
+        """What a warp does in a step, in a block that has octets of these layers."""
+        own = [reads[layers[job]] for job in self.plan.own(warp, len(layers))]
+        update = [*self.update_of_warp(warp, layers, reads), self._barrier()] if self.moves else []
+        octets = [self._octet(below.chunks + above.chunks, below.tails + above.tails) for below, above in own]
+        return update + octets
+
+    def update_of_warp(self, warp: int, layers: Sequence[int], reads: Sequence[tuple[Reads, Reads]]) -> list[Way]:
+        """What it does to move weights."""
+        all_parts = [
+            (is_chunk, side == 1)
+            for layer in layers
+            for side, from_there in enumerate(reads[layer])
+            for is_chunk in from_there.parts()
+        ]
+        parts = [self._part(*part) for part in all_parts[warp :: self.plan.warps]]
+        return parts + [self._constant(layers[job] == 0) for job in self.plan.own(warp, len(layers))]
+
+    def _around(self, key: tuple[object, ...], test: Test, events: Sequence[Event], unwanted: Test) -> Way:
+        """One turn of the smallest loop that has most of such instructions."""
+        if key not in self._found:
+            loop = self.kernel.smallest_with_most(test, self._loops)
+            steps = around(self.kernel.graph, loop, events, unwanted)
+            self._found[key] = Way(steps, unwanted_in(steps, unwanted))
+        return self._found[key]
+
+    def _octet(self, chunks: int, tails: int) -> Way:
+        """The new states of an octet and a group."""
+        lines, samples = self.kernel.lines, self.plan.samples
+        multiply, show = lines(LANES, "multiply"), lines(RELAXATION, "show", "Relaxation")
+        sigmoid = lines("model/elementary.h", "steep_sigmoid")
+        rho = any_of(lines("model/activations.h", "rho"))
+        of_others = any_of(
+            lines(RELAXATION, "error", "Relaxation"),
+            lines("model/unit_math.h", "next_state").matching(r"moved|clips"),  # of energy dynamics
+            lines("model/activations.h", "rho_prime"),
+            lines(UPDATE, "note_shown"),
+            show.matching(r"logits|octets|rho<A>"),
+        )
+        of_tails = made_by(multiply.matching(r"weight\[j / 4\]"), names=("FFMA",))
+        of_chunks = made_by(multiply.matching(r"weight\.v\[i\] \* state"), names=("FFMA",))
+        events = [
+            Event("of chunks", of_chunks, 32 * samples * chunks),
+            Event("of tails", of_tails, 8 * samples * tails),
+            Event("sigmoid", made_by(sigmoid, names=("FFMA", "FMUL", "MUFU")), at_least=True),
+        ]
+        return self._around(
+            ("octet", chunks, tails),
+            made_by(multiply, names=("FFMA",)),
+            events,
+            lambda i: of_others(i) or (rho(i) and not sigmoid.made(i)),
+        )
+
+    def _part(self, is_chunk: bool, from_above: bool) -> Way:
+        """The update of the weights from a chunk or a tail of sources, by all groups."""
+        variant = "true, false" if self.apart else "false, true" if from_above else "false, false"
+        width, fetches = (4, 4) if is_chunk else (1, 1)  # LDGSTS of what a chunk or a tail of a group shows
+        move_part = self.kernel.lines(UPDATE, "move_part")
+        made = (
+            self.kernel.lines(UPDATE, "add").matching(rf"add_of<Width, {variant}>"),
+            move_part.matching(rf"add<{width}>"),
+        )
+        products = 8 * width * self.plan.samples * (1 if self.apart else 2)
+        brought = fetches if self.apart else 2 * fetches + 1
+        events = [
+            Event("products", made_by(*made, names=("FFMA",)), products * self.plan.groups),
+            Event("brought", made_by(*made, names=("LDGSTS",)), brought * self.plan.groups),
+        ]
+        return self._around(("part", is_chunk, from_above), made_by(move_part, names=("FFMA",)), events, never)
+
+    def _constant(self, of_input: bool) -> Way:
+        """The update of a bias, in layer 0 with the input's drive, of an octet and a group."""
+        lines = self.kernel.lines(UPDATE, "move_constant")
+        gram = made_by(lines.matching(r"layout\.gram \+"), names=("LDS",))
+        sums = made_by(self.kernel.lines(UPDATE, "sum_of_moves").matching(r"factor\(b\) \*"), names=("LDS",))
+        events = [Event("x x^T and moved", sums, self.batch * (1 + of_input))]
+        if of_input:
+            events.append(Event("x x^T", gram, at_least=True))
+        return self._around(("constant", of_input), made_by(lines, names=("STS",)), events, never if of_input else gram)
+
+    def _barrier(self) -> Way:
+        """Of the block, between the update and the new states."""
+        sync = made_by(self.kernel.lines(RELAXATION, "move_weights"), names=("BAR",))
+        inside = self.kernel.graph.instructions_of(self._step)
+        return Way([(next(i for i in inside if sync(i) and i.opcode.startswith("BAR.SYNC")), False)], 0)
+
+
+def trace_of(ways: Sequence[Way]) -> list[Step]:
+    return [step for way in ways for step in way.steps]
+
+
+def row_of(ways: Ways, case: Any, phase: str, steps: int) -> TeamRow:
+    """Of a case of the benchmark, of the busiest block."""
+    plan, reads = ways.plan, Reads.of_layers(case.sizes)
+    found = []
+    for layers in {tuple(layers) for layers in plan.layers_of_octets if layers}:
+        warps = [ways.of_warp(warp, layers, reads) for warp in range(plan.warps)]
+        traces = [*map(trace_of, warps)]
+        longest = max(range(plan.warps), key=lambda warp: len(traces[warp]))
+        found.append((simulate(traces).clocks, layers, traces[longest], warps[longest]))
+    clocks, layers, trace, of_longest = max(found, key=lambda one: one[:2])
+    update = 0
+    if ways.moves:
+        of_update = [trace_of(ways.update_of_warp(warp, layers, reads)) for warp in range(plan.warps)]
+        update = simulate(of_update).clocks
+    exchange = EXCHANGE_CLOCKS[plan.team]
+    # With more groups than one a cluster works on the others while one's states are under way.
+    hides = plan.team == "cluster" and plan.groups > 1
     return TeamRow(
-        case.name, case.batch, plan["blocks"], plan["teams"], plan["samples"], plan["groups"], plan["rounds"],
-        len(busiest), plan["warps"], len(longest), counted(one for one, _ in longest)["multiply_adds"], all_clocks,
-        exchange, step / CLOCKS_OF_A_MICROSECOND,
+        case.name, phase, case.batch, plan.team, plan.blocks, plan.teams, plan.samples, plan.groups, plan.rounds,
+        len(layers), plan.warps, len(trace), sum(one.name == "FFMA" for one, _ in trace),
+        sum(way.unwanted for way in of_longest), clocks, update, exchange,
+        (clocks + (0 if hides else exchange)) / CLOCKS_OF_A_MICROSECOND, steps,
     )  # fmt: skip
 
 
-def block_clocks(ways: Sequence[list[Step]], layers: Sequence[int], warps: int) -> float:
-    """Of one group, by all warps of a block that has octets of these layers."""
-    of_warps: list[list[Step]] = [[] for _ in range(min(warps, len(layers)))]
-    for number, layer in enumerate(layers):
-        of_warps[number % warps] += ways[layer]
-    return simulate(of_warps, None).clocks
+def rows_of(kernels: dict[str, Kernel], case: Any) -> list[TeamRow]:
+    """Of free steps and of nudged ones. EP's are the same, but for the nudge of the output, which is not in it."""
+    from ceprop_cuda import _C
+
+    preset = case.preset
+    if preset.schedule != "synchronous" or preset.dynamics != "prototypical" or preset.activation != "sigmoid":
+        raise ValueError(f"{case.name}: only synchronous steps of prototypical dynamics and sigmoids are followed")
+    facts = _C.launch_plan(
+        **H100, widths=case.sizes, asynchronous=False, batch=case.batch, number_bytes=4, continual=preset.continual,
+        tolerance=False,
+    )  # fmt: skip
+
+    def row(prefix: str, where: str, phase: str, steps: int) -> TeamRow:
+        plan = Plan.of(facts, prefix)
+        of_launch = facts["team"]  # the kernel is that of the first team
+        samples = plan.samples if prefix == "" else facts["samples"]
+        name = f"float, Team{samples}, In{of_launch.capitalize()}{', Moves' if preset.continual else ''}"
+        ways = Ways(kernels[name], where, plan, case.batch, apart=preset.feedback == "free")
+        return row_of(ways, case, phase, steps)
+
+    if not preset.continual:
+        return [row("", RESTING, "free, nudged", case.steps)]
+    return [
+        row("", RESTING, "free", case.free_steps),
+        row("moving_", MOVING, "nudged", case.nudged_steps),
+    ]
 
 
 def markdown_of(rows: Sequence[TeamRow]) -> str:
     from ceprop_cuda.tables import markdown
 
-    lines = [["case", "blocks of a team", "teams", "samples", "rounds", "octets of a block", "instructions", "FFMA"]]
-    lines[0] += ["clocks", "exchange (assumed)", "us a step, predicted"]
+    lines = [["case", "steps", "team", "blocks", "teams", "samples", "rounds", "octets of a block", "warps"]]
+    lines[0] += ["instructions", "FFMA", "clocks", "of the update", "exchange (assumed)", "us a step, predicted"]
     for row in rows:
         samples = f"{row.groups} x {row.samples}"
-        cells = [row.blocks, row.teams, samples, row.rounds, row.octets, row.instructions, row.multiply_adds]
-        lines.append([row.case, *map(str, cells), f"{row.clocks:.0f}", str(row.exchange_clocks), f"{row.step_us:.2f}"])
+        cells = [row.blocks, row.teams, samples, row.rounds, row.octets, row.warps, row.instructions, row.multiply_adds]
+        cells += [row.clocks, row.update_clocks, row.exchange_clocks]
+        lines.append([row.case, row.phase, row.team, *map(str, cells), f"{row.step_us:.2f}"])
+    return markdown(lines)
+
+
+def markdown_of_training(rows: Sequence[TeamRow]) -> str:
+    from ceprop_cuda.tables import markdown
+
+    lines = [["case", "steps", "us of all steps, predicted"]]
+    for case in dict.fromkeys(row.case for row in rows):
+        own = [row for row in rows if row.case == case]
+        steps = " + ".join(f"{row.steps} x {row.rounds * row.step_us:.2f}" for row in own)
+        lines.append([case, steps, f"{sum(row.steps * row.rounds * row.step_us for row in own):.0f}"])
     return markdown(lines)
 
 
 def main() -> None:
-    from ceprop_cuda import _C
+    from ceprop_cuda.bench.cases import chosen_cases
 
-    program = begun(__doc__)
-    if program is None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sources", type=Path, default=compiled.CSRC, metavar="csrc", help="whose kernels")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results, for the sources that lie beside it")
+    args = parser.parse_args()
+    tools = compiled.tools()
+    if tools is None:
         return
-    tools, csrc, out = (program.nvcc, program.nvdisasm), program.csrc, program.out
+    csrc = args.sources.resolve()
+    out = args.out or (compiled.RESULTS if csrc == compiled.CSRC else None)
     found = compiled.kernels(*tools, csrc / FILE, lambda name: name.startswith("float"))
     kernels = {name: Kernel(name, instructions, csrc) for name, instructions in found.items()}
-    device = {key: value for key, value in H100.items() if key != "compute_capability"} | {"clusters": CLUSTERS}
-    rows = [
-        row_of(
-            kernels,
-            case,
-            _C.team_plan(**device, widths=case.widths, asynchronous=False, batch=case.batch, number_bytes=4),
-        )
-        for case in CASES
-    ]
-    print(markdown_of(rows))
+    rows = [row for case in chosen_cases(CASES) for row in rows_of(kernels, case)]
+    print(f"Steps:\n\n{markdown_of(rows)}\n\nAll steps of a training step:\n\n{markdown_of_training(rows)}\n")
     if out:
-        cuda_resources.write_table(out / "sass_teams.csv", rows, program.made_by())
+        made_by = cuda_resources.what_made(cuda_resources.version_of(tools[0]), compiled.SCRIPTS, csrc / "cuda")
+        cuda_resources.write_table(out / "sass_teams.csv", rows, made_by)
         print(f"{out / 'sass_teams.csv'} is written")
 
 

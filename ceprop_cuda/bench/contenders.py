@@ -25,9 +25,8 @@ from .stepwise import Stepwise
 Step = Callable[[Tensor, Tensor], list[Tensor]]
 Build = Callable[[Case, Network], Step]
 
-
 # What a GPU can run by, and the rules' name for it.
-ENGINES: dict[str, EngineName] = {"launch": "launch", "teams": "teams", "library": "graph"}
+ENGINES: dict[str, EngineName] = {"teams": "teams", "library": "graph"}
 
 
 def _by_rule(backend: Backend, case: Case, net: Network, engine: EngineName = "auto") -> Step:
@@ -131,11 +130,11 @@ CONTENDERS_OF_CONVOLUTIONS: dict[str, Callable[[], Build]] = {
     "autograd": lambda: partial(_by_engine, AUTOGRAD_OF_PHI),
 }
 CONTENDERS_ON_CUDA: dict[str, Callable[[], Build]] = {"graph": lambda: _in_graph}
-DENSE_ON_CUDA: dict[str, Callable[[], Build]] = {"teams": lambda: partial(by_engine, "teams")}
+# Of dense layers, which "fused" runs by teams; it runs convolutions by the library itself.
+DENSE_ON_CUDA: dict[str, Callable[[], Build]] = {"library": lambda: partial(by_engine, "library")}
 
-# What these are made of fails in as many ways as there are machines that lack something it needs; and not every network
-# has room in a team.
-MAY_FAIL = ("compile", "graph", *DENSE_ON_CUDA)
+# What these are made of fails in as many ways as there are machines that lack something it needs.
+MAY_FAIL = ("compile", "graph")
 
 
 def contenders(device: str, convolutional: bool = False) -> dict[str, Build]:

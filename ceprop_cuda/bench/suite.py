@@ -43,7 +43,7 @@ class Row:
     needed_gflop_per_s: float | None = None
     mm_gflop_per_s: float | None = None  # of torch.mm of square matrices, measure.MM_SIZES, in the same rounds
     fraction_of_mm: float | None = None
-    predicted_ms: float | None = None  # of one launch on a GPU, by _predicted_ms()
+    predicted_ms: float | None = None  # on a GPU, by _predicted_ms()
 
 
 @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # by default, PyTorch rounds what convolutions multiply
@@ -95,13 +95,18 @@ def _step(case: Case, build: Build) -> tuple[Callable[[], object], Callable[[], 
 
 
 def _predicted_ms(case: Case) -> float | None:
-    """What the launch planner expects of all steps, by arithmetic: without what a call does before and after them, and
-    without updates of weights. None of what does not run in one launch."""
+    """What the planner of teams expects of all steps, by arithmetic: without what a call does before and after them,
+    and without updates of weights. None of what teams do not run."""
     if case.device == "cpu":
         return None
     net, x, _ = case.problem(torch.float32)
-    step_us = ops.launch_plan(net.circuit(), x).get("step_us")
-    return None if step_us is None else step_us * case.steps / 1e3
+    continual = case.preset.continual and not case.relaxes_only
+    plan = ops.launch_plan(net.circuit(), x, continual=continual)
+    if plan["engine"] != "teams":
+        return None
+    free_us = plan["rounds"] * plan["step_us"]
+    nudged_us = plan["moving_step_us"] if continual else free_us
+    return (case.free_steps * free_us + case.nudged_steps * nudged_us) / 1e3
 
 
 def _row(

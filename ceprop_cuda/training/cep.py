@@ -53,10 +53,10 @@ class CEP(NudgedRule):
             between its two nudged phases.
             A phase that ``tolerance`` ends early leaves out the weight decay of its remaining steps, too. The drives of
             ``gate`` are those of each step; with "unit", C-VF follows Theorem 1 of arXiv 2005.04169.
-        update: which form of the exact continual update the kernels run: "literal" moves the weights at every step,
-            "low_rank" keeps them constant and adds the change as products with B x B matrices wherever that is exact,
-            "auto" takes the one with fewer operations, see :func:`ceprop_cuda.plan`. All give the same numbers up to
-            rounding; the reference has only one form.
+        update: which form of the exact continual update the kernels of a CPU run: "literal" moves the weights at every
+            step, "low_rank" keeps them constant and adds the change as products with B x B matrices wherever that is
+            exact, "auto" takes the one with fewer operations, see :func:`ceprop_cuda.plan`. All give the same numbers
+            up to rounding. On a GPU the weights always move at every step. The reference has only that form.
 
     Raises:
         ValueError, TypeError: as :class:`EP`; or a rate is negative, or there is not one for every connection.

@@ -38,9 +38,9 @@ class EP(NudgedRule):
         engine: as for :class:`ceprop_cuda.training.Rule`.
         tolerance: None, or end a phase already after 4, 8, 12, ... of its steps if the last of them moved no unit of
             any sample of the batch by more than this. 0 ends it only where further steps would change nothing.
-        precision: "exact", or on a GPU "tf32" or "bf16": tensor cores compute the steps' products, whose factors are
-            rounded to 11 or 8 bits; sums, states, parameters and contrasts stay float32. The reference is always exact,
-            and what ``backend="auto"`` runs where the kernels have no such products, as on the CPU.
+        precision: "exact", or "tf32" of float32 on a GPU since Ampere: PyTorch's operators compute the steps' products
+            from factors that are rounded to 11 bits. Sums, states, parameters and contrasts stay exact float32. The
+            reference is always exact, and ``backend="auto"`` runs it where there are no such products, as on the CPU.
         gate: of free feedback, a factor rho'(a) on what every unit has moved by, s'[l] - s[l], before it enters the
             update of W[l], b[l] and V[l+1]. "unit": a is the unit's whole drive, as Theorem 1 of arXiv 2005.04169 asks.
             "connection": a is only what comes through the connection that learns, W[l] s[l-1] + b[l] for W[l] and

@@ -69,9 +69,10 @@ class Plan:
 def plan(net: Network, rule: NudgedRule, batch: int) -> Plan:
     """What a training step of ``rule`` on ``net`` costs for ``batch`` samples; trains nothing.
 
-    The kernels take, for continual EP, the form of each update that needs fewer operations (2005.04168's update moves
-    the weights at every step; the exact low-rank form keeps them constant), or the one that ``rule.update`` names.
-    Runs a few free steps to measure their speed, with as many threads as torch has; waits for a GPU.
+    The kernels of a CPU take, for continual EP, the form of each update that needs fewer operations (2005.04168's
+    update moves the weights at every step; the exact low-rank form keeps them constant), or the one that
+    ``rule.update`` names. Runs a few free steps to measure their speed, with as many threads as torch has; waits for a
+    GPU.
 
     Raises:
         TypeError: ``rule`` has no nudged phase, as EP, CEP and rules of your own that derive from NudgedRule have.
@@ -89,12 +90,15 @@ def plan(net: Network, rule: NudgedRule, batch: int) -> Plan:
         costs = costs_of_convolutions(net, work, batch)
         forms = {"input": "literal", "inner": "literal"} if work.continual else {}
         return Plan(costs, forms, {}, _expected_ms(net, work, batch, costs))
+    on_cpu = net.weights[0].device.type == "cpu"
+    if not on_cpu:
+        work = work._replace(update="literal")  # between layers; the input's always telescopes there
     parts, chosen = _C.step_costs(
         widths=[net.weights[0].shape[1], *(w.shape[0] for w in net.weights)],
         readout=net.readout is not None,
         free_feedback=net.free_feedback is not None,
         asynchronous=net.dynamics.schedule == "asynchronous",
-        literal_input=net.weights[0].device.type == "cpu",
+        literal_input=on_cpu,
         batch=batch,
         number_bytes=net.weights[0].element_size(),
         **work._asdict(),

@@ -42,10 +42,11 @@ class Rule(Checked):
         loss: "mse", ||y - s||^2 / 2, or "cross_entropy" (linear output units or a readout). None: "mse", with a
             readout "cross_entropy".
         backend: "auto", "fused" or "reference".
-        engine: of the kernels, for tests and measurements: "launch", the fused ones, which take chains and on a GPU
-            are one launch, of dense layers alone; "teams", on a GPU and of EP on dense chains alone, one launch in
-            which teams of blocks own samples; "graph", PyTorch's operators with kernels around them, which take any
-            network and on a GPU are recorded in a CUDA graph; or "auto", the fused ones where they can run.
+        engine: which part of the compiled code computes, for tests and measurements. "fused": the fused kernels of a
+            CPU, which take chains of layers. "teams": those of a GPU, which run a call on a chain of dense layers in
+            one launch, but have no readout and of EP neither a gate nor ``accumulate``. "graph": PyTorch's operators
+            with kernels around them, which take any network and on a GPU are recorded in a CUDA graph. "auto": the
+            device's fused kernels or teams where they can run, else PyTorch's operators.
     """
 
     net: Network = setting(_network, kw_only=False, decides=False)

@@ -95,14 +95,13 @@ inline std::optional<Form> parse_update(std::string_view given) {
 inline Gate parse_gate(std::string_view given) { return parse<Gate>("gate", given, gate_names); }
 
 inline Precision parse_precision(std::string_view given) {
-  constexpr std::pair<const char*, Precision> choices[] = {
-      {"exact", Precision::exact}, {"tf32", Precision::tf32}, {"bf16", Precision::bf16}};
+  constexpr std::pair<const char*, Precision> choices[] = {{"exact", Precision::exact}, {"tf32", Precision::tf32}};
   return parse("precision", given, choices);
 }
 
 inline Engine parse_engine(std::string_view given) {
   constexpr std::pair<const char*, Engine> choices[] = {
-      {"auto", Engine::automatic}, {"launch", Engine::launch}, {"teams", Engine::teams}, {"graph", Engine::graph}};
+      {"auto", Engine::automatic}, {"fused", Engine::fused}, {"teams", Engine::teams}, {"graph", Engine::graph}};
   return parse("engine", given, choices);
 }
 

@@ -61,7 +61,7 @@ class Connections {
                               made.padding, {1, 1}, false, {0, 0}, 1, benchmarks, is_deterministic, true, tf32_)
           .contiguous();
     }
-    const Tensor sum = at::mm(below.flatten(1), weight.t());
+    const Tensor sum = dense_product(below.flatten(1), weight);
     return bias.defined() ? sum.add_(bias) : sum;  // at::addmm takes tf32 where the process allows it, guard or not
   }
 
@@ -70,7 +70,7 @@ class Connections {
     const at::NoTF32Guard exact;
     const Tensor& weight = has_feedback(c) ? parameters.feedback[at(c).feedback] : parameters.weights[c];
     const std::vector<int64_t> sizes = shape_.sizes(at(c).below, batch_);
-    if (!shape_.is_convolution(c)) return at::mm(above.flatten(1), weight).view(sizes);
+    if (!shape_.is_convolution(c)) return dense_product(above.flatten(1), weight.t()).view(sizes);
     const Convolution& made = at(c).convolution;
     int64_t rest[2];  // of the map below, what no kernel reaches
     for (int i = 0; i < 2; ++i)
@@ -119,6 +119,16 @@ class Connections {
 
  private:
   const Connection& at(int c) const { return shape_.connections[c]; }
+
+  // below [B, n] times weight [m, n], transposed. In tf32 as a convolution: at::mm asks settings of the whole process.
+  Tensor dense_product(const Tensor& below, const Tensor& weight) const {
+    if (!tf32_) return at::mm(below, weight.t());
+    const auto as_map = [](const Tensor& matrix) { return matrix.unsqueeze(-1).unsqueeze(-1); };
+    return at::_convolution(as_map(below), as_map(weight), std::nullopt, {1, 1}, {0, 0}, {1, 1}, false, {0, 0}, 1,
+                            benchmarks, is_deterministic, true, true)
+        .flatten(1)
+        .contiguous();
+  }
   bool pools(int c) const { return shape_.is_convolution(c) && at(c).convolution.pool != Pool::none; }
 
   std::vector<int64_t> weight_sizes(int c) const {

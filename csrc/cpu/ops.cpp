@@ -66,7 +66,7 @@ class Cpu {
  public:
   Cpu(const Tensor& x, Precision precision, Engine engine) : options_(x.options()), engine_(engine), set_(kernels()) {
     TORCH_CHECK_VALUE(precision == Precision::exact, "precision must be 'exact' on the CPU: the others are CUDA's");
-    TORCH_CHECK_VALUE(engine != Engine::teams, "engine must not be 'teams' on the CPU: it is CUDA's");
+    TORCH_CHECK_VALUE(engine != Engine::teams, "engine must not be 'teams' on the CPU: it is a GPU's");
   }
 
   Tensor new_steps(int64_t phases) const { return at::empty({phases}, at::kLong); }
@@ -106,7 +106,7 @@ class Cpu {
   void run(Call& call, bool (*kernel)(const Call&, int)) const {
     call.stop.interrupted = interrupted;
     const std::string obstacle = obstacle_of(call);
-    TORCH_CHECK_VALUE(engine_ != Engine::launch || obstacle.empty(), "engine must not be 'launch': ", obstacle);
+    TORCH_CHECK_VALUE(engine_ != Engine::fused || obstacle.empty(), "engine must not be 'fused': ", obstacle);
     const bool fused = engine_ != Engine::graph && obstacle.empty();
     if (fused ? kernel(call, threads_for(call)) : cpu::run_by_aten(call, options_)) raise_interrupt();
   }

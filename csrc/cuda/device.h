@@ -3,22 +3,15 @@
 
 #ifndef CUDA_EMULATION
 #include <cooperative_groups.h>
-#include <cuda_bf16.h>
 #include <cuda_pipeline_primitives.h>
-#include <mma.h>
 #endif
 
-// Clusters of blocks exist on sm_90 and newer, tensor cores that take tf32 and bfloat16 on sm_80 and newer. Code for
-// what an architecture lacks is left out of its binary; the planner never launches it there.
+// Clusters of blocks exist on sm_90 and newer. Code for what an architecture lacks is left out of its binary; the
+// planner never launches it there.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define DEVICE_HAS_CLUSTERS 1
 #else
 #define DEVICE_HAS_CLUSTERS 0
-#endif
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-#define DEVICE_HAS_TENSOR_FLOATS 1
-#else
-#define DEVICE_HAS_TENSOR_FLOATS 0
 #endif
 
 // Parameters that tell the emulation where a barrier was called: a test leaves each out in turn.
@@ -36,17 +29,11 @@
 
 // A raw __shared__ cannot be emulated: where the memory lies depends on the block that runs.
 #ifdef CUDA_EMULATION
-#define SHARED_ARRAY(type, name, extents)                       \
-  using name##_shared_type = type extents;                      \
-  static const char name##_shared_key = 0;                      \
-  name##_shared_type& name = *static_cast<name##_shared_type*>( \
-      cuda_emulation::static_shared(&name##_shared_key, sizeof(name##_shared_type), alignof(name##_shared_type)))
 template <class T>
 inline T* dynamic_shared_memory() {
   return static_cast<T*>(cuda_emulation::builtins.dynamic_shared);
 }
 #else
-#define SHARED_ARRAY(type, name, extents) __shared__ __align__(128) type name extents
 template <class T>
 __device__ __forceinline__ T* dynamic_shared_memory() {
   extern __shared__ __align__(128) unsigned char dynamic_shared_bytes[];

@@ -11,11 +11,11 @@
 
 namespace ceprop {
 
-// What runs a call: the fused kernels where they can, the fused kernels, those of them by which teams of a GPU's blocks
-// own samples, or torch's operators around the kernels of aten/.
-enum class Engine { automatic, launch, teams, graph };
+// What runs a call: the fused kernels of a CPU; those of a GPU, teams of its blocks; torch's operators around the
+// kernels of aten/; or the first of these that can.
+enum class Engine { automatic, fused, teams, graph };
 // To what the operands of products are rounded on a GPU; their sums stay exact.
-enum class Precision { exact, tf32, bf16 };
+enum class Precision { exact, tf32 };
 
 enum class Pool { none, max, avg };
 

@@ -68,47 +68,47 @@ def test_engines_say_what_they_cannot_run() -> None:
     joined = [("input", "a", 11, 5), ("input", "b", 11, 3), ("a", "b", 5, 3)]
     connections = [(below, above, torch.nn.Linear(*sizes)) for below, above, *sizes in joined]
     graph = cep.graph(connections, input_shape=11, output="b").double()
-    message = "engine='launch' is for the fused kernels, and they take chains"
+    message = "engine='fused' is for the fused kernels of a CPU, and they take chains"
     with pytest.raises(backends.FusedUnavailable, match=message):
-        graph.relax(batch()[0], 2, engine="launch", backend="fused")
+        graph.relax(batch()[0], 2, engine="fused", backend="fused")
     conv = cep.convnet((1, 6, 6), channels=(2,), kernels=3, pools="m", fc=(3,), feedback="free").double()
-    rule = cep.EP(conv, 4, 2, 0.2, gate="unit", engine="launch", backend="fused")
-    with pytest.raises(backends.FusedUnavailable, match="only those for dense layers on the CPU have a gate"):
+    rule = cep.EP(conv, 4, 2, 0.2, gate="unit", engine="fused", backend="fused")
+    with pytest.raises(backends.FusedUnavailable, match="only those for dense layers have a gate"):
         rule.backward(torch.rand(2, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 1]))
     with pytest.raises(
         backends.FusedUnavailable, match="engine='teams' is for teams of a GPU's blocks, and this tensor"
     ):
         ep_rule(mlp(), engine="teams", backend="fused").backward(*batch())
-    with pytest.raises(ValueError, match="engine must be one of 'auto', 'launch', 'teams', 'graph', got 'grid'"):
+    with pytest.raises(ValueError, match="engine must be one of 'auto', 'fused', 'teams', 'graph', got 'grid'"):
         ep_rule(mlp(), engine="grid")
 
 
 def test_convolutions_on_a_gpu_run_by_the_operators_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked without a GPU: of tensors without memory."""
-    monkeypatch.setattr(ops._C, "cuda_device", lambda index: {"compute_capability": 90}, raising=False)
+    monkeypatch.setattr(ops._C, "cuda_device", lambda index: {}, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     circuit = cep.convnet((1, 6, 6), channels=(2,), kernels=3, pools="m", fc=(3,)).circuit()
     with FakeTensorMode():
         x = torch.empty(2, 1, 6, 6, device="cuda:0")
         for engine in ("auto", "graph"):
-            assert ops.obstacle(circuit, x, engine=engine) is None
-            assert ops.obstacle(circuit, x, "tf32", engine=engine) is None
-            for other, precision in ((x, "bf16"), (x.double(), "tf32")):
-                reason = "or, for float32 on compute capability 8.0 and newer, 'tf32'"
-                assert reason in str(ops.obstacle(circuit, other, precision, engine=engine))
-                with pytest.raises(ValueError, match=reason):
-                    ops.launch_plan(circuit, other, precision, engine=engine)
-            assert ops.launch_plan(circuit, x, engine=engine) == {"exchange": "library"}
-        assert "on a GPU they take dense layers" in str(ops.obstacle(circuit, x, engine="launch"))
+            for precision in ("exact", "tf32"):
+                assert ops.obstacle(circuit, x, precision, engine=engine) is None
+                assert ops.launch_plan(circuit, x, precision=precision, engine=engine) == {"engine": "graph"}
+            reason = "precision='tf32' takes float32 on a GPU of compute capability 8.0 or more"
+            assert ops.obstacle(circuit, x.double(), "tf32", engine=engine) == reason
+            with pytest.raises(ValueError, match=reason):
+                ops.launch_plan(circuit, x.double(), precision="tf32", engine=engine)
+        assert "this tensor is on a GPU" in str(ops.obstacle(circuit, x, engine="fused"))
         assert "they take chains of dense layers" in str(ops.obstacle(circuit, x, engine="teams"))
-        with pytest.raises(ValueError, match="one launch on a GPU takes a chain of dense layers"):
-            ops.launch_plan(circuit, x, engine="launch")
+        with pytest.raises(ValueError, match="they take chains of dense layers"):
+            ops.launch_plan(circuit, x, engine="teams")
 
 
 @pytest.mark.parametrize("call", ["EP", "CEP"])
 def test_engines_compute_the_same(call: str) -> None:
     (x, y), results = batch(), []
     start = mlp()
-    for engine in ("launch", "graph"):
+    for engine in ("fused", "graph"):
         net = copy.deepcopy(start)
         if call == "EP":
             ep_rule(net, engine=engine, backend="fused").backward(x, y)
@@ -133,7 +133,7 @@ def test_auto_runs_the_fused_kernels_where_they_can(
         CALLS[call](net, x, y, "auto")
     # BPTT's unrolled steps are the reference's by definition, those before them are not.
     assert ran == (["ops", "reference"] * 3 if call == "BPTT" else ["ops"] * 3)
-    assert said() == [(logging.INFO, "running the fused kernels on cpu")]
+    assert said() == [(logging.INFO, "running the compiled kernels on cpu")]
 
 
 def test_forward_runs_the_fused_kernels(ran: list[str]) -> None:
@@ -206,7 +206,7 @@ def test_tensor_cores_are_a_gpus(said: Callable[[], list[tuple[int, str]]]) -> N
 
 def test_an_unknown_precision_is_refused() -> None:
     net, (x, _) = mlp(), batch()
-    wanted = "precision must be one of 'exact', 'tf32', 'bf16', got 'fp8'"
+    wanted = "precision must be one of 'exact', 'tf32', got 'fp8'"
     for call in (
         lambda: net.relax(x, 2, precision="fp8"),
         lambda: ep_rule(net, precision="fp8"),
@@ -215,7 +215,7 @@ def test_an_unknown_precision_is_refused() -> None:
         with pytest.raises(ValueError, match=wanted):
             call()
     with pytest.raises(ValueError, match="precision must be 'exact' on the CPU"):
-        ops.relax(net.circuit(), x, 2, precision="bf16")
+        ops.relax(net.circuit(), x, 2, precision="tf32")
 
 
 # --- Without autograd

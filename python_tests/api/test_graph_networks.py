@@ -172,7 +172,7 @@ def test_the_kernels_take_graphs(name: str, caplog: pytest.LogCaptureFixture) ->
     for backend in ("auto", "fused"):
         for s, wanted in zip(net.relax(x, 9, backend=backend), net.relax(x, 9, backend="reference"), strict=True):
             assert relative_error(s, wanted) < 1e-13
-    assert caplog.messages == ["running the fused kernels on cpu"]
+    assert caplog.messages == ["running the compiled kernels on cpu"]
     nets = [copy.deepcopy(net) for _ in range(2)]
     for one, backend in zip(nets, ("auto", "reference"), strict=True):
         cep.EP(one, 9, 3, 0.2, nudging="symmetric", backend=backend).backward(x, y)

@@ -143,9 +143,9 @@ def test_what_the_ops_refuse(op: str) -> None:
     with pytest.raises(ValueError, match="gate must be 'none' with tied feedback, got 'connection'"):
         getattr(torch_ops, op)(*arguments, **{**keywords(op), "feedback": "tied", "gate": "connection"})
     arguments, settings = arguments_of_chain(op)
-    wanted = "engine must not be 'launch': the fused kernels have no gate for convolutions"
+    wanted = "engine must not be 'fused': the fused kernels have no gate for convolutions"
     with pytest.raises(ValueError, match=wanted):
-        getattr(torch_ops, op)(*arguments, **settings, gate="unit", engine="launch")
+        getattr(torch_ops, op)(*arguments, **settings, gate="unit", engine="fused")
 
 
 @pytest.mark.parametrize("gate", GATES)

@@ -106,11 +106,11 @@ def test_graphs_compile() -> None:
             r"weights\[2\] \(layer 1 -> layer 2\) ends at the output, so it must be dense",
         ),
         (
-            {"engine": "launch"},
-            "engine must not be 'launch': the fused kernels take chains of layers",
+            {"engine": "fused"},
+            "engine must not be 'fused': the fused kernels take chains of layers",
         ),
         ({"engine": "teams"}, "engine must not be 'teams' on the CPU"),
-        ({"engine": "grid"}, "engine must be one of 'auto', 'launch', 'teams', 'graph', got 'grid'"),
+        ({"engine": "grid"}, "engine must be one of 'auto', 'fused', 'teams', 'graph', got 'grid'"),
         ({"readout": True}, "joined must hold 8 numbers, two per connection but a readout's, or none, got 10"),
     ],
 )
@@ -183,9 +183,9 @@ def test_chains_said_as_graphs_are_chains() -> None:
     nudge = Nudge(target, 0.3)
     given, settings = arguments_of("ep_step", (circuit, x, target), nudge)
     joined = [layer for c in circuit.connections for layer in (c.below, c.above)]
-    plain: list[Any] = list(torch_ops.ep_step(*given, **settings, engine="launch"))
+    plain: list[Any] = list(torch_ops.ep_step(*given, **settings, engine="fused"))
     for changes in ({"joined": joined}, {"joined": joined, "turns": [0] * circuit.layers}):
-        for a, b in zip(torch_ops.ep_step(*given, **settings | changes, engine="launch"), plain, strict=True):
+        for a, b in zip(torch_ops.ep_step(*given, **settings | changes, engine="fused"), plain, strict=True):
             assert all(map(torch.equal, a, b))
 
 
@@ -194,8 +194,8 @@ def test_an_engine_is_taken_as_asked() -> None:
     nudge, phases = Nudge(target, 0.3), {"free_steps": 5, "nudged_steps": 3}
     by: dict[str, list[Tensor]] = {
         engine: ops.ep_step(circuit, x, nudge, **phases, engine=engine).gradients.parameters()
-        for engine in ("auto", "launch", "graph")
+        for engine in ("auto", "fused", "graph")
     }
-    assert all(map(torch.equal, by["auto"], by["launch"]))
+    assert all(map(torch.equal, by["auto"], by["fused"]))
     assert not all(map(torch.equal, by["auto"], by["graph"]))
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(by["auto"], by["graph"], strict=True))

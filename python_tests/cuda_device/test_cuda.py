@@ -1,4 +1,4 @@
-"""The ops on a GPU: the kernels' numbers against the reference, and streams, graphs, devices and training."""
+"""Teams of blocks on a GPU: their numbers against the reference, and streams, graphs, devices and errors."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import Results, assert_agreement, errors, results_of
-from backend_calls import BATCH, CALLS, flat, mlp
-from backend_calls import batch as small_batch
-from emulated_teams import NETWORKS as TEAM_NETWORKS
-from emulated_teams import team_runs
+from agreement import Results, assert_agreement, results_of
+from backend_calls import CALLS, flat
+from emulated_teams import NETWORKS, team_runs
 from golden_steps import assert_step_is_golden
-from kernel_runs import all_runs, rates, run_relax
-from known_devices import PLACES
+from known_devices import KERNELS
+from large_logits import draws as draws_of_large_logits
 from last_places import assert_activation_is_right
-from not_finite_numbers import NETWORKS, assert_ops_store_nothing
+from not_finite_numbers import assert_ops_store_nothing
 from on_gpu import GPU, OnGpu, forced, learned, mapped, no_waiting, there
 from op_arguments import OPS, every_op, keywords, positional, torch_ops
-from problems import GOLDEN_WITHOUT_GATE, random_problem, relative_error
-from settling import FAMILIES, LEARNING, LIMIT, SIZES, learn
+from problems import GOLDEN_NAMES, load_golden, random_problem, relative_error
+from settling import FAMILIES, LEARNING, LIMIT, SIZES, assert_tolerances_are_exact, learn
 from settling import name_of as name_of_settings
+from tied_copies import assert_both_copies_stay_the_same
 from torch import Tensor
 from variants import TOLERANCES, VARIANTS, build, copy_of, name_of
 
 import ceprop_cuda as cep
 from ceprop_cuda import backends, ops
-from ceprop_cuda.choices import EngineName
 from ceprop_cuda.spec import reference
 from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge
 
@@ -42,9 +40,9 @@ LONG, SHORT = 10**9, 10**8  # clock cycles, about half a second and a tenth of t
 
 
 @pytest.fixture(autouse=True)
-def one_launch() -> Iterator[None]:
-    """A library's calls, networks with convolutions among them, are in test_cuda_graphs.py."""
-    with forced("launch"):
+def by_teams() -> Iterator[None]:
+    """What PyTorch's operators run is in test_cuda_graphs.py."""
+    with forced("teams"):
         yield
 
 
@@ -52,16 +50,62 @@ def one_launch() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+@pytest.mark.parametrize("variant", NETWORKS, ids=name_of)
 def test_agreement(variant: dict[str, Any], dtype: torch.dtype) -> None:
     # As in test_kernels.check.
     few = dtype == torch.float32 and sum(variant["shape"][0]) * variant["shape"][1] < 1000
     draws = [build(variant, dtype, seed) for seed in range(5 if few else 1)]
-    assert_agreement(partial(all_runs, variant), draws, module=OnGpu())
+    assert_agreement(partial(team_runs), draws, module=OnGpu())
 
 
-@pytest.mark.parametrize("name", GOLDEN_WITHOUT_GATE)
+def name_of_kernel(kernel: tuple[str, int, tuple[int, ...], int]) -> str:
+    team, samples, _, _ = kernel
+    return f"{team}-of-{samples}"
+
+
+def problem_of(kernel: tuple[str, int, tuple[int, ...], int], feedback: str = "tied") -> tuple[Any, Nudge]:
+    """A problem that runs by this kernel on an H100; skips where another kernel runs it."""
+    team, samples, *shape = kernel
+    dtype = torch.float64 if samples == 2 else torch.float32
+    problem, nudge = build({**VARIANTS[0], "shape": shape, "feedback": feedback}, dtype)
+    for continual in (False, True):
+        plan = ops.launch_plan(*there((problem.circuit, problem.x)), continual=continual)
+        if torch.cuda.get_device_capability() != (9, 0) and (plan.get("team"), plan.get("samples")) != (team, samples):
+            pytest.skip(f"not here: {plan}")
+        assert (plan["team"], plan["samples"], plan.get("moving_team", "grid")) == (team, samples, "grid")
+    return problem, nudge
+
+
+@pytest.mark.parametrize("feedback", ["tied", "free"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=name_of_kernel)
+def test_every_kernel(kernel: tuple[str, int, tuple[int, ...], int], feedback: str) -> None:
+    """With free feedback C-EP has a gate."""
+    assert_agreement(partial(team_runs), [problem_of(kernel, feedback)], module=OnGpu())
+
+
+@pytest.mark.parametrize("batch", [1, 20, 64, 300])
+@pytest.mark.parametrize("shape", [(784, 512, 10), (784, 512, 512, 10)], ids=str)
+def test_networks_of_the_papers(shape: tuple[int, ...], batch: int) -> None:
+    draws = [build({**VARIANTS[0], "shape": (shape, batch)}, torch.float32)]
+    assert_agreement(partial(team_runs), draws, module=OnGpu())
+
+
+@pytest.mark.parametrize("gate", ["unit", "connection"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gates_of_continual_ep_agree(symmetric: bool, gate: str) -> None:
+    def run(module: Any, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results:
+        settings = {"free_steps": 6, "nudged_steps": 4, "symmetric": symmetric, "gate": gate, "weight_decay": 0.1}
+        return results_of(module.cep_step(copy_of(circuit), x, nudge, **settings, lr=[0.05, 0.02, 0.01]), circuit)
+
+    for dtype in TOLERANCES:
+        problem = random_problem((40, 33, 20, 10), 20, feedback="free", dtype=dtype)
+        assert_agreement(run, [(problem, Nudge(problem.target, 0.4))], module=OnGpu())
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_golden_cases(name: str) -> None:
+    if "gate" in (settings := load_golden(name).settings) and "lr" not in settings:
+        pytest.skip("teams have no gate of EP")
     assert_step_is_golden(name, OnGpu())
 
 
@@ -69,6 +113,19 @@ def test_golden_cases(name: str) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_over_the_whole_range(activation: str, dtype: torch.dtype) -> None:
     assert_activation_is_right(OnGpu(), activation, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_agreement_on_the_softmax_of_large_logits(dtype: torch.dtype) -> None:
+    assert_agreement(partial(team_runs), draws_of_large_logits(dtype, readout=False)[1], module=OnGpu())
+
+
+@pytest.mark.parametrize("schedule", ["synchronous", "asynchronous"])
+def test_both_copies_of_tied_weights_stay_the_same(schedule: str) -> None:
+    assert_both_copies_stay_the_same(OnGpu(), schedule)
+
+
+# --- Phases that end early
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=name_of_settings)
@@ -81,7 +138,7 @@ def test_phases_relax_for_as_many_steps(family: dict[str, Any]) -> None:
             assert relative_error(a, b) < TOLERANCES[torch.float64]["floor"]
 
 
-@pytest.mark.parametrize("settings", LEARNING, ids=name_of_settings)
+@pytest.mark.parametrize("settings", [s for s in LEARNING if not s.get("accumulate")], ids=name_of_settings)
 @pytest.mark.parametrize("family", FAMILIES, ids=name_of_settings)
 def test_phases_learn_in_as_many_steps(family: dict[str, Any], settings: dict[str, Any]) -> None:
     problem = random_problem(SIZES, 23, **family)
@@ -97,68 +154,39 @@ def test_phases_learn_in_as_many_steps(family: dict[str, Any], settings: dict[st
     assert all(4 < count < LIMIT for count in steps[0])
 
 
-NUMBERS = [("exact", torch.float64), ("exact", torch.float32), ("tf32", torch.float32), ("bf16", torch.float32)]
-ROUNDING = {"exact": 0.0, "tf32": 2.0**-11, "bf16": 2.0**-8}  # of a factor
-# Times the rounding. Seen in the reference with rounded factors: 0.14 to 0.33, 2 to 8, 0.003 to 0.09.
-GRANTED = {"states": 1.0, "gradients": 16.0, "parameters": 0.5}
-
-
-def place_of(circuit: Circuit, x: Tensor, precision: str) -> str:
-    """One of PLACES, or why there is none."""
-    try:
-        plan = ops.launch_plan(*there((circuit, x)), precision)
-    except ValueError as error:
-        return str(error)
-    return plan["exchange"] if plan["resident"] else "streamed"
-
-
-def one_of_each(module: Any, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results:
-    phases = {"free_steps": 4, "nudged_steps": 3}
-    ep = module.ep_step(circuit, x, nudge, **phases)
-    continual = module.cep_step(copy_of(circuit), x, nudge, **phases, lr=rates(circuit))
-    of_steps = {"ep": results_of(ep, circuit), "cep": results_of(continual, circuit)}
-    results = {f"{op} {kind}": found for op, kinds in of_steps.items() for kind, found in kinds.items()}
-    return results | {"relax states": run_relax(module, circuit, x, nudge)["states"]}
-
-
-@pytest.mark.parametrize(("precision", "dtype"), NUMBERS)
-@pytest.mark.parametrize("place", PLACES)
-def test_every_kernel(place: str, precision: str, dtype: torch.dtype) -> None:
-    problem = random_problem(*PLACES[place], dtype=dtype)
-    actual_place = place_of(problem.circuit, problem.x, precision)
-    if torch.cuda.get_device_capability() != (9, 0) and actual_place != place:
-        pytest.skip(f"not here: {actual_place}")
-    assert actual_place == place
-    found = errors(one_of_each, problem, Nudge(problem.target, 0.4), OnGpu(precision))
-    for kind, (error, relative, floor) in found.items():
-        what = kind.split()[-1]
-        assert error <= relative + floor + GRANTED.get(what, 0) * ROUNDING[precision], kind
-        if what == "states":  # the tensor cores are used
-            assert error >= 0.02 * ROUNDING[precision], kind
-
-
-def test_tensor_cores_take_float32_alone() -> None:
-    net, (x, _) = mlp().to(GPU), there(small_batch())
-    with pytest.raises(backends.FusedUnavailable, match="take float32 numbers, got float64"):
-        net.relax(x, 2, backend="fused", precision="tf32")
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_phases_end_exactly_at_their_tolerance(dtype: torch.dtype) -> None:
+    assert_tolerances_are_exact(OnGpu(), dtype)
 
 
 # --- What the ops promise besides
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("variant", [*VARIANTS[::7], {**VARIANTS[0], "shape": PLACES["grid"]}], ids=name_of)
-def test_bitwise_the_same_from_run_to_run(variant: dict[str, Any], dtype: torch.dtype) -> None:
-    problem, nudge = build(variant, dtype)
-    first, *others = (all_runs(variant, OnGpu(), problem.circuit, problem.x, nudge) for _ in range(3))
+@pytest.mark.parametrize("kernel", KERNELS, ids=name_of_kernel)
+def test_bitwise_the_same_from_run_to_run(kernel: tuple[str, int, tuple[int, ...], int]) -> None:
+    problem, nudge = problem_of(kernel)
+    first, *others = (team_runs(OnGpu(), problem.circuit, problem.x, nudge) for _ in range(3))
     for run in others:
         for kind, tensors in first.items():
             assert all(map(torch.equal, tensors, run[kind])), kind
 
 
-@pytest.mark.parametrize("network", [name for name in NETWORKS if name != "convolutions"])
+@pytest.mark.parametrize("network", ["tied", "free", "energy"])
 def test_a_step_that_is_not_finite_stores_nothing(network: str) -> None:
     assert_ops_store_nothing(OnGpu(), network)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=name_of_kernel)
+def test_no_kernel_learns_from_what_is_not_finite(kernel: tuple[str, int, tuple[int, ...], int]) -> None:
+    problem, nudge = problem_of(kernel)
+    circuit, x = copy_of(problem.circuit), problem.x.clone()
+    x[-1, -1] = float("nan")
+    phases = {"free_steps": 4, "nudged_steps": 2}
+    ep = OnGpu().ep_step(circuit, x, nudge, **phases)
+    continual = OnGpu().cep_step(circuit, x, nudge, **phases, lr=[0.1] * len(circuit.weights))
+    assert ep.steps.tolist() == continual.steps.tolist() == [-1, -1]
+    assert not any(gradient.any() for gradient in ep.gradients.parameters())
+    assert all(map(torch.equal, circuit.parameters(), problem.circuit.parameters()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -182,21 +210,24 @@ def test_any_strides() -> None:
 FUSED_CALLS = [name for name in CALLS if name != "BPTT"]  # whose unrolled steps are the reference's
 
 
-def small_problem(kind: str = "dense") -> tuple[cep.Network, Tensor, Tensor]:
-    """A network, dense or with convolutions, inputs and class indices, in float64 on the GPU."""
-    x, y = there(small_batch())
-    if kind == "dense":
-        return mlp().to(GPU), x, y
-    net = cep.convnet((2, 9, 8), (3, 4), 3, 1, "ma", (3,)).to(GPU, torch.float64)
-    return net, torch.rand(BATCH, 2, 9, 8, device=GPU, dtype=torch.float64), y
+# A network and a batch for each kind of team in float64, and one for PyTorch's operators.
+KINDS = {team: (sizes, batch) for team, samples, sizes, batch in KERNELS if samples == 2} | {"convolutions": None}
 
 
-KINDS: dict[str, EngineName] = {"dense": "launch", "convolutions": "graph"}  # and by what they run
+def small_problem(kind: str = "block") -> tuple[cep.Network, Tensor, Tensor]:
+    """A network, inputs and class indices, in float64 on the GPU."""
+    if kind == "convolutions":
+        net, batch = cep.convnet((2, 9, 8), (3, 4), 3, 1, "ma", (3,)), 5
+    else:
+        sizes, batch = KINDS[kind]
+        net = cep.mlp(*sizes)
+    x, y = torch.rand(batch, *net.input_shape, dtype=torch.float64), torch.arange(batch) % net.classes
+    return net.to(GPU, torch.float64), x.to(GPU), y.to(GPU)
 
 
 @pytest.fixture
 def by_its_engine(kind: str) -> Iterator[None]:
-    with forced(KINDS[kind]):
+    with forced("graph" if kind == "convolutions" else "teams"):
         yield
 
 
@@ -259,7 +290,7 @@ def test_calls_in_a_cuda_graph(call: str, kind: str) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
 def test_a_device_that_is_not_the_current_one() -> None:
     variant = VARIANTS[0]
-    assert_agreement(partial(all_runs, variant), [build(variant, torch.float64)], module=OnGpu(device=SECOND_GPU))
+    assert_agreement(partial(team_runs), [build(variant, torch.float64)], module=OnGpu(device=SECOND_GPU))
     assert torch.cuda.current_device() == 0
 
 
@@ -287,59 +318,65 @@ torch.cuda.synchronize()
     assert "device-side assert" in done.stderr
 
 
-def test_what_does_not_run_in_one_launch() -> None:
-    """Convolutions, more than 8 layers, gates, and layers joined otherwise than in a chain go to a library's calls."""
-    deep, x = cep.mlp(*[4] * 10, feedback="free"), torch.rand(3, 4)
-    y = torch.tensor([0, 3, 1])
-    convnet, image = cep.convnet((1, 6, 6), (2,), 3, pools="m", fc=(3,)).to(GPU), torch.rand(2, 1, 6, 6)
-    with pytest.raises(ValueError, match="engine must not be 'launch': the fused CUDA kernels take dense layers"):
-        convnet.relax(there(image), 3)
-    with pytest.raises(backends.FusedUnavailable, match="on a GPU they take dense layers"):
-        convnet.relax(there(image), 3, backend="fused", engine="launch")
-    obstacle = "the CUDA kernels take networks of at most 8 layers, got 9"
-    with pytest.raises(ValueError, match=f"engine must not be 'launch': {obstacle}"):
-        copy.deepcopy(deep).to(GPU).relax(there(x), 12)
+# --- What teams do not run
+
+
+def small_dense(**settings: Any) -> tuple[Circuit, Tensor, Nudge]:
+    problem = there(random_problem((6, 9, 5), 4, **settings))
+    return problem.circuit, problem.x, Nudge(problem.target, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"accumulate": True}, "teams learn from the ends of phases alone"),
+        ({"gate": "unit"}, "teams have no gate of EP"),
+    ],
+)
+def test_ep_that_teams_refuse(settings: dict[str, Any], message: str) -> None:
+    """PyTorch's operators run it."""
+    circuit, x, nudge = small_dense(feedback="free")
+    phases: dict[str, Any] = {"free_steps": 6, "nudged_steps": 3}
+    with pytest.raises(ValueError, match=f"engine must not be 'teams': {message}"):
+        ops.ep_step(circuit, x, nudge, **phases, **settings)
     with forced("auto"):
-        for precision in ("exact", "tf32"):
-            for s, wanted in zip(
-                copy.deepcopy(deep).to(GPU).relax(there(x), 12, backend="fused", precision=precision),
-                deep.relax(x, 12, backend="reference"),
-                strict=True,
-            ):
-                assert relative_error(s.cpu(), wanted) < 1e-5
-        on_gpu = copy.deepcopy(deep).to(GPU)
-        cep.EP(on_gpu, 12, 4, 0.3, backend="fused", gate="unit").backward(there(x), there(y))
-        cep.EP(deep, 12, 4, 0.3, backend="reference", gate="unit").backward(x, y)
-        for p, q in zip(on_gpu.parameters(), deep.parameters(), strict=True):
-            assert relative_error(p.grad.cpu(), q.grad) < 1e-3
-        assert ops.launch_plan(on_gpu.circuit(), there(x)) == {"exchange": "library"}
-        with pytest.raises(backends.FusedUnavailable, match=obstacle):
-            on_gpu.relax(there(x), 12, backend="fused", precision="bf16")
+        found = there(ops.ep_step(circuit, x, nudge, **phases, **settings), "cpu")
+    wanted = reference.ep_step(*there((circuit, x, nudge), "cpu"), **phases, **settings)
+    for a, b in zip(found.gradients.parameters(), wanted.gradients.parameters(), strict=True):
+        assert relative_error(a, b) < 1e-9
 
 
-# --- Teams of blocks
+REFUSED: dict[str, tuple[Any, str]] = {
+    "deep": (lambda: cep.mlp(*[4] * 10), "the CUDA kernels take networks of at most 8 layers, got 9"),
+    "wide": (lambda: cep.mlp(4, 4096, 4096, 3), "do not fit into the shared memory of the blocks"),
+    "readout": (lambda: cep.mlp(4, 5, 3, readout="softmax"), "teams have no readout"),
+    "convolutions": (lambda: cep.convnet((1, 2, 2), (2,), 1, fc=(3,)), "teams take dense layers"),
+}
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("variant", TEAM_NETWORKS, ids=name_of)
-def test_agreement_by_teams(variant: dict[str, Any], dtype: torch.dtype) -> None:
-    draws = [build(variant, dtype, seed) for seed in range(3 if dtype == torch.float32 else 1)]
-    with forced("teams"):
-        assert_agreement(partial(team_runs), draws, module=OnGpu())
+@pytest.mark.parametrize("network", REFUSED)
+def test_networks_that_teams_refuse(network: str) -> None:
+    """PyTorch's operators run them."""
+    make, message = REFUSED[network]
+    net = make().double()
+    on_gpu, x = copy.deepcopy(net).to(GPU), torch.rand(3, *net.input_shape, dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"engine must not be 'teams': .*{message}"):
+        on_gpu.relax(there(x), 6)
+    with pytest.raises(backends.FusedUnavailable, match="engine='teams' is for teams of a GPU's blocks"):
+        on_gpu.relax(there(x), 6, backend="fused", engine="teams")
+    with forced("auto"):
+        assert ops.launch_plan(on_gpu.circuit(), there(x)) == {"engine": "graph"}
+        states = there(on_gpu.relax(there(x), 6, backend="fused"), "cpu")
+    for a, b in zip(states, net.relax(x, 6, backend="reference"), strict=True):
+        assert relative_error(a, b) < 1e-9
 
 
-@pytest.mark.parametrize("batch", [1, 20, 64, 300])
-@pytest.mark.parametrize("shape", [(784, 512, 10), (784, 512, 512, 10)], ids=str)
-def test_networks_of_the_papers_by_teams(shape: tuple[int, ...], batch: int) -> None:
-    draws = [build({**VARIANTS[0], "shape": (shape, batch)}, torch.float32)]
-    with forced("teams"):
-        assert_agreement(partial(team_runs), draws, module=OnGpu())
-
-
-def test_teams_learn_nothing_from_what_is_not_finite() -> None:
-    problem, nudge = build(VARIANTS[0], torch.float32)
-    problem.x[-1, -1] = float("nan")
-    with forced("teams"):
-        ran = OnGpu().ep_step(problem.circuit, problem.x, nudge, free_steps=4, nudged_steps=2)
-    assert ran.steps.tolist() == [-1, -1]
-    assert not any(gradient.any() for gradient in ran.gradients.parameters())
+def test_precisions_and_engines_that_are_not_for_this() -> None:
+    circuit, x, _ = small_dense(dtype=torch.float32)
+    with pytest.raises(ValueError, match="engine must not be 'teams': teams have precision 'exact' alone"):
+        ops.relax(circuit, x, 2, precision="tf32")
+    net = cep.mlp(6, 9, 5).to(GPU)
+    with pytest.raises(backends.FusedUnavailable, match="this tensor is on a GPU"):
+        net.relax(x, 2, backend="fused", engine="fused")
+    with pytest.raises(backends.FusedUnavailable, match="precision='tf32' takes float32 on a GPU"):
+        net.double().relax(x.double(), 2, backend="fused", precision="tf32")

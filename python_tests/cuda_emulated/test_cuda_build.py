@@ -11,8 +11,13 @@ from pathlib import Path
 import cuda_resources
 import pytest
 
-EXACT = "_ZN6ceprop4cuda6run_opIfNS0_5ExactENS0_6InGridEEEvNS0_7ProblemIT_EE"
-TENSOR = "_ZN6ceprop4cuda6run_opIfNS0_4Bf16ENS0_9InClusterEEEvNS0_7ProblemIT_EE"
+
+def symbol(number: str, samples: int, place: str, moves: int) -> str:
+    return f"_ZN6ceprop4cuda5teams8run_teamI{number}Li{samples}ENS1_{len(place)}{place}ELb{moves}EEEvNS1_7ProblemIT_EE"
+
+
+GRID, CLUSTER = symbol("f", 4, "InGrid", 0), symbol("f", 3, "InCluster", 1)
+THREADS = {"float": 384, "double": 256}
 
 
 def report(
@@ -20,15 +25,15 @@ def report(
 ) -> str:
     """ptxas' words for a kernel, a function that it calls, and the stub of another."""
     return f"""ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function '{EXACT}' for 'sm_75'
-ptxas info    : Function properties for {EXACT}
+ptxas info    : Compiling entry function '{GRID}' for 'sm_75'
+ptxas info    : Function properties for {GRID}
     {stack} bytes stack frame, {stores} bytes spill stores, {loads} bytes spill loads
 ptxas info    : Used {registers} registers, used 1 barriers{shared}, 3320 bytes cmem[0], 344 bytes cmem[2]
 ptxas info    : Compile time = 1366.582 ms
 ptxas info    : Function properties for __internal_accurate_pow
     {called} bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Compiling entry function '{TENSOR}' for 'sm_75'
-ptxas info    : Function properties for {TENSOR}
+ptxas info    : Compiling entry function '{CLUSTER}' for 'sm_75'
+ptxas info    : Function properties for {CLUSTER}
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 4 registers, used 0 barriers, 3320 bytes cmem[0]
 ptxas info    : Compile time = 0.188 ms
@@ -38,12 +43,12 @@ ptxas info    : Compile time = 0.188 ms
 def disassembly(body: str) -> str:
     return f"""
 	code for sm_75
-		Function : {EXACT}
+		Function : {GRID}
 	.headerflags	@"EF_CUDA_SM75 EF_CUDA_VIRTUAL_SM(EF_CUDA_SM75)"
 {body}		..........
 
 
-		Function : {TENSOR}
+		Function : {CLUSTER}
 	.headerflags	@"EF_CUDA_SM75 EF_CUDA_VIRTUAL_SM(EF_CUDA_SM75)"
         /*0000*/                   MOV R1, c[0x0][0x28] ;      /* 0x00000a0000017a02 */
                                                                /* 0x000fc60000000f00 */
@@ -58,7 +63,7 @@ def disassembly(body: str) -> str:
 LINES = (
     "        /*38490*/              @!P3 IMAD.MOV.U32 R30, RZ, RZ, RZ ;      /* 0x000000ffff1eb224 */\n"
     "                                                                        /* 0x000fcc00078e00ff */\n"
-    "        /*384a0*/                   HMMA.1688.F32.TF32 R4, R8, R12, R4; /* 0x0000001e181cb228 */\n"
+    "        /*384a0*/                   FFMA R4, R8, R12, R4;               /* 0x0000001e181cb228 */\n"
     "        /*384b0*/              @P0  LD.E.64 R8, [R2.64+0x10] ;          /* 0x0000100402087980 */\n"
     "        /*384c0*/                   LDG.E R9, [R4.64] ;                 /* 0x0000000404097981 */\n"
 )
@@ -67,19 +72,14 @@ LINES = (
 # --- Reading
 
 
-@pytest.mark.parametrize("number", [("f", "float"), ("d", "double")])
-@pytest.mark.parametrize("tile", ["5Exact", "4Tf32", "4Bf16"])
-@pytest.mark.parametrize("exchange", ["6InGrid", "9InCluster"])
-def test_symbols_become_readable(number: tuple[str, str], tile: str, exchange: str) -> None:
-    symbol = f"_ZN6ceprop4cuda6run_opI{number[0]}NS0_{tile}ENS0_{exchange}EEEvNS0_7ProblemIT_EE"
-    assert cuda_resources.readable(symbol) == f"{number[1]}, {tile[1:]}, {exchange[1:]}"
-
-
-def test_symbols_of_teams_become_readable() -> None:
-    for number, samples, place in (("f", 3, "9InCluster"), ("d", 2, "7InBlock")):
-        symbol = f"_ZN6ceprop4cuda5teams8run_teamI{number}Li{samples}ENS1_{place}EEEvNS1_7ProblemIT_EE"
-        kind = {"f": "float", "d": "double"}[number]
-        assert cuda_resources.readable(symbol) == f"{kind}, Team{samples}, {place[1:]}"
+@pytest.mark.parametrize("moves", [0, 1])
+@pytest.mark.parametrize("place", ["InBlock", "InCluster", "InGrid"])
+@pytest.mark.parametrize(("number", "samples"), [("f", 1), ("f", 3), ("f", 4), ("d", 2)])
+def test_symbols_become_readable(number: str, samples: int, place: str, moves: int) -> None:
+    readable = f"{cuda_resources.TYPES[number]}, Team{samples}, {place}" + (", Moves" if moves else "")
+    assert cuda_resources.readable(symbol(number, samples, place, moves)) == readable
+    is_one = samples != 1 or place != "InGrid"
+    assert (readable in cuda_resources.KERNELS) == (is_one and (samples, place) != (3, "InGrid"))
 
 
 def test_other_symbols_stay() -> None:
@@ -88,35 +88,31 @@ def test_other_symbols_stay() -> None:
 
 def test_a_report_is_read() -> None:
     read = cuda_resources.parse_report(report(registers=170, stack=8, stores=12, loads=16, shared=", 1024 bytes smem"))
-    assert read["float, Exact, InGrid"] == {
+    assert read["float, Team4, InGrid"] == {
         "registers": 170,
         "static_shared_bytes": 1024,
         "stack_bytes": 8,
         "spill_store_bytes": 12,
         "spill_load_bytes": 16,
     }
-    assert read["float, Bf16, InCluster"]["registers"] == 4
-    assert list(read) == ["float, Exact, InGrid", "float, Bf16, InCluster"]
+    assert read["float, Team3, InCluster, Moves"]["registers"] == 4
+    assert list(read) == ["float, Team4, InGrid", "float, Team3, InCluster, Moves"]
 
 
 def test_frames_of_called_functions_count() -> None:
-    assert cuda_resources.parse_report(report(stack=8, called=24))["float, Exact, InGrid"]["stack_bytes"] == 32
+    assert cuda_resources.parse_report(report(stack=8, called=24))["float, Team4, InGrid"]["stack_bytes"] == 32
 
 
 def test_instructions_are_counted() -> None:
     read = cuda_resources.parse_disassembly(disassembly(LINES * 20))
-    assert read["float, Exact, InGrid"] == cuda_resources.Disassembled(
-        80, tensor_instructions=20, generic_loads=20, traps=0
-    )
-    assert read["float, Bf16, InCluster"] == cuda_resources.Disassembled(
-        3, tensor_instructions=0, generic_loads=0, traps=1
-    )
+    assert read["float, Team4, InGrid"] == cuda_resources.Disassembled(80, generic_loads=20, traps=0)
+    assert read["float, Team3, InCluster, Moves"] == cuda_resources.Disassembled(3, generic_loads=0, traps=1)
 
 
 def test_rows_of_both() -> None:
-    exact, tensor = cuda_resources.resources(75, report(), disassembly(LINES * 20))
-    assert (exact.kernel, exact.registers, exact.is_stub) == ("float, Exact, InGrid", 168, False)
-    assert (tensor.kernel, tensor.registers, tensor.is_stub) == ("float, Bf16, InCluster", 4, True)
+    grid, cluster = cuda_resources.resources(75, report(), disassembly(LINES * 20))
+    assert (grid.kernel, grid.registers, grid.is_stub) == ("float, Team4, InGrid", 168, False)
+    assert (cluster.kernel, cluster.registers, cluster.is_stub) == ("float, Team3, InCluster, Moves", 4, True)
 
 
 # --- Refusing
@@ -126,23 +122,23 @@ def sound(architecture: int) -> list:
     """What all kernels should be like."""
     rows = []
     for kernel in cuda_resources.KERNELS:
-        there, tensor = cuda_resources.exists_on(kernel, architecture), "Tf32" in kernel or "Bf16" in kernel
-        counted = (14000, 4 if tensor else 0, 130, 9) if there else (3, 0, 0, 1)
+        there = cuda_resources.exists_on(kernel, architecture)
+        counted = (14000, 130, 9) if there else (3, 0, 1)
         rows.append(cuda_resources.Resources(architecture, kernel, 168 if there else 4, 0, 0, 0, 0, *counted))
     return rows
 
 
 @pytest.mark.parametrize("architecture", cuda_resources.ARCHITECTURES)
 def test_sound_kernels_pass(architecture: int) -> None:
-    assert len(cuda_resources.KERNELS) == 22
-    assert cuda_resources.faults(sound(architecture), [architecture], 256) == []
+    assert len(cuda_resources.KERNELS) == len(set(cuda_resources.KERNELS)) == 26
+    assert cuda_resources.faults(sound(architecture), [architecture], THREADS) == []
 
 
 def test_what_architectures_have() -> None:
     exist = {
         a: sum(cuda_resources.exists_on(kernel, a) for kernel in cuda_resources.KERNELS) for a in (75, 80, 89, 90, 120)
     }
-    assert exist == {75: 12, 80: 14, 89: 14, 90: 22, 120: 22}
+    assert exist == {75: 18, 80: 18, 89: 18, 90: 26, 120: 26}
 
 
 @pytest.mark.parametrize(
@@ -151,59 +147,57 @@ def test_what_architectures_have() -> None:
         ({"spill_store_bytes": 12}, "spills registers, 12 bytes stored and 0 loaded"),
         ({"spill_load_bytes": 16}, "spills registers, 0 bytes stored and 16 loaded"),
         ({"stack_bytes": 40}, "a stack frame of 40 bytes"),
-        ({"registers": 256}, "256 registers, where blocks of 256 threads leave 255"),
-        ({"tensor_instructions": 0}, "no HMMA instruction"),
+        ({"registers": 171}, "171 registers, where blocks of 384 threads leave 170"),
         ({"generic_loads": 1848}, "1848 of 14000 instructions are loads from any memory"),
         ({"instructions": 3, "generic_loads": 0, "traps": 1}, "a stub that traps, where the architecture could run it"),
     ],
 )
 def test_faults_are_named(changes: dict[str, int], message: str) -> None:
-    rows = [replace(row, **changes) if row.kernel == "float, Tf32, InGrid" else row for row in sound(90)]
-    (fault,) = cuda_resources.faults(rows, [90], 256)
-    assert fault.startswith("sm_90, float, Tf32, InGrid: ")
+    rows = [replace(row, **changes) if row.kernel == "float, Team4, InGrid, Moves" else row for row in sound(90)]
+    (fault,) = cuda_resources.faults(rows, [90], THREADS)
+    assert fault.startswith("sm_90, float, Team4, InGrid, Moves: ")
     assert message in fault
 
 
 def test_faults_are_found_in_the_tools_words() -> None:
-    rows = cuda_resources.resources(75, report(registers=256, stack=40, stores=8), disassembly(LINES * 20))
-    found = [fault for fault in cuda_resources.faults(rows, [75], 256) if "not found" not in fault]
+    rows = cuda_resources.resources(75, report(registers=171, stack=40, stores=8), disassembly(LINES * 20))
+    found = [fault for fault in cuda_resources.faults(rows, [75], THREADS) if "not found" not in fault]
     assert [re.sub(r".*: ", "", fault) for fault in found] == [
         "spills registers, 8 bytes stored and 0 loaded",
         "a stack frame of 40 bytes",
-        "256 registers, where blocks of 256 threads leave 255",
+        "171 registers, where blocks of 384 threads leave 170",
         "20 of 80 instructions are loads from any memory",
     ]
 
 
 def test_larger_blocks_leave_fewer_registers() -> None:
-    faults = cuda_resources.faults(sound(90), [90], 512)
-    assert len(faults) == 22
+    faults = cuda_resources.faults(sound(90), [90], THREADS | {"double": 512})
+    assert len(faults) == 9
+    assert all(fault.startswith("sm_90, double, ") for fault in faults)
     assert all("168 registers, where blocks of 512 threads leave 128" in fault for fault in faults)
 
 
-@pytest.mark.parametrize("kernel", ["float, Bf16, InGrid", "double, Exact, InCluster"])
+@pytest.mark.parametrize("kernel", ["float, Team1, InCluster", "double, Team2, InCluster, Moves"])
 def test_kernels_that_cannot_run_must_be_stubs(kernel: str) -> None:
     rows = [replace(row, instructions=9000) if row.kernel == kernel else row for row in sound(75)]
-    (fault,) = cuda_resources.faults(rows, [75], 256)
+    (fault,) = cuda_resources.faults(rows, [75], THREADS)
     assert fault == f"sm_75, {kernel}: 9000 instructions, where a stub must trap"
 
 
 def test_missing_kernels_are_named() -> None:
-    (fault,) = cuda_resources.faults(sound(90)[1:], [90], 256)
+    (fault,) = cuda_resources.faults(sound(90)[1:], [90], THREADS)
     assert fault == f"sm_90, {cuda_resources.KERNELS[0]}: not found in what the compiler reports"
 
 
 def test_threads_of_the_launch_bounds() -> None:
-    threads = cuda_resources.block_threads()
-    assert threads >= 32
-    assert threads % 32 == 0
+    assert cuda_resources.block_threads() == THREADS
 
 
 def test_a_table_of_registers() -> None:
     lines = cuda_resources.table(sound(75) + sound(90)).splitlines()
     assert lines[0] == "| kernel | sm_75 | sm_90 |"
-    assert "| float, Exact, InGrid | 168 | 168 |" in lines
-    assert "| float, Bf16, InCluster | - | 168 |" in lines
+    assert "| float, Team4, InGrid | 168 | 168 |" in lines
+    assert "| float, Team3, InCluster, Moves | - | 168 |" in lines
 
 
 # --- Tools that are not there
@@ -269,7 +263,7 @@ def test_a_table_holds_while_files_and_compiler_stay(tmp_path: Path, monkeypatch
     shutil.copytree(cuda_resources.SOURCES.parent, csrc)
     monkeypatch.setattr(cuda_resources, "SOURCES", csrc / "cuda")
     assert cuda_resources.read_table(path, cuda_resources.what_made("13.0.88")) == rows
-    for name in ("model/unit_math.h", "cuda/problem.h", "cuda/aten/kernels.cu"):
+    for name in ("model/unit_math.h", "cuda/teams/problem.h", "cuda/aten/kernels.cu"):
         file = csrc / name
         text = file.read_text()
         file.write_text(text + "\n")

@@ -1,6 +1,6 @@
-"""The path for networks with convolutions on a GPU, without one: its sequence of calls with torch's convolutions for
-the CPU and its unchanged kernels under cuda_emulation, against the reference. What only a GPU can show, the CUDA graph
-around it, is in test_cuda_graphs.py."""
+"""PyTorch's operators with our kernels around them, as a GPU runs them, without one: the same sequence of calls, with
+the operators for the CPU and the unchanged kernels under cuda_emulation, against the reference. What only a GPU can
+show, the CUDA graph around it, is in test_cuda_graphs.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from not_finite_numbers import assert_not_finite_inputs_stay_visible, assert_ops
 from problems import relative_error
 from project import EMULATED_PROGRAMS, ROOT
 from settling import assert_tolerances_are_exact
-from variants import TOLERANCES, copy_of
+from variants import TOLERANCES, copy_of, name_of
+from variants import VARIANTS as DENSE
+from variants import build as dense_problem
 
 from ceprop_cuda import ops
 from ceprop_cuda.spec import reference
@@ -45,8 +47,8 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
     served: dict[str, Served] = {}
     folder = tmp_path_factory.mktemp("cuda_library")
 
-    def make(name: str = "plain") -> Served:
-        return served.setdefault(name, Served(library_program(name), folder))
+    def make(name: str = "plain", precision: str = "exact") -> Served:
+        return served.setdefault(f"{name} {precision}", Served(library_program(name), folder, precision=precision))
 
     yield make
     for one in served.values():
@@ -72,6 +74,17 @@ def test_agreement_in_float32(device: Device, number: int) -> None:
     # Whether rounding moves a maximum to another place, or a unit over a kink, is chance: of several draws.
     draws = [build(variant, torch.float32, seed) for seed in range(3)]
     assert_agreement(partial(all_runs, variant), draws, median, device())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("number", range(0, len(DENSE), 3), ids=lambda i: name_of(DENSE[i]))
+def test_agreement_on_dense_layers(device: Device, number: int, dtype: torch.dtype) -> None:
+    """In tf32 their products are other operators, which round nothing on a CPU."""
+    variant = DENSE[number]
+    few = dtype == torch.float32 and sum(variant["shape"][0]) * variant["shape"][1] < 1000  # see test_kernels.check
+    draws = [dense_problem(variant, dtype, seed) for seed in range(3 if few else 1)]
+    for precision in ("exact", "tf32"):
+        assert_agreement(partial(all_runs, variant), draws, module=device(precision=precision))
 
 
 @pytest.mark.parametrize("number", [i for i, variant in enumerate(VARIANTS) if variant["feedback"] == "free"])

@@ -72,4 +72,4 @@ def test_one_buffer_would_not_do(tmp_path: Path) -> None:
     (faulty / KERNEL).write_text(text.replace(two, "next = (2 * g + now) * places.row"))
     program = built("race", faulty, copy=faulty)
     for seed in range(SEEDS["race"]):
-        assert first_report(program, seed).startswith("data race on dynamic shared memory")
+        assert first_report(program, seed).startswith("data race on shared memory")

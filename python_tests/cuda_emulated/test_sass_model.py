@@ -6,19 +6,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import account
 import compiled
 import disassembly
 import flow
-import kinds
+import kernel
 import machine
-import parts
 import pytest
 import sources
-import step_loops
+import teams
 import walk
 from disassembly import NONE, Frame
 from sass_text import KERNEL, LOOPS, function, line, made_at, read
+
+from ceprop_cuda import _C
 
 # --- Reading
 
@@ -60,17 +60,6 @@ def test_functions_are_told_apart() -> None:
     assert list(disassembly.read(text, lambda symbol: symbol == "other")) == ["other"]
 
 
-def test_kinds_of_instructions() -> None:
-    counts = kinds.counted(read(LOOPS))
-    assert counts["multiply_adds"] == 1
-    assert (counts["shared"], counts["control"], counts["integers"], counts["doubles"]) == (2, 5, 2, 0)
-    assert [kinds.kind_of(o) for o in ("LDGSTS.E.128", "LDGDEPBAR", "I2F.RP")] == [
-        "other_memory",
-        "control",
-        "conversions",
-    ]
-
-
 # --- Loops and ways through them
 
 
@@ -84,22 +73,29 @@ def test_loops_are_found() -> None:
         [0x20, 0x30, 0x40, 0x50, 0x60],
         [0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70],
     ]
-    assert graph.innermost_loops() == graph.loops[:1]
-    assert graph.smallest_loop(lambda i: i.name == "LDS") is graph.loops[0]
-    assert graph.smallest_loop(lambda i: i.address in (0x10, 0x50)) is graph.loops[1]
-    assert graph.smallest_loop(lambda i: i.address in (0x10, 0x50), share=0.5) is graph.loops[0]
-    assert graph.smallest_loop(lambda i: i.address in (0x00, 0x50)) is None
-    assert graph.smallest_loop(lambda i: i.name == "HMMA") is None
-    assert graph.fullest_loop(lambda i: i.name == "LDS", 0.9) is graph.loops[0]
-    assert graph.fullest_loop(lambda i: i.address in (0x00, 0x10, 0x50), 0.6) is graph.loops[1]  # two of three
-    assert graph.fullest_loop(lambda i: i.address in (0x00, 0x10, 0x50), 0.7) is None
-    assert graph.fullest_loop(lambda i: i.name == "HMMA", 0.9) is None
+    inner, outer = graph.loops
+
+    def loop_of(share: float, *wanted: int) -> flow.Loop | None:
+        return graph.loop_of(lambda i: i.address in wanted, share)
+
+    assert loop_of(0.6, 0x20, 0x30, 0x40, 0x50, 0x60) is outer  # five of its seven are wanted, and it has all five
+    assert loop_of(0.8, 0x20, 0x30, 0x40, 0x50, 0x60) is inner  # of whose own all are wanted
+    assert loop_of(0.8, 0x20, 0x30, 0x40, 0x50, 0x00) is inner  # it has four of five, and they are four of its five
+    assert loop_of(0.9, 0x20, 0x30, 0x40, 0x50, 0x00) is None
+    assert graph.loop_of(lambda i: i.name == "HMMA", 0.1) is None
+
+
+def test_what_no_way_leads_to_does_not_count() -> None:
+    """As of a warp whose threads have parted: it goes on behind the end."""
+    parted = "".join(line(0xA0 + 16 * n, "SHFL.IDX R1, R1, R2, R3") for n in range(5))
+    graph = flow.graph_of(read(LOOPS + parted + line(0xF0, "BRA `(.L_x_2)")))
+    assert graph.loop_of(lambda i: i.name in ("LDS", "FFMA", "BRA", "IADD3", "SHFL"), 0.8) is graph.loops[1]
 
 
 def test_a_walk_takes_the_shortest_way_that_does_what_it_must() -> None:
     graph = flow.graph_of(read(LOOPS))
     inner, outer = graph.loops
-    load, multiply = parts.made_by(sources.Lines("/s/rare.h", frozenset([7])), "LDS"), lambda i: i.name == "FFMA"
+    load = kernel.made_by(sources.Lines("/s/rare.h", frozenset([7])), names=("LDS",))
 
     def way(loop: flow.Loop, *events: walk.Event, unwanted: walk.Test = walk.never) -> list[tuple[int, bool]]:
         return [(i.address, taken) for i, taken in walk.around(graph, loop, events, unwanted)]
@@ -111,7 +107,7 @@ def test_a_walk_takes_the_shortest_way_that_does_what_it_must() -> None:
     assert way(inner, walk.Event("loads", load, 1)) == way(inner, walk.Event("loads", load, 2)) == long
     assert way(inner, walk.Event("loads", load, at_least=True)) == long
     end = [(0x50, False), (0x60, False), (0x70, True)]
-    assert way(outer, walk.Event("FFMA", multiply, 2)) == [(0x10, False), *short, (0x20, True), *end]
+    assert way(outer, walk.Event("FFMA", lambda i: i.name == "FFMA", 2)) == [(0x10, False), *short, (0x20, True), *end]
     with pytest.raises(walk.NoWay, match="loads 3 times"):
         way(inner, walk.Event("loads", load, 3))
 
@@ -128,7 +124,7 @@ def test_a_walk_goes_round_what_is_not_wanted() -> None:
         + f".L_x_3:\n{line(0x80, '@P1 BRA `(.L_x_1)')}{line(0x90, 'EXIT')}"
     )
     graph = flow.graph_of(code)
-    rare = parts.any_of(sources.Lines("/s/rare.h", frozenset([7])))
+    rare = kernel.any_of(sources.Lines("/s/rare.h", frozenset([7])))
     assert "FADD" in [i.name for i, _ in walk.around(graph, graph.loops[0])]
     avoided = walk.around(graph, graph.loops[0], (), rare)
     assert [i.name for i, _ in avoided] == ["BRA", *["FMUL"] * 5, "BRA"]
@@ -182,40 +178,31 @@ def test_functions_and_loops_are_found_by_name(tmp_path: Path) -> None:
 
 
 def test_the_kernels_have_what_the_model_looks_for() -> None:
-    kernel = parts.Kernel("none", read(LOOPS), compiled.CSRC)
-    for place in [
-        ("cuda/tiles.cuh", "add", "FmaTile"),
-        ("cuda/tiles.cuh", "output", "FmaTile"),
-        ("cuda/products.cuh", "stage_rows", "Products"),
-        ("cuda/products.cuh", "row", "Products"),
-        *(("cuda/states.cuh", name, of) for name in ("state", "seen") for of in ("GridStates", "ClusterStates")),
-        *(("cuda/relaxation.cuh", name, "Relaxation") for name in ("take_in", "move")),
-        ("model/unit_math.h", "next_state"),
-        *(("model/activations.h", name) for name in ("rho", "rho_prime")),
-        ("model/elementary.h", "steep_sigmoid"),
-        ("cuda/teams/lanes.cuh", "multiply"),
-        *(("cuda/teams/relaxation.cuh", name, "Relaxation") for name in ("error", "show")),
+    here = kernel.Kernel("none", read(LOOPS), compiled.CSRC)
+    for *place, lines in [
+        ("model/unit_math.h", "next_state", "moved|clips"),
+        ("model/activations.h", "rho", ""),
+        ("model/activations.h", "rho_prime", ""),
+        ("model/elementary.h", "steep_sigmoid", ""),
+        (teams.LANES, "multiply", r"weight\[j / 4\]"),
+        (teams.LANES, "multiply", r"weight\.v\[i\] \* state"),
+        (teams.UPDATE, "note_shown", ""),
+        (teams.UPDATE, "add", "add_of<Width, true, false>"),
+        (teams.UPDATE, "add", "add_of<Width, false, true>"),
+        (teams.UPDATE, "add", "add_of<Width, false, false>"),
+        (teams.UPDATE, "move_part", "add<4>"),
+        (teams.UPDATE, "move_part", "add<1>"),
+        (teams.UPDATE, "move_constant", r"layout\.gram \+"),
+        (teams.UPDATE, "sum_of_moves", r"factor\(b\) \*"),
+        ("cuda/teams/run.cuh", "run_rounds", ""),
+        (kernel.RELAXATION, "move_weights", "__syncthreads"),
     ]:
-        assert kernel.lines(*place).numbers, place
-    for file, call in step_loops.STEP_LOOPS.values():
-        assert len(sources.step_loop(compiled.CSRC / file, call).numbers) > (10 if call == "may_stop" else 1)
-
-
-def test_multiply_loops_are_found_by_their_function() -> None:
-    add = sources.function(compiled.CSRC / "cuda/tiles.cuh", "add", "FmaTile")
-
-    def loop(first: int, neighbours: int) -> str:
-        """Of so many neighbours times 16 outputs."""
-        body = [*["FFMA R0, R1, R2, R0"] * 16 * neighbours, f"@P0 BRA `(.L_x_{first})"]
-        return f".L_x_{first}:\n" + "".join(line(first + 16 * n, text) for n, text in enumerate(body))
-
-    other = made_at(("/s/other.h", 1)) + loop(0x2000, 8)
-    body = made_at((add.file, max(add.numbers))) + loop(0, 4) + loop(0x1000, 1) + other + line(0x4000, "EXIT")
-    found = parts.multiplies(parts.Kernel("by hand", read(body), compiled.CSRC))
-    assert [(part.items, len(part.steps)) for part in found] == [(4, 65), (1, 17)]
-    assert found[1].clocks(1, turns=10) * 10 == pytest.approx(10 * 17 + 9 * machine.TAKEN_BRANCH)
-    with pytest.raises(walk.NoWay, match="no loop around FmaTile::add"):
-        parts.depth_loop(parts.Kernel("by hand", read(body), compiled.CSRC))
+        assert here.lines(*place).matching(lines).numbers, (place, lines)
+    for name in ("error", "show"):
+        assert here.lines(kernel.RELAXATION, name, "Relaxation").numbers
+    assert here.lines("cuda/teams/team.cuh", "meet", "Grid") != here.lines("cuda/teams/team.cuh", "meet", "OneBlock")
+    run = here.lines(kernel.RELAXATION, "run")
+    assert len(sources.loop_around(compiled.CSRC / kernel.RELAXATION, run, "step<false>").numbers) > 1
 
 
 # --- The machine
@@ -265,52 +252,73 @@ def test_warps_wait_at_a_barrier() -> None:
     assert clocks(fast) == machine.BARRIER + 1
 
 
-def test_taken_branches_and_generic_loads_cost_what_is_assumed() -> None:
+def test_what_is_brought_to_shared_memory_is_waited_for() -> None:
+    bring, ends = "LDGSTS.E.BYPASS.128 [R1], [R2.64]", ("LDGDEPBAR", {"sets": 0})
+    there = machine.timing_of("LDGSTS.E.128").latency
+    assert clocks(code(bring, ends, "DEPBAR.LE SB0, 0x0")) == there + 1
+    assert clocks(code(bring, ends, "DEPBAR.LE SB0, 0x1")) < 10  # one may be under way
+    assert clocks(code(bring, ends, bring, ends, "DEPBAR.LE SB0, 0x1")) == there + 1  # the first is there
+    assert clocks(code(bring, ends, bring, ends, "DEPBAR.LE SB0, 0x0")) > there + 1
+
+
+def test_taken_branches_and_loads_cost_what_is_assumed() -> None:
     branch, after = read(line(0, "BRA `(.L_x_1)", stall=5) + f".L_x_1:\n{line(16, 'EXIT')}")
     assert clocks([(branch, False), (after, False)]) == 5 + 1
     assert clocks([(branch, True), (after, False)]) == 5 + machine.TAKEN_BRANCH + 1
-    load = code(("LD.E R0, [R2.64]", {"sets": 0}), ("NOP", {"waits": 1}))
-    assert machine.simulate([load]).clocks == 41
-    assert machine.simulate([load], generic_load=290).clocks == 291
-    assert machine.simulate([load]).issued == Counter(LD=1, NOP=1)
+    load = code(("LDG.E R0, [R2.64]", {"sets": 0}), ("NOP", {"waits": 1}))
+    assert clocks(load) == machine.FROM_L2 + 1
+    assert machine.simulate([load]).issued == Counter(LDG=1, NOP=1)
     with pytest.raises(RuntimeError, match="after 10 clocks"):
         machine.simulate([load], limit=10)
 
 
-# --- The account of a step
+# --- A step of teams
 
 
-class Counting(account.Account):
-    """Counts instead of clocks: neighbours of a slice, and rows of packs."""
-
-    def __init__(self, brings_whole_parts: bool) -> None:
-        self._brings_whole_parts = brings_whole_parts
-
-    def multiply_clocks(self, neighbours: int) -> float:
-        return neighbours
-
-    def staging_clocks(self, rows: int, samples: int) -> float:
-        return rows
-
-    def epilogue_clocks(self, slices: int, warps: int) -> float:
-        return 1000 * slices + warps
+def plan(prefix: str = "", **settings: Any) -> tuple[teams.Plan, dict[str, Any]]:
+    facts = _C.launch_plan(**teams.H100, asynchronous=False, number_bytes=4, tolerance=False, **settings)
+    return teams.Plan.of(facts, prefix), facts
 
 
-@pytest.mark.parametrize(
-    ("batch", "columns", "pass_", "expected"),
-    [(20, 24, 24, (53, 10003)), (64, 64, 64, (131, 4008)), (256, 256, 64, (524, 16032))],
-)
-def test_a_step_is_that_of_the_busiest_block(batch: int, columns: int, pass_: int, expected: tuple[int, int]) -> None:
-    case = account.Case("ep-2h", (784, 512, 512, 10), batch)
-    plan = {"samples_at_once": pass_, "depth_at_once": 128, "columns": columns, "blocks": 3, "exchange": "grid"}
-    plan["layers_of_tiles"] = [[0], [1], [2]]
-    row = Counting(brings_whole_parts=False).step(case, plan, {"free_us": "14.25", "exchange": "grid"})
-    passes = columns // pass_
-    multiply, epilogue = (us * account.CLOCKS_OF_A_MICROSECOND for us in (row.multiply_us, row.epilogue_us))
-    assert (round(multiply), round(epilogue)) == expected
-    assert round(row.staging_us * account.CLOCKS_OF_A_MICROSECOND) == 522 * passes
-    assert row.simulated_us == pytest.approx(row.multiply_us + row.staging_us + row.epilogue_us + 2.6)
-    assert (row.measured_us, row.measured_exchange) == (14.25, "grid")
-    whole = Counting(brings_whole_parts=True).step(case, plan | {"exchange": "cluster"}, {})
-    assert round(whole.staging_us * account.CLOCKS_OF_A_MICROSECOND) == 640 * passes
-    assert (whole.barrier_us, whole.measured_us) == (None, None)
+@pytest.mark.parametrize("sizes", [(784, 512, 10), (784, 512, 512, 10), (40, 100, 97, 33, 225, 5)])
+def test_what_octets_read_is_what_the_planner_says(sizes: tuple[int, ...]) -> None:
+    _, facts = plan(widths=sizes, batch=20, continual=False)
+    reads = teams.Reads.of_layers(sizes)
+    added = [(below.chunks + above.chunks, below.tails + above.tails) for below, above in reads]
+    assert added == [tuple(sources) for sources in facts["sources_of_layers"]]
+
+
+@pytest.mark.parametrize(("prefix", "batch"), [("", 20), ("moving_", 20), ("", 64), ("", 300)])
+def test_warps_share_out_a_block(prefix: str, batch: int) -> None:
+    found, _ = plan(prefix, widths=(784, 512, 512, 10), batch=batch, continual=prefix != "")
+    for layers in found.layers_of_octets:
+        work = Counter(job for warp in range(found.warps) for job in found.own(warp, len(layers)))
+        assert work == Counter({job: found.groups for job in range(len(layers))})
+
+
+class Counting(teams.Ways):
+    """The names of ways instead of instructions."""
+
+    def __init__(self, plan: teams.Plan, moves: bool) -> None:
+        self.plan, self.moves = plan, moves
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("_octet", "_part", "_constant", "_barrier"):
+            return lambda *how: (name, *how)
+        return super().__getattribute__(name)
+
+
+def test_what_warps_do_in_a_step() -> None:
+    sizes = (784, 512, 10)
+    reads = teams.Reads.of_layers(sizes)
+    rests, _ = plan(widths=sizes, batch=20, continual=True)
+    warps = [Counting(rests, False).of_warp(warp, (0, 1), reads) for warp in range(rests.warps)]
+    assert [*filter(None, warps)] == [[("_octet", 0, 1)], [("_octet", 4, 0)]]
+    moves, _ = plan("moving_", widths=sizes, batch=20, continual=True)
+    of_output = [Counting(moves, True).of_warp(warp, (1,), reads) for warp in range(moves.warps)]
+    own = [("_constant", False), ("_barrier",), ("_octet", 4, 0)]
+    assert (moves.warps, moves.groups) == (5, 5)
+    assert of_output == [[("_part", True, False), *own]] * 4 + [own]
+    of_first = [Counting(moves, True).of_warp(warp, (0,), reads) for warp in range(moves.warps)]
+    own = [("_constant", True), ("_barrier",), ("_octet", 0, 1)]
+    assert of_first == [[("_part", False, True), *own]] + [own] * 4

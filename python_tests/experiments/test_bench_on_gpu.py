@@ -12,6 +12,7 @@ import cuda_steps
 import pytest
 import torch
 from bench_cases import SETTINGS, small, small_convolutional
+from known_devices import DEVICES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -84,8 +85,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     on_cpu = Case.problem
     monkeypatch.setattr(Case, "problem", lambda case, dtype: on_cpu(replace(case, device="cpu"), dtype))
     monkeypatch.setattr(suite, "matrix_product", lambda device: measure.matrix_product({"cuda": "cpu"}[device]))
-    facts = {"compute_capability": 90, "multiprocessors": 132, "shared_bytes": 232448, "cluster_blocks": 16}
-    monkeypatch.setattr(ops._C, "cuda_device", lambda index: facts, raising=False)
+    monkeypatch.setattr(ops._C, "cuda_device", lambda index: DEVICES["H100"], raising=False)
+    monkeypatch.setattr(ops, "_team_obstacle", lambda circuit, *_: "" if circuit.structure.convolutions else None)
     stand_ins = {"Event": EventOfCpu, "CUDAGraph": GraphOfCpu, "graph": captured, "is_available": lambda: True}
     for name, stand_in in (stand_ins | {"get_device_name": lambda: "a GPU"}).items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -116,12 +117,12 @@ def test_an_engine_is_that_of_its_own_rule_only(gpu: None, monkeypatch: pytest.M
     seen: list[str] = []
     monkeypatch.setattr(of_contenders, "_by_rule", lambda backend, case, net, engine="auto": seen.append(engine))
     assert [*contenders("cuda", convolutional=True)] == ["fused", "eager", "compile", "autograd", "graph"]
-    assert [*contenders("cuda")][-1] == "teams"
+    assert [*contenders("cuda")][-1] == "library"
     case = replace(small_convolutional(False), device="cuda")
     net, *_ = case.problem(torch.float32)
     for engine in (*ENGINES, ""):
         of_contenders.by_engine(engine, case, net)
-    assert seen == ["launch", "teams", "graph", "auto"]
+    assert seen == ["teams", "graph", "auto"]
 
 
 def test_a_rule_runs_by_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,10 +134,10 @@ def test_a_rule_runs_by_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     net, x, y = small_convolutional(False).problem(torch.float32)
     rule = small_convolutional(False).preset.rule(net, "fused")
-    for rule.engine in ("launch", "graph", "auto"):
+    for rule.engine in ("fused", "graph", "auto"):
         rule.backward(x, y)
         net.relax(x, 2, engine=rule.engine)
-    assert seen == ["launch"] * 2 + ["graph"] * 2 + ["auto"] * 2
+    assert seen == ["fused"] * 2 + ["graph"] * 2 + ["auto"] * 2
 
 
 def test_rows_of_convolutions(gpu: None, without_compile: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,21 +145,39 @@ def test_rows_of_convolutions(gpu: None, without_compile: None, monkeypatch: pyt
     monkeypatch.setattr(of_contenders, "CONTENDERS_ON_CUDA", {})  # the graph that is played here knows no convolutions
     rows = suite.run(replace(small_convolutional(True), device="cuda"), 0, rounds=1)
     assert [(row.contender, row.status) for row in rows] == [(name, "ok") for name in ("fused", "eager", "autograd")]
-    assert {row.predicted_ms for row in rows} == {None}  # the planner knows no steps but those of one launch
+    assert {row.predicted_ms for row in rows} == {None}  # the planner knows no steps but those of teams
     assert "| fused, ms " in markdown_table(rows) and "predicted" not in markdown_table(rows)
 
 
 def test_steps_of_convolutions(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_steps, "CALLS", 2)
     case = replace(small_convolutional(False), device="cuda")
-    assert cuda_steps.engines(case) == ["library"]
-    assert cuda_steps.engines(small("ep-1h", device="cuda")) == ["launch"]
-    assert cuda_steps.engines(small_convolutional(False)) == [""]
+    assert cuda_steps.engine_of(case) == "library"
+    assert cuda_steps.engine_of(small_convolutional(False)) == ""
     found = cuda_steps.measured(case, "library")
-    assert (found.engine, found.exchange, found.blocks, found.predicted_us) == ("library", "library", 0, 0)
+    predicted = (found.predicted_free_us, found.predicted_nudged_us)
+    assert (found.engine, found.team, found.blocks, *predicted) == ("library", "", 0, 0, 0)
     assert found.ms > 0
-    with pytest.raises(ValueError, match="one launch on a GPU takes a chain of dense layers"):
-        cuda_steps.measured(case, "launch")
+
+
+def test_steps_of_teams(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_steps, "CALLS", 2)
+    by_engine = cuda_steps.by_engine
+    asked: list[str] = []
+    # The CPU has no teams.
+    monkeypatch.setattr(
+        cuda_steps, "by_engine", lambda engine, case, net: (asked.append(engine), by_engine("", case, net))[1]
+    )
+    for name in ("ep-1h", "c-ep-1h"):
+        case = small(name, device="cuda")
+        assert cuda_steps.engine_of(case) == "teams"
+        assert cuda_steps.engine_of(case, "library") == "library"
+        found, plan = cuda_steps.measured(case, "teams"), cuda_steps.planned(case)
+        assert (found.engine, found.team, found.blocks) == ("teams", plan["team"], plan["launch_blocks"])
+        nudged = plan["moving_step_us"] if name == "c-ep-1h" else plan["rounds"] * plan["step_us"]
+        assert found.predicted_free_us == plan["rounds"] * plan["step_us"] > 0
+        assert found.predicted_nudged_us == nudged > 0
+    assert set(asked) == {"teams"}
 
 
 def test_sources_without_a_repository_are_those_of_a_given_commit(
@@ -187,19 +206,15 @@ def test_the_command_on_a_gpu(
         assert f"# {fact}" in text
     rows = read_rows(tmp_path / "cuda.csv", suite.Row)
     assert [(row.contender, row.status) for row in rows] == [
-        *((name, "ok") for name in ("fused", "eager", "same_algebra", "graph")),
-        (
-            "teams",
-            "n/a: backend='fused' cannot run this: engine='teams' is for teams of a GPU's blocks, and this tensor is "
-            "on the CPU; use backend='auto' or 'reference'",
-        ),
+        (name, "ok") for name in ("fused", "eager", "same_algebra", "graph", "library")
     ]
     assert {row.threads for row in rows} == {0}
-    step_us = ops.launch_plan(*_circuit_and_input(case))["step_us"]
-    assert rows[0].predicted_ms == pytest.approx(step_us * 7 / 1e3, rel=1e-4)
+    plan = cuda_steps.planned(case)
+    predicted_us = 4 * plan["rounds"] * plan["step_us"] + 3 * plan["moving_step_us"]
+    assert rows[0].predicted_ms == pytest.approx(predicted_us / 1e3, rel=1e-4)
     assert {row.predicted_ms for row in rows[1:]} == {None}
     shown = capsys.readouterr().out
-    assert "| predicted, ms | eager / fused | same_algebra / fused | graph / fused | teams / fused " in shown
+    assert "| predicted, ms | eager / fused | same_algebra / fused | graph / fused | library / fused " in shown
     assert f"| {case.name} | GPU     |" in shown
 
 
@@ -222,6 +237,19 @@ def test_cases_that_the_kernels_refuse_are_named_beside_the_others(
     monkeypatch.setattr(command, "chosen_cases", lambda _, device: cases[:1])
     with pytest.raises(FusedUnavailable, match="too large"):
         command.bench([], "cpu", [1], 1, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(("name", "batch"), [("ep-2h", 5), ("c-vf-2h", 5), ("ep-2h", 60_000)])
+def test_what_the_planner_expects(gpu: None, name: str, batch: int) -> None:
+    case = small(name, batch, device="cuda")
+    plan = cuda_steps.planned(case)
+    assert (plan["rounds"] > 1) == (batch > 1000)
+    nudged_us = plan["moving_step_us"] if case.preset.continual else plan["rounds"] * plan["step_us"]
+    predicted_us = 4 * plan["rounds"] * plan["step_us"] + 3 * nudged_us
+    assert suite._predicted_ms(case) == pytest.approx(predicted_us / 1e3)
+    free_alone = suite._predicted_ms(replace(case, relaxes_only=True))
+    assert free_alone == pytest.approx(4 * ops.launch_plan(*_circuit_and_input(case))["step_us"] * plan["rounds"] / 1e3)
+    assert suite._predicted_ms(replace(case, device="cpu")) is None
 
 
 def _circuit_and_input(case: Case) -> tuple[Any, Tensor]:

@@ -13,8 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import teams
+from compiled import RESULTS
 from kept_programs import locked
 from project import ROOT
+
+from ceprop_cuda.tables import read_rows
 
 GPU = ROOT / "benchmarks" / "gpu"
 RUN = GPU / "run.sh"
@@ -54,6 +58,12 @@ def shell(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return run("bash", "-euc", f"source '{GPU}/steps.sh'\nbegin_steps '{folder}' 60\n{program}")
 
 
+def by_machine_code() -> list[tuple[str, float]]:
+    """Steps of teams, by names of the table."""
+    rows = read_rows(RESULTS / "sass_teams.csv", teams.TeamRow)
+    return [(f"{row.phase.partition(',')[0]}/{row.case}/teams", row.rounds * row.step_us) for row in rows]
+
+
 # --- The dry run
 
 
@@ -61,16 +71,16 @@ def test_a_dry_run(tmp_path: Path) -> None:
     done = run(RUN, "--dry", "--out", tmp_path, PYTHON=sys.executable, COMMIT="1234abc")
     assert done.returncode == 0, done.stdout + done.stderr
     found = outcomes(done.stdout)
-    assert {name: found.get(name) for name in ("build", "tests", "steps", "bench", "one call")} == dict.fromkeys(
-        ("build", "tests", "steps", "bench", "one call"), "ok"
-    )
+    wanted = ("build", "tests of teams", "steps", "tests of the library", "bench", "one call")
+    assert {name: found.get(name) for name in wanted} == dict.fromkeys(wanted, "ok")
     assert found["micro"] == ("ok" if shutil.which("nvcc") else "not")
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"run.log", "tests.txt", "cpu_steps.csv", "cpu.csv", "report.csv"}
-    assert done.stdout.count(" ncu --clock-control none ") == 2
-    assert "test_cuda.py::test_agreement[" in (tmp_path / "tests.txt").read_text()
+    assert done.stdout.count(" ncu --clock-control none ") == 3
+    tests = (tmp_path / "tests.txt").read_text()
+    assert tests.index("test_cuda.py::test_agreement") < tests.index("test_cuda_graphs.py::test_agreement")
     predicted = [line["name"] for line in csv.DictReader((GPU / "predictions.csv").open())]
-    assert [line[0] for line in cells(done.stdout, "name")] == predicted
+    assert [line[0] for line in cells(done.stdout, "name")] == predicted + [name for name, _ in by_machine_code()]
     text = (tmp_path / "report.csv").read_text()
     assert text.startswith("# date: 2") and "# torch: " in text and "# step bench: ok" in text
     assert str(ROOT) not in text and str(Path.home()) + "/" not in text
@@ -124,7 +134,7 @@ def test_stopped_in_the_middle_it_leaves_what_it_has(stub: Path, tmp_path: Path)
     assert process.returncode == 128 + signal.SIGTERM
     found = outcomes((out / "run.log").read_text())
     compiled = "ok" if shutil.which("nvcc") else "not"
-    assert found == {"micro": compiled, "build": "ok", "tests": "failed", "steps": "stopped"}
+    assert found == {"micro": compiled, "build": "ok", "tests of teams": "failed", "steps": "stopped"}
     assert found == {line[0]: line[1].split()[0] for line in cells(shown, "step")}
     assert "one test failed" in (out / "tests.txt").read_text()
     assert "# step steps: stopped" in (out / "report.csv").read_text()
@@ -164,9 +174,10 @@ def test_what_would_run_on_a_gpu(tmp_path: Path) -> None:
     done = run(RUN, "--out", out, PYTHON=str(python), PATH=path, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 1, done.stdout + done.stderr
     parts = [f"micro, {part}" for part in ("clocks", "clusters", "barriers", "mailboxes", "l2", "prototype")]
-    profiles = [f"profile of {case}" for case in ("free-steps", "nudged-steps")]
+    profiles = [f"profile of {case}" for case in ("free-steps", "free-steps-of-a-grid", "nudged-steps")]
     wanted = {"micro": "ok"} | dict.fromkeys([*parts, "micro, exact sigmoid"], "failed")
-    wanted |= dict.fromkeys(["build", "tests", "steps", "bench", *profiles], "ok")
+    of_library = ["build", "tests of teams", "steps", "tests of the library", "bench"]
+    wanted |= dict.fromkeys([*of_library, *profiles], "ok")
     found = outcomes(done.stdout)
     assert found == wanted and list(found) == list(wanted)
     files = {path.name for path in out.iterdir()}
@@ -185,7 +196,7 @@ def test_what_would_run_on_a_gpu(tmp_path: Path) -> None:
     assert lines.splitlines() == [f"{case},inst.sum,1234,inst" for case in cases]
     log = (out / "run.log").read_text()
     assert "-- clocks at the end, of SM, at most, of memory: 1980 MHz" in log
-    for call in ("ep-2h-b20 --steps 100 1", "c-ep-1h-b20 --steps 1 15"):
+    for call in ("ep-2h-b20 --steps 100 1", "p-3h-b20 --steps 100 1", "c-ep-2h-b20 --steps 1 20"):
         assert f"\ncalled benchmarks/gpu/one_call.py {call}\n" in log
     assert " -m ceprop_cuda bench --device cuda --rounds 3 " in log
     assert "-p poisoned" in (out / "tests.txt").read_text()
@@ -238,27 +249,32 @@ def test_the_table_of_predictions(tmp_path: Path) -> None:
     (tmp_path / "micro.csv").write_text(
         "# gpu: a GPU\nname,value,unit\nclock,1980,MHz\nstep-b20-1x3,1.456,us\ncounted-barrier,0.6,us\nl2-lat"
     )
-    columns = "case,engine,exchange,blocks,predicted_us,free_us,nudged_us,once_us,ms"
+    columns = "case,engine,team,blocks,predicted_free_us,predicted_nudged_us,free_us,nudged_us,once_us,ms"
     (tmp_path / "cuda_steps.csv").write_text(
-        f"# gpu: a GPU\n{columns}\nep-2h-b20,launch,grid,65,9.4,9.9,9.8,150,1.2\n"
-        "p-conv-b20,library,library,0,0,70,1,2,3\n"
+        f"# gpu: a GPU\n{columns}\nc-ep-2h-b20,teams,cluster,112,1.5,2.9,2.25,4.35,150,1.2\n"
+        "p-conv-b20,library,,0,0,0,70,1,2,3\n"
     )
     (tmp_path / "cuda.csv").write_text("case,contender,status,ms\na,fused,ok,1.5\na,graph,n/a: why,\nb,fused,ok,2\n")
     done = run(sys.executable, GPU / "report.py", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     table = {(line[0], line[2]): line for line in cells(done.stdout, "name")}
+    us_by_model = dict(by_machine_code())["nudged/c-ep-2h-b20/teams"]
+    of_model, far = f"{us_by_model:.4g}", "-" if 1 / 1.5 <= 4.35 / us_by_model <= 1.5 else "x"
     wanted = {
+        ("nudged/c-ep-2h-b20/teams", of_model): ["4.35", f"{4.35 / us_by_model:.4g}", far],
         ("clock", "1980"): ["1980", "1", "-"],
         ("step-b20-1x3", "0.91"): ["1.456", "1.6", "x"],
         ("step-b20-1x3", "1.16"): ["1.456", "1.255", "-"],
         ("counted-barrier", "1.1"): ["0.6", "0.5455", "x"],
         ("l2-latency", "0.35"): ["-", "-", "-"],
-        ("free/ep-2h-b20/launch", "10"): ["9.9", "0.99", "-"],
-        ("free/ep-2h-b20/launch", "9.4"): ["9.9", "1.053", "-"],  # the planner's
+        ("free/c-ep-2h-b20/teams", "1.5"): ["2.25", "1.5", "-"],  # the planner's
+        ("nudged/c-ep-2h-b20/teams", "2.9"): ["4.35", "1.5", "-"],
         ("free/p-conv-b20/library", "35"): ["70", "2", "x"],
     }
     assert {key: table[key][3:6] for key in wanted} == wanted
-    assert table["free/ep-2h-b20/launch", "9.4"][6] == "launch planner"
+    assert table["nudged/c-ep-2h-b20/teams", of_model][6] == "model of the machine code (benchmarks/sass)"
+    assert table["nudged/c-ep-2h-b20/teams", "2.9"][6] == "planner, without updates of weights"
+    assert [key for key in table if "p-conv" in key[0]] == [("free/p-conv-b20/library", "35")]
     assert cells(done.stdout, "case, ms") == [["a", "1.5", "n/a: why"], ["b", "2", ""]]
     assert cells(done.stdout, "step") == [["micro", "ok after 3 s"], ["tests", "failed after 2 s, with status 1"]]
     lines = (tmp_path / "report.csv").read_text().splitlines()
@@ -291,11 +307,11 @@ def test_counters_become_lines(tmp_path: Path) -> None:
     file = tmp_path / "raw.csv"
     file.write_text(
         '==PROF== Connected\n"ID","Kernel Name","inst.sum","ratio"\n"","","inst","%"\n'
-        '"2","run_op(a, b)","1,234,567","12.5"\n'
+        '"2","run_team(a, b)","1,234,567","12.5"\n'
     )
     done = run(sys.executable, GPU / "counters.py", "free-steps", file)
     assert done.stdout.splitlines() == [
-        'free-steps,Kernel Name,"run_op(a, b)",',
+        'free-steps,Kernel Name,"run_team(a, b)",',
         "free-steps,inst.sum,1234567,inst",
         "free-steps,ratio,12.5,%",
     ]

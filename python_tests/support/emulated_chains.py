@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from convolution_variants import Chain, build_chain, chain_variants, same
+from emulated_calls import READOUT, call_every_op_on
 from emulated_device import EmulatedDevice
-from emulated_kernels import READOUT, call_every_op_on
 from problems import Problem
 from torch import Tensor
 

@@ -20,7 +20,7 @@ from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge, logits, state
 from ceprop_cuda.spec.reference import CEPResult, EPResult, PerParameter, Relaxed
 
 OPS = ("relax", "ep_step", "cep_step")
-PRECISIONS = ("exact", "tf32", "bf16")
+TEAMS = ("block", "cluster", "grid")
 POOLS = ("none", "max", "avg")
 
 
@@ -45,10 +45,7 @@ class EmulatedDevice:
     multiprocessors: int = 4
     cluster_blocks: int = 0
     shared_bytes: int = 99 << 10
-    compute_capability: int = 90
-    precision: str = "exact"
-    resident: bool = True  # weights stay in shared memory
-    low_rank: bool = False  # C-EP's inner updates, where that is exact
+    team: str = "block"  # of TEAMS
     skipped_site: str = ""  # the barrier at this place is left out
     counts_turns: bool = False  # of shared memory, in place of the barriers that are met
     seed: int = 0
@@ -88,7 +85,7 @@ class EmulatedDevice:
         symmetric: bool = False,
         accumulate: bool = False,
         shared_update: bool = False,
-        gate: str | None = None,  # which only a library's calls have
+        gate: str | None = None,
     ) -> EPResult:
         call = _Call("ep_step", x.dtype)
         call.network(circuit, x, nudge, tolerance)
@@ -120,12 +117,9 @@ class EmulatedDevice:
         weight_decay: float = 0.0,
         gate: str | None = None,
     ) -> CEPResult:
-        telescopes = not (circuit.free_feedback or symmetric or weight_decay)
-        synchronous = circuit.dynamics.schedule == "synchronous"
         call = _Call("cep_step", x.dtype)
         call.network(circuit, x, nudge, tolerance)
         call.integers(free_steps, nudged_steps, symmetric, shared_update, (None, *words(Gate)).index(gate))
-        call.integers(self.low_rank and telescopes and synchronous)
         call.reals(weight_decay, *lr)
         made, results = self._run(call)
         free = _states(circuit, x, results)
@@ -137,8 +131,8 @@ class EmulatedDevice:
 
     def _run(self, call: _Call) -> tuple[Tensor, _Results]:
         self.seed += 1
-        call.integers(self.compute_capability, self.multiprocessors, self.shared_bytes, self.cluster_blocks)
-        call.integers(PRECISIONS.index(self.precision), self.cluster_blocks > 0, self.resident, self.seed)
+        call.integers(self.multiprocessors, self.shared_bytes, self.cluster_blocks, TEAMS.index(self.team))
+        call.integers(self.seed)
         given, gave = self.folder / "call", self.folder / "results"
         given.write_bytes(call.bytes)
         self._execute(given, gave)

@@ -1,4 +1,4 @@
-"""A library's convolutions on the CPU with our kernels under the emulation: one process that takes all calls."""
+"""PyTorch's operators on the CPU with our kernels under the emulation: one process that takes all calls."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from torch.utils.cpp_extension import include_paths, library_paths
 class Served(EmulatedDevice):
     """Hands all calls to one process, which ends where a kernel is refused."""
 
+    precision: str = "exact"
     process: subprocess.Popen[str] | None = None
 
     def _execute(self, given: Path, gave: Path) -> None:
         if self.process is None:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}  # tensors are small
             self.process = subprocess.Popen(
-                [str(self.program)], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment
+                [str(self.program), self.precision], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment
             )
         assert self.process.stdin is not None
         assert self.process.stdout is not None

@@ -1,19 +1,29 @@
-"""Properties of CUDA devices, and networks for each place that weights and states can have."""
+"""Properties of CUDA devices, and networks for each kernel of teams."""
 
 from __future__ import annotations
 
 KIB = 1024
+# What launch_plan asks. How many clusters run at once is assumed.
+NO_CLUSTERS = {"cluster_blocks": 0, "clusters": 0}
 DEVICES: dict[str, dict[str, int]] = {
-    "A100": {"compute_capability": 80, "multiprocessors": 108, "shared_bytes": 163 * KIB, "cluster_blocks": 0},
-    "H100": {"compute_capability": 90, "multiprocessors": 132, "shared_bytes": 227 * KIB, "cluster_blocks": 16},
-    "RTX 4090": {"compute_capability": 89, "multiprocessors": 128, "shared_bytes": 99 * KIB, "cluster_blocks": 0},
-    "T4": {"compute_capability": 75, "multiprocessors": 40, "shared_bytes": 64 * KIB, "cluster_blocks": 0},
-    "RTX 5090": {"compute_capability": 120, "multiprocessors": 170, "shared_bytes": 99 * KIB, "cluster_blocks": 8},
+    "A100": {"multiprocessors": 108, "shared_bytes": 163 * KIB, **NO_CLUSTERS},
+    "H100": {"multiprocessors": 132, "shared_bytes": 227 * KIB, "cluster_blocks": 16, "clusters": 7},
+    "RTX 4090": {"multiprocessors": 128, "shared_bytes": 99 * KIB, **NO_CLUSTERS},
+    "T4": {"multiprocessors": 40, "shared_bytes": 64 * KIB, **NO_CLUSTERS},
+    "RTX 5090": {"multiprocessors": 170, "shared_bytes": 99 * KIB, "cluster_blocks": 8, "clusters": 20},
 }
-# Networks and batches whose weights and states lie in the memory of one cluster of blocks, in that of the whole grid
-# (in more than one pass over the samples), and outside. Where they lie on an H100; smaller GPUs have less room.
-PLACES: dict[str, tuple[tuple[int, ...], int]] = {
-    "cluster": ((40, 33, 20, 10), 7),
-    "grid": ((40, 512, 512, 10), 70),
-    "streamed": ((40, 2200, 2200, 10), 8),
-}
+# Every kernel of teams: the kind of team, how many samples a group has, and a network and a batch for which the planner
+# takes it on an H100. Groups of 2 samples are those of float64, all others of float32. Beside each there is one for
+# C-EP, in which the grid moves the weights.
+KERNELS: list[tuple[str, int, tuple[int, ...], int]] = [
+    ("block", 1, (40, 33, 20, 10), 100),
+    ("block", 2, (11, 9, 7, 3), 5),
+    ("block", 3, (40, 33, 20, 10), 256),
+    ("block", 4, (40, 33, 20, 10), 400),
+    ("cluster", 1, (40, 33, 20, 10), 20),
+    ("cluster", 2, (40, 33, 20, 10), 20),
+    ("cluster", 3, (40, 100, 10), 100),
+    ("cluster", 4, (40, 200, 200, 10), 132),
+    ("grid", 2, (40, 512, 512, 10), 7),
+    ("grid", 4, (40, 512, 512, 10), 70),
+]

@@ -13,6 +13,7 @@ from torch import Tensor
 import ceprop_cuda as cep
 from ceprop_cuda import ops
 from ceprop_cuda.choices import EngineName
+from ceprop_cuda.spec.dynamics import Circuit
 
 GPU = "cuda"
 
@@ -66,8 +67,11 @@ class OnGpu:
     def ep_step(self, *args: Any, **settings: Any) -> Any:
         return self._run(ops.ep_step, *args, **settings)
 
-    def cep_step(self, *args: Any, **settings: Any) -> Any:
-        return self._run(ops.cep_step, *args, **settings)
+    def cep_step(self, circuit: Circuit, *args: Any, **settings: Any) -> Any:
+        ran = self._run(ops.cep_step, circuit, *args, **settings)
+        for p, moved in zip(circuit.parameters(), ran.circuit.parameters(), strict=True):
+            p.copy_(moved)
+        return ran
 
     def _run(self, op: Callable[..., Any], *args: Any, **settings: Any) -> Any:
         return there(op(*there(args, self.device), **settings, precision=self.precision), "cpu")

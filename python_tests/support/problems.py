@@ -19,7 +19,6 @@ from ceprop_cuda.spec.dynamics import Circuit, Dynamics, Nudge
 # Those of chains of dense layers; golden_steps.py and test_graphs.py have the others.
 GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz") if not re.search("cnn|graph", path.stem))
 # Of them those that every kernel takes: gates are the CPU's.
-GOLDEN_WITHOUT_GATE = [name for name in GOLDEN_NAMES if "gate" not in name]
 GOLDEN_ACTIVATIONS = {
     "sigm": "sigmoid",
     "sigmoid": "sigmoid",

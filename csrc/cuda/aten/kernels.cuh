@@ -2,8 +2,7 @@
 #pragma once
 
 #include "../../aten/pointwise.h"
-#include "../sanity.cuh"
-#include "../units.cuh"
+#include "units.cuh"
 
 namespace ceprop::cuda {
 

@@ -1,6 +1,8 @@
 #include "kernels.h"
 
-#include "../cooperative_launch.cuh"
+#include <algorithm>
+
+#include "launch.h"
 #include "run.cuh"
 
 namespace ceprop::cuda::teams {
@@ -10,40 +12,67 @@ namespace {
 template <class T>
 using Kernel = void (*)(Problem<T>);
 
-template <class T, int Samples>
-Kernel<T> kernel_of(bool in_cluster) {
-  return in_cluster ? run_team<T, Samples, InCluster> : run_team<T, Samples, InBlock>;
+template <class T, int Samples, class Name>
+Kernel<T> kernel_of(bool continual) {
+  return continual ? run_team<T, Samples, Name, true> : run_team<T, Samples, Name, false>;
 }
+template <class T, int Samples>
+Kernel<T> kernel_of(const Plan& plan) {
+  const bool continual = plan.moving.continual;
+  return plan.layout.kind == TeamKind::block ? kernel_of<T, Samples, InBlock>(continual)
+                                             : kernel_of<T, Samples, InCluster>(continual);
+}
+// A grid takes groups of the most samples.
 template <class T>
-Kernel<T> kernel_of(const Layout& layout) {
-  const bool in_cluster = layout.blocks > 1;
-  if constexpr (sizeof(T) == 8)
-    return kernel_of<T, 2>(in_cluster);
-  else
-    return layout.samples == 1   ? kernel_of<T, 1>(in_cluster)
-           : layout.samples == 3 ? kernel_of<T, 3>(in_cluster)
-                                 : kernel_of<T, 4>(in_cluster);
+Kernel<T> kernel_of(const Plan& plan) {
+  constexpr int most = sizeof(T) == 8 ? 2 : 4;
+  if (plan.layout.kind == TeamKind::grid) return kernel_of<T, most, InGrid>(plan.moving.continual);
+  if constexpr (sizeof(T) == 4) {
+    if (plan.layout.samples == 1) return kernel_of<T, 1>(plan);
+    if (plan.layout.samples == 3) return kernel_of<T, 3>(plan);
+  }
+  return kernel_of<T, most>(plan);
 }
 
 }  // namespace
 
-cudaError_t read_clusters(cuda::Device& device) {
-  device.clusters = 0;
-  if (device.cluster_blocks < 2) return cudaSuccess;
-  const auto kernel = run_team<float, 4, InCluster>;
-  if (const cudaError_t error = allow(kernel, true); error != cudaSuccess) return error;
-  const int blocks = device.cluster_blocks;
-  const Launch one(blocks, 32 * most_warps(4), device.shared_bytes, blocks, false);
+cudaError_t read_device(Device& device) {
+  int index = 0, major = 0, shared = 0;
+  cudaError_t error = cudaGetDevice(&index);
+  const auto read = [&](int& value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, index);
+  };
+  read(major, cudaDevAttrComputeCapabilityMajor);
+  read(device.multiprocessors, cudaDevAttrMultiProcessorCount);
+  read(shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  device.shared_bytes = shared;
+  device.cluster_blocks = device.clusters = 0;
+  // A newer device may run code that was compiled for an older one, without what that lacks.
+  cudaFuncAttributes built{};
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&built, run_team<float, 4, InGrid, false>);
+  if (error != cudaSuccess || major < 9 || built.ptxVersion < 90) return error;
+
+  // A cluster may not fit any of the device's processor clusters.
+  const auto kernel = run_team<float, 4, InCluster, false>;
+  error = allow(kernel, true);
+  const Launch any(1, 32 * most_warps(4), shared, 1, false);
+  if (error == cudaSuccess) error = cudaOccupancyMaxPotentialClusterSize(&device.cluster_blocks, kernel, &any);
+  device.cluster_blocks = std::min(device.cluster_blocks, most_cluster_blocks);
+  if (error != cudaSuccess || device.cluster_blocks < 2) {
+    device.cluster_blocks = 0;
+    return error;
+  }
+  const Launch one(device.cluster_blocks, 32 * most_warps(4), shared, device.cluster_blocks, false);
   return cudaOccupancyMaxActiveClusters(&device.clusters, kernel, &one);
 }
 
 template <class T>
 cudaError_t launch(const Plan& plan, const Problem<T>& problem, cudaStream_t stream) {
-  const Layout& layout = plan.layout;
-  const Kernel<T> kernel = kernel_of<T>(layout);
-  if (const cudaError_t error = allow(kernel, layout.blocks > 1); error != cudaSuccess) return error;
-  Launch launch(layout.blocks * layout.teams, 32 * layout.warps, plan.shared_bytes, layout.blocks,
-                problem.stages.op != Op::relax);
+  const Kernel<T> kernel = kernel_of<T>(plan);
+  const bool in_cluster = plan.layout.kind == TeamKind::cluster;
+  if (const cudaError_t error = allow(kernel, in_cluster); error != cudaSuccess) return error;
+  Launch launch(plan.blocks, 32 * plan.warps, plan.shared_bytes, in_cluster ? plan.layout.blocks : 1,
+                plan.layout.kind == TeamKind::grid || problem.stages.op != Op::relax);
   launch.stream = stream;
   return cudaLaunchKernelEx(&launch, kernel, problem);
 }

@@ -4,11 +4,12 @@
 #include <cuda_runtime_api.h>
 
 #include "plan.h"
+#include "problem.h"
 
 namespace ceprop::cuda::teams {
 
-// Reads how many clusters of device.cluster_blocks blocks run at once, or returns the error that asking gave.
-cudaError_t read_clusters(cuda::Device& device);
+// Reads the current device's properties, or returns the error that asking gave.
+cudaError_t read_device(Device& device);
 
 // Launches once on the stream, and does not wait for it. T is float or double.
 template <class T>

@@ -1,7 +1,7 @@
 // One warp multiplies the weights of 8 units (an octet) by the states of `Samples` samples. All sources lie across its
 // lanes, and every sum ends in a lane of its own.
 //
-//   states   [octet][Samples | 1 rows of 8 units], in shared memory: an odd number of rows, so that the 8 lanes which
+//   states   [octet][Samples | 1 rows of 8 units], an odd number of rows, so that in shared memory the 8 lanes which
 //            are served at once read from different banks
 //   weights  [chunk of 128 sources][slot][lane][4], then [tail of 32 sources][half][lane][4 slots]
 //   lane     has of every chunk the four sources from 4 * lane on, of a tail the one number `lane`
@@ -95,10 +95,10 @@ __device__ __forceinline__ Four<T> with_neighbours(T mine) {
 __device__ __forceinline__ int quarter_of(int lane) { return (lane & 1) + (lane >> 3 & 1) * 2; }
 
 // Adds weights times the states of a layer to sum[slot][sample]. Both places are of the first chunk; `weights` moves on
-// behind the last tail.
-template <int Samples, class T>
-__device__ __forceinline__ void multiply(const Memory& memory, int states, int& weights, const Sources& from,
-                                         T (&sum)[octet][Samples]) {
+// behind the last tail. The team has the states.
+template <int Samples, class Team, class T>
+__device__ __forceinline__ void multiply(const Memory& memory, const Team& team, int states, int& weights,
+                                         const Sources& from, T (&sum)[octet][Samples]) {
   constexpr int stride = octet_bytes(Samples, sizeof(T)), row = octet * sizeof(T), four = 4 * sizeof(T);
   const int lane = lane_of_thread();
   int at = states + lane / 2 * stride + lane % 2 * four;
@@ -106,7 +106,7 @@ __device__ __forceinline__ void multiply(const Memory& memory, int states, int& 
   for (int c = 0; c < from.chunks; ++c, at += chunk_sources / octet * stride, weights += chunk_bytes(sizeof(T))) {
     Four<T> state[Samples];
 #pragma unroll
-    for (int s = 0; s < Samples; ++s) state[s] = memory.get<Four<T>>(at + row * s);
+    for (int s = 0; s < Samples; ++s) state[s] = team.template shown<Four<T>>(at + row * s);
 #pragma unroll
     for (int j = 0; j < octet; ++j) {
       const auto weight = memory.get<Four<T>>(weights + (j * 32 + lane) * four);
@@ -124,7 +124,7 @@ __device__ __forceinline__ void multiply(const Memory& memory, int states, int& 
     for (int half = 0; half < 2; ++half) weight[half] = memory.get<Four<T>>(weights + (half * 32 + lane) * four);
 #pragma unroll
     for (int s = 0; s < Samples; ++s) {
-      const auto state = memory.get<T>(at + row * s);
+      const auto state = team.template shown<T>(at + row * s);
 #pragma unroll
       for (int j = 0; j < octet; ++j) sum[j][s] += weight[j / 4].v[j % 4] * state;
     }

@@ -1,18 +1,23 @@
 // The planner decides, and the kernel reads, how a team of blocks holds a network's weights and takes samples through
 // their phases. No torch, no device code.
 //
-// A team is one block, or the blocks of a cluster. It has all weights between layers in shared memory, and takes its
-// samples through all steps: while weights rest, samples do not meet, so teams know nothing of each other. A block of a
-// team has octets of units, a warp each at a time, with the weights into them.
+// A team is one block, the blocks of a cluster, or all blocks of the grid. It has all weights between layers in shared
+// memory, and takes its samples through all steps: while weights rest, samples do not meet, so teams know nothing of
+// each other. A block of a team has octets of units, with the weights into them. A warp takes octets of units and
+// groups of samples.
 #pragma once
 
-#include "../problem.h"
+#include <cstdint>
+
+#include "../../model/network.h"
 
 namespace ceprop::cuda::teams {
 
-inline constexpr int octet = 8;  // units
+inline constexpr int most_layers = 8, most_blocks = 256;  // what a kernel argument has room for
+inline constexpr int octet = 8;                           // units
 inline constexpr int chunk_sources = 128, tail_sources = 32;
-inline constexpr int most_team_blocks = 16, most_groups = 32;
+inline constexpr int most_cluster_blocks = 16;
+inline constexpr int most_groups = 32;  // of a block or cluster
 // A block has so many warps at most; one of float64 takes twice the registers.
 CEPROP_INLINE constexpr int most_warps(int number_bytes) { return number_bytes == 4 ? 12 : 8; }
 
@@ -37,6 +42,15 @@ CEPROP_INLINE constexpr int octet_bytes(int samples, int number_bytes) { return 
 CEPROP_INLINE constexpr int chunk_bytes(int number_bytes) { return octet * chunk_sources * number_bytes; }
 CEPROP_INLINE constexpr int tail_bytes(int number_bytes) { return octet * tail_sources * number_bytes; }
 
+// Room in which a warp that moves weights has what it multiplies: of two groups, what a chunk of sources shows before
+// and after a step, and an octet.
+CEPROP_INLINE constexpr int staging_bytes(int samples, int number_bytes) {
+  return 2 * (2 * chunk_sources / octet + 1) * octet_bytes(samples, number_bytes);
+}
+
+// The input's products x x^T lie in shared memory as well, where they take no more than this.
+inline constexpr int most_gram_bytes = 1 << 14;
+
 // A job is what a warp does at every step for an octet of units. It holds all that the warp asks for in a step, as one
 // load brings four numbers. Places are bytes of shared memory.
 struct alignas(16) Job {
@@ -58,37 +72,40 @@ struct alignas(16) Job {
 };
 static_assert(sizeof(Job) == 64);
 
-// A lane knows these numbers of its unit and sample.
-enum class Own { constant, target, state, free_state };
-inline constexpr int own_numbers = 4;
+// A lane knows these numbers of its unit and sample; the last three only where weights move. A unit has moved by so
+// much for the weights from below; with a gate by connection, by so much for those from above.
+enum class Own { constant, target, state, free_state, sum, moved, moved_for_above };
+
+enum class TeamKind { block, cluster, grid };
 
 struct Layout {
+  TeamKind kind;
+  bool continual;                            // weights move at every nudged step
   int blocks;                                // of a team
   int teams;                                 // of the grid
-  int warps;                                 // of a block
+  int job_warps, group_warps;                // of a block: so many share its octets, and so many its groups
   int samples;                               // of a group, which a warp multiplies at once
   int groups;                                // which a team takes through a phase at once
   int rounds;                                // how often it does, with other samples each time
   int first_octet[most_layers + 1];          // of each layer, numbered through all of them
-  int first_of_block[most_team_blocks + 1];  // octets of each block
-  unsigned readers[most_layers];             // bit b: block b reads the layer's states
+  uint16_t first_of_block[most_blocks + 1];  // octets of each block
+  unsigned readers[most_layers];             // bit b: block b of the cluster reads the layer's states
   unsigned output_readers;                   // bit b: block b has output units, which a loss takes together
   int states[most_layers + 1];               // of each layer within a buffer; behind the last those of output_readers
-  int buffer;                                // bytes of a buffer; a group has two
-  int buffers, jobs, own, weights;           // places in shared memory, behind the mailboxes
+  int buffer;                                // bytes of a buffer
+  int buffers, jobs, own, blends, gram, staging, weights;  // places in shared memory; a grid's buffers are global
 
+  CEPROP_INLINE int warps() const { return job_warps * group_warps; }
   CEPROP_INLINE int samples_at_once() const { return samples * groups; }
+  // Steps go round in so many buffers of a group. Weights move by the last two steps, while others store the next.
+  CEPROP_INLINE int ring() const { return continual ? 3 : 2; }
+  CEPROP_INLINE int own_numbers() const { return continual ? 7 : 4; }
+  CEPROP_INLINE int64_t exchange_bytes() const { return int64_t(groups) * ring() * buffer; }
   CEPROP_INLINE int layer_of(int octet) const {
     int layer = 0;
     while (octet >= first_octet[layer + 1]) ++layer;
     return layer;
   }
-};
-
-template <class T>
-struct Problem : Given<T> {
-  Layout layout;
-  int* broken;  // see sanity.cuh
 };
 
 }  // namespace ceprop::cuda::teams

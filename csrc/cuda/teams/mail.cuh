@@ -3,8 +3,10 @@
 // memory.
 //
 // Places in shared memory are numbers of bytes from its begin; `Memory` reads there, `Peer` writes to another block's.
-// All inline PTX of the teams is here, each piece beside what stands for it under the emulation.
+// All that the compiler is told about memory is here, each piece beside what stands for it under the emulation.
 #pragma once
+
+#include <type_traits>
 
 #include "../device.h"
 
@@ -29,26 +31,62 @@ inline constexpr int mailbox_bytes = 16;
 
 #ifdef CUDA_EMULATION
 
+// At most 16 bytes at once, as a device does.
+template <class T>
+__device__ __forceinline__ void move(const T* from, T* to) {
+  if constexpr (sizeof(T) == 32) {
+    const auto* halves = reinterpret_cast<const Words*>(from);
+    reinterpret_cast<Words*>(to)[0] = halves[0];
+    reinterpret_cast<Words*>(to)[1] = halves[1];
+  } else {
+    *to = *from;
+  }
+}
+
+template <class Number>
+__device__ __forceinline__ Number get_from_all(const char* at) {
+  return *reinterpret_cast<const Number*>(at);
+}
+template <class Number>
+__device__ __forceinline__ void put_for_all(char* at, const Number& number) {
+  *reinterpret_cast<Number*>(at) = number;
+}
+
 class Memory {
  public:
-  __device__ Memory() : begin_(dynamic_shared_memory<char>()) {}
+  __device__ __forceinline__ Memory() : begin_(dynamic_shared_memory<char>()) {}
   template <class T>
-  __device__ T get(int place) const {
-    return *at<T>(place);
+  __device__ __forceinline__ T get(int place) const {
+    T got;
+    move(at<T>(place), &got);
+    return got;
   }
   template <class T>
-  __device__ void put(int place, const T& value) const {
-    *at<T>(place) = value;
+  __device__ __forceinline__ void put(int place, const T& value) const {
+    move(&value, at<T>(place));
+  }
+  __device__ __forceinline__ void clear(int place, int bytes) const {
+    for (int at = 4 * static_cast<int>(threadIdx.x); at < bytes; at += 4 * static_cast<int>(blockDim.x))
+      put(place + at, 0.0f);
   }
 
-  __device__ void open(int box, unsigned bytes) const { cuda_emulation::open_mailbox(begin_ + box, bytes); }
-  __device__ void expect(int box, unsigned bytes) const { cuda_emulation::expect_in_mailbox(begin_ + box, bytes); }
-  __device__ void wait(int box, int use AND_CALLED_FROM) const {
+  __device__ __forceinline__ void bring(int place, const char* from) const {
+    __pipeline_memcpy_async(at<char>(place), from, 16);
+  }
+
+  __device__ __forceinline__ void open(int box, unsigned bytes) const {
+    cuda_emulation::open_mailbox(begin_ + box, bytes);
+  }
+  __device__ __forceinline__ void close(int) const {}
+  __device__ __forceinline__ void expect(int box, unsigned bytes) const {
+    cuda_emulation::expect_in_mailbox(begin_ + box, bytes);
+  }
+  __device__ __forceinline__ void wait(int box, int use AND_CALLED_FROM) const {
     cuda_emulation::wait_for_mailbox(begin_ + box, use AND_CALLER);
   }
 
   template <class T>
-  __device__ T* at(int place) const {
+  __device__ __forceinline__ T* at(int place) const {
     return reinterpret_cast<T*>(begin_ + place);
   }
 
@@ -58,12 +96,12 @@ class Memory {
 
 class Peer {
  public:
-  __device__ Peer(const Memory& memory, unsigned rank)
+  __device__ __forceinline__ Peer(const Memory& memory, unsigned rank)
       : begin_(cooperative_groups::this_cluster().map_shared_rank(memory.at<char>(0), rank)) {}
   template <class T>
-  __device__ void push_if(unsigned wanted, int place, int box, const Four<T>& value) const {
+  __device__ __forceinline__ void push_if(unsigned wanted, int place, int box, const Four<T>& value) const {
     if (!wanted) return;
-    *reinterpret_cast<Four<T>*>(begin_ + place) = value;
+    move(&value, reinterpret_cast<Four<T>*>(begin_ + place));
     cuda_emulation::send_to_mailbox(begin_ + box, sizeof(Four<T>));
   }
 
@@ -72,6 +110,32 @@ class Peer {
 };
 
 #else
+
+// Global memory that other blocks write, past the first-level cache.
+template <class Number>
+__device__ __forceinline__ Number get_from_all(const char* at) {
+  if constexpr (std::is_same_v<Number, Four<float> >) {
+    const float4 four = __ldcg(reinterpret_cast<const float4*>(at));
+    return {four.x, four.y, four.z, four.w};
+  } else if constexpr (std::is_same_v<Number, Four<double> >) {
+    const double2 first = __ldcg(reinterpret_cast<const double2*>(at));
+    const double2 second = __ldcg(reinterpret_cast<const double2*>(at) + 1);
+    return {first.x, first.y, second.x, second.y};
+  } else {
+    return __ldcg(reinterpret_cast<const Number*>(at));
+  }
+}
+template <class Number>
+__device__ __forceinline__ void put_for_all(char* at, const Number& number) {
+  if constexpr (std::is_same_v<Number, Four<float> >) {
+    __stcg(reinterpret_cast<float4*>(at), float4{number.v[0], number.v[1], number.v[2], number.v[3]});
+  } else if constexpr (std::is_same_v<Number, Four<double> >) {
+    __stcg(reinterpret_cast<double2*>(at), double2{number.v[0], number.v[1]});
+    __stcg(reinterpret_cast<double2*>(at) + 1, double2{number.v[2], number.v[3]});
+  } else {
+    __stcg(reinterpret_cast<Number*>(at), number);
+  }
+}
 
 class Memory {
  public:
@@ -91,6 +155,16 @@ class Memory {
   __device__ __forceinline__ void put(int place, const T& value) const {
     store(begin_ + place, value);
   }
+  // All threads of the block call it.
+  __device__ __forceinline__ void clear(int place, int bytes) const {
+    for (int at = 4 * static_cast<int>(threadIdx.x); at < bytes; at += 4 * static_cast<int>(blockDim.x))
+      put(place + at, 0.0f);
+  }
+
+  // Brings 16 bytes of global memory, at some time before the thread has waited for them.
+  __device__ __forceinline__ void bring(int place, const char* from) const {
+    __pipeline_memcpy_async(dynamic_shared_memory<char>() + place, from, 16);
+  }
 
 #if MAIL_EXISTS
   // One thread calls this before the others of the cluster know the mailbox. Its first use, number 0, expects `bytes`.
@@ -98,6 +172,10 @@ class Memory {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(begin_ + box)
                  : "memory");
     expect(box, bytes);
+  }
+  // One thread calls this before the memory serves something else.
+  __device__ __forceinline__ void close(int box) const {
+    asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(begin_ + box) : "memory");
   }
   // The next use expects `bytes`: one thread says so once it has waited for the last. What came before counts as well.
   __device__ __forceinline__ void expect(int box, unsigned bytes) const {

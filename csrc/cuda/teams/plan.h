@@ -1,46 +1,75 @@
 // This decides which team runs a call on a device, and how the network lies in it. No torch, no CUDA.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <variant>
+#include <vector>
 
 #include "../../model/shares.h"
-#include "../problem_of.h"
+#include "../../model/stages.h"
 #include "layout.h"
 
 namespace ceprop::cuda::teams {
 
+// Plans depend on these of a device's properties.
+struct Device {
+  int multiprocessors;
+  int64_t shared_bytes;  // most that one block may have
+  int cluster_blocks;    // most of a cluster that has that much shared memory each; 0: no clusters
+  int clusters;          // of so many blocks, that run at once
+};
+
+// How many numbers of global memory the kernels note things in: one in four, then settled flags.
+inline constexpr int words_of_workspace = 4 + 2 * most_blocks;
+
+// What a plan depends on of a call.
+struct Shape {
+  const NetworkShape& network;
+  int64_t batch;
+  int64_t number_bytes;  // 4 or 8
+  bool continual;        // weights move at every nudged step
+  bool tolerance;        // phases may end early, for all samples at once
+};
+
 struct Plan {
-  Layout layout;
-  int64_t shared_bytes;  // of a block
+  Layout layout;            // while weights rest
+  Layout moving;            // C-EP: of the grid, while they move
+  int blocks, warps;        // of the launch
+  int64_t shared_bytes;     // of a block
+  int64_t workspace_bytes;  // of global memory
+
+  // Whether C-EP's free phase is that of other teams than its nudged phase.
+  bool changes_teams() const { return moving.continual && layout.kind != TeamKind::grid; }
 };
 
 // This is a plan, or says why there is none.
 using Planned = std::variant<Plan, std::string>;
 
 // Returns why no team runs a call like this on a chain of layers, or nothing if one may.
-inline std::string obstacle_of(const NetworkShape& shape, const Stop& stop) {
+inline std::string obstacle_of(const NetworkShape& shape) {
   if (shape.has_convolutions()) return "teams take dense layers";
   if (shape.has_readout()) return "teams have no readout";
   if (shape.layer_count() > most_layers)
     return "the CUDA kernels take networks of at most " + std::to_string(most_layers) + " layers, got " +
            std::to_string(shape.layer_count());
-  return stop.tolerance ? "teams have no tolerance" : "";
+  return "";
 }
 template <class T>
 std::string obstacle_of(const RelaxCall<T>& call) {
-  return obstacle_of(call.network.shape, call.stop);
+  return teams::obstacle_of(call.network.shape);
 }
 template <class T>
 std::string obstacle_of(const EpCall<T>& call) {
-  if (call.gate != Gate::none) return "teams have no gate";
+  if (call.gate != Gate::none) return "teams have no gate of EP";
   if (stages_of(call).steps_learn) return "teams learn from the ends of phases alone";
-  return obstacle_of(call.network.shape, call.stop);
+  return teams::obstacle_of(call.network.shape);
 }
 template <class T>
-std::string obstacle_of(const CepCall<T>&) {
-  return "teams have no continual EP";
+std::string obstacle_of(const CepCall<T>& call) {
+  return teams::obstacle_of(call.network.shape);
 }
 
 // Returns for which numbers of samples there are kernels.
@@ -50,11 +79,13 @@ inline std::vector<int> samples_of_groups(int64_t number_bytes) {
 
 namespace planning {
 
-inline int octets_of(const cuda::Shape& shape, int layer) {
+inline constexpr int most_octets = 65535;  // numbered in 16 bits
+
+inline int octets_of(const Shape& shape, int layer) {
   return static_cast<int>((shape.network.layers[layer].units() + octet - 1) / octet);
 }
 // Returns what an octet of a layer reads in a step: the layer below, if that is not the input, and the layer above.
-inline Sources sources_of(const cuda::Shape& shape, int layer) {
+inline Sources sources_of(const Shape& shape, int layer) {
   Sources all{};
   for (const int neighbour : {layer - 1, layer + 1}) {
     if (neighbour < 0 || neighbour > shape.network.output) continue;
@@ -63,10 +94,10 @@ inline Sources sources_of(const cuda::Shape& shape, int layer) {
   }
   return all;
 }
-inline int64_t depth_of(const cuda::Shape& shape, int layer) { return padded(sources_of(shape, layer)); }
+inline int64_t depth_of(const Shape& shape, int layer) { return padded(sources_of(shape, layer)); }
 
 // Gives every block of the team a share of the octets by what they read, and notes who reads whom.
-inline void share_octets(const cuda::Shape& shape, Layout& layout) {
+inline void share_octets(const Shape& shape, Layout& layout) {
   std::vector<double> cost{0};
   std::vector<int> layer_of;
   const int layers = shape.network.layer_count();
@@ -79,15 +110,16 @@ inline void share_octets(const cuda::Shape& shape, Layout& layout) {
   }
   const auto octets = static_cast<int>(layer_of.size());
   for (int l = layers; l <= most_layers; ++l) layout.first_octet[l] = octets;
-  int most = 0;
-  for (int block = 0; block <= layout.blocks; ++block) {
-    layout.first_of_block[block] = static_cast<int>(
+  for (int block = 0; block <= layout.blocks; ++block)
+    layout.first_of_block[block] = static_cast<uint16_t>(
         octets <= layout.blocks ? std::min(block, octets) : first_of_share(cost, block, layout.blocks));
-    if (block > 0) most = std::max(most, layout.first_of_block[block] - layout.first_of_block[block - 1]);
+  if (layout.kind == TeamKind::grid) {
+    std::fill(layout.first_of_block + layout.blocks, layout.first_of_block + most_blocks + 1,
+              static_cast<uint16_t>(octets));                // of blocks that have no work
+    std::fill(layout.readers, layout.readers + layers, 1u);  // its blocks find the states where they are
+    layout.output_readers = 1;
+    return;
   }
-  layout.warps = std::min(most, most_warps(static_cast<int>(shape.number_bytes)));
-  layout.output_readers = 0;
-  std::fill(layout.readers, layout.readers + most_layers, 0u);
   for (int block = 0; block < layout.blocks; ++block)
     for (int i = layout.first_of_block[block]; i < layout.first_of_block[block + 1]; ++i) {
       const int l = layer_of[i];
@@ -96,14 +128,20 @@ inline void share_octets(const cuda::Shape& shape, Layout& layout) {
       if (l + 1 == layers) layout.output_readers |= 1u << block;
     }
 }
+inline int most_jobs(const Layout& layout) {
+  int most = 0;
+  for (int block = 0; block < layout.blocks; ++block)
+    most = std::max(most, layout.first_of_block[block + 1] - layout.first_of_block[block]);
+  return most;
+}
 
-inline int64_t weight_bytes(const cuda::Shape& shape, const Layout& layout) {
+inline int64_t weight_bytes(const Shape& shape, const Layout& layout) {
   int64_t most = 0;
   for (int block = 0; block < layout.blocks; ++block) {
     int64_t numbers = 0;
     for (int l = 0; l < shape.network.layer_count(); ++l) {
-      const int begin = std::max(layout.first_octet[l], layout.first_of_block[block]);
-      const int end = std::min(layout.first_octet[l] + octets_of(shape, l), layout.first_of_block[block + 1]);
+      const int begin = std::max<int>(layout.first_octet[l], layout.first_of_block[block]);
+      const int end = std::min<int>(layout.first_octet[l] + octets_of(shape, l), layout.first_of_block[block + 1]);
       numbers += std::max(end - begin, 0) * octet * depth_of(shape, l);
     }
     most = std::max(most, numbers);
@@ -111,10 +149,10 @@ inline int64_t weight_bytes(const cuda::Shape& shape, const Layout& layout) {
   return most * shape.number_bytes;
 }
 
-// Lays out shared memory for `layout.groups` groups, and returns its bytes.
-inline int64_t lay_out(const cuda::Shape& shape, Layout& layout) {
+// Lays out shared memory for `layout.groups` groups and at most so many warps; returns the bytes.
+inline int64_t lay_out(const Shape& shape, Layout& layout, int warps) {
   const int bytes = static_cast<int>(shape.number_bytes), of_octet = octet_bytes(layout.samples, bytes);
-  const int layers = shape.network.layer_count();
+  const int layers = shape.network.layer_count(), jobs = most_jobs(layout);
   int64_t buffer = 0;
   for (int l = 0; l < layers; ++l) {
     layout.states[l] = static_cast<int>(buffer);
@@ -122,29 +160,38 @@ inline int64_t lay_out(const cuda::Shape& shape, Layout& layout) {
   }
   layout.states[layers] = static_cast<int>(buffer);
   buffer += int64_t(octets_of(shape, shape.network.output)) * of_octet;
-  int most = 0;
-  for (int block = 0; block < layout.blocks; ++block)
-    most = std::max(most, layout.first_of_block[block + 1] - layout.first_of_block[block]);
   layout.buffer = static_cast<int>(buffer);
-  layout.buffers = 4 * layout.groups * 16;  // behind two mailboxes a group in each of two channels
-  int64_t next = layout.buffers + 2 * layout.groups * buffer;
+  layout.job_warps = std::min(jobs, warps);
+  layout.group_warps = std::min(layout.groups, warps / layout.job_warps);
+  int64_t next = 0;
+  if (layout.kind != TeamKind::grid) {
+    layout.buffers = 4 * layout.groups * 16;  // behind two mailboxes a group in each of two channels
+    next = layout.buffers + layout.exchange_bytes();
+  }
   const auto place = [&](int& at, int64_t size) {
     at = static_cast<int>(next);
     next += size;
   };
-  place(layout.jobs, most * int64_t(sizeof(Job)));
-  place(layout.own, int64_t(most) * layout.groups * own_numbers * 32 * bytes);
+  place(layout.jobs, jobs * int64_t(sizeof(Job)));
+  place(layout.own, int64_t(jobs) * layout.groups * layout.own_numbers() * 32 * bytes);
+  if (layout.continual) {
+    place(layout.blends, int64_t(most_layers) * 2 * bytes);
+    const int64_t gram = shape.batch * shape.batch * bytes;
+    layout.gram = -1;
+    if (gram <= most_gram_bytes) place(layout.gram, (gram + 15) / 16 * 16);
+    place(layout.staging, int64_t(layout.warps()) * staging_bytes(layout.samples, bytes));
+  }
   place(layout.weights, weight_bytes(shape, layout));
   return next;
 }
 
 // Returns the microseconds of a step of the samples that a plan has at once. Instructions and latencies are assumed,
-// not measured: what an octet takes beside its products, the pace of a warp's instructions, and a push to its arrival.
-// It serves the choice between plans only.
-inline double step_microseconds(const cuda::Shape& shape, const Plan& plan) {
-  constexpr double beside = 250, latency = 3, issue = 4, exchange = 300, barrier = 60, gigahertz = 1.75;
-  const Layout& layout = plan.layout;
-  double most = 0;
+// not measured: what an octet takes beside its products, the pace of a warp's instructions, and the time from a push to
+// its arrival, or of a barrier. It serves the choice between plans only.
+inline double step_microseconds(const Shape& shape, const Layout& layout) {
+  constexpr double beside = 250, latency = 3, issue = 4, exchange = 300, barrier = 60, grid_barrier = 2500,
+                   gigahertz = 1.75;
+  double busiest = 0;
   for (int block = 0; block < layout.blocks; ++block) {
     double all = 0, longest = 0;
     for (int i = layout.first_of_block[block]; i < layout.first_of_block[block + 1]; ++i) {
@@ -154,71 +201,123 @@ inline double step_microseconds(const cuda::Shape& shape, const Plan& plan) {
       longest = std::max(longest, instructions);
     }
     const int jobs = layout.first_of_block[block + 1] - layout.first_of_block[block];
-    const double of_warp = latency * longest * ((jobs + layout.warps - 1) / std::max(layout.warps, 1));
-    most = std::max(most, std::max(all / issue * 1.2, of_warp));
+    const auto turns = [](int items, int warps) { return (items + warps - 1) / warps; };
+    const double of_warp = latency * longest * turns(jobs, layout.job_warps) * turns(layout.groups, layout.group_warps);
+    busiest = std::max(busiest, std::max(all * layout.groups / issue * 1.2, of_warp));
   }
-  const double between = layout.blocks == 1 ? barrier : exchange;
-  return (std::max(most * layout.groups, most + between) + (layout.blocks == 1 ? between : 0)) / gigahertz / 1000 *
-         shape.network.turn_count();
+  // The groups of a cluster hide each other's exchange.
+  const double clocks = layout.kind == TeamKind::block  ? busiest + barrier
+                        : layout.kind == TeamKind::grid ? busiest + grid_barrier
+                                                        : std::max(busiest, busiest / layout.groups + exchange);
+  return clocks / gigahertz / 1000 * shape.network.turn_count();
 }
 
-// Returns the plan with teams of so many blocks and groups of so many samples. It takes as many groups at once as it
-// needs or has room for.
-inline std::optional<Plan> try_plan(const Device& device, const cuda::Shape& shape, int blocks, int samples) {
-  Plan plan{};
-  Layout& layout = plan.layout;
-  layout.blocks = blocks;
+struct Laid {
+  Layout layout;
+  int64_t shared_bytes;
+};
+
+// Returns the layout with such teams of so many blocks, a grid of as many as have work, and groups of so many samples.
+// It takes as many groups at once as it needs or has room for.
+inline std::optional<Laid> try_layout(const Device& device, const Shape& shape, TeamKind kind, int64_t blocks,
+                                      int samples, bool continual) {
+  int octets = 0;
+  for (int l = 0; l < shape.network.layer_count(); ++l) octets += octets_of(shape, l);
+  if (octets > most_octets) return {};
+  Laid laid{};
+  Layout& layout = laid.layout;
+  const bool is_grid = kind == TeamKind::grid;
+  layout.kind = kind;
+  layout.continual = continual;
+  layout.blocks = static_cast<int>(is_grid ? std::min<int64_t>({octets, blocks, most_blocks}) : blocks);
   layout.samples = samples;
   share_octets(shape, layout);
-  const int at_once = blocks == 1 ? device.multiprocessors : device.clusters;
+  const int at_once = is_grid                   ? 1
+                      : kind == TeamKind::block ? std::min(device.multiprocessors, most_blocks)
+                                                : device.clusters;
   if (at_once == 0) return {};
   const int64_t groups = (shape.batch + samples - 1) / samples;
   layout.teams = static_cast<int>(std::min<int64_t>(at_once, groups));
-  const int64_t wanted = std::min<int64_t>((groups + layout.teams - 1) / layout.teams, most_groups);
-  for (layout.groups = static_cast<int>(wanted); layout.groups > 0; --layout.groups) {
-    plan.shared_bytes = std::max<int64_t>(lay_out(shape, layout), tile_numbers * shape.number_bytes);
-    if (plan.shared_bytes <= device.shared_bytes) break;
+  const int64_t most = is_grid ? groups : most_groups;
+  const int64_t wanted = std::min<int64_t>((groups + layout.teams - 1) / layout.teams, most);
+  const auto fits = [&](int warps) {
+    laid.shared_bytes = std::max<int64_t>(lay_out(shape, layout, warps), tile_numbers * shape.number_bytes);
+    return laid.shared_bytes <= device.shared_bytes;
+  };
+  int warps = most_warps(static_cast<int>(shape.number_bytes));
+  for (layout.groups = static_cast<int>(wanted); layout.groups > 0; layout.groups -= std::max(1, layout.groups / 32)) {
+    if (fits(warps)) break;
+    while (continual && warps > 1 && !fits(warps)) warps /= 2;  // each takes room of its own
+    if (continual) break;                                       // all samples at once, or not at all
   }
-  if (layout.groups == 0) return {};
+  if (laid.shared_bytes > device.shared_bytes) return {};
+  if (layout.groups <= 0) return {};
   const int64_t at_a_time = int64_t(layout.teams) * layout.samples_at_once();
   layout.rounds = static_cast<int>((shape.batch + at_a_time - 1) / at_a_time);
+  const bool meets = continual || shape.tolerance;
+  if (layout.exchange_bytes() >= int64_t(1) << 31 || (meets && (!is_grid || layout.rounds > 1))) return {};
+  return laid;
+}
+
+// Returns the plan by such teams of so many blocks, with groups of so many samples.
+inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, TeamKind kind, int blocks, int samples) {
+  const auto rests = try_layout(device, shape, kind, blocks, samples, kind == TeamKind::grid && shape.continual);
+  if (!rests) return {};
+  const Layout& layout = rests->layout;
+  Plan plan{layout, {}, layout.blocks * layout.teams, layout.warps(), rests->shared_bytes, 0};
+  if (shape.continual) {
+    const int most = kind == TeamKind::cluster ? device.clusters * blocks : device.multiprocessors;
+    const auto moves =
+        try_layout(device, shape, TeamKind::grid, most, samples_of_groups(shape.number_bytes).back(), true);
+    if (!moves) return {};
+    plan.moving = moves->layout;
+    plan.warps = std::max(plan.warps, plan.moving.warps());
+    plan.shared_bytes = std::max(plan.shared_bytes, moves->shared_bytes);
+    const int all = std::max(plan.blocks, plan.moving.blocks);
+    plan.blocks = (all + layout.blocks - 1) / layout.blocks * layout.blocks;
+    if (kind == TeamKind::grid) plan.layout = plan.moving;
+  }
+  const int64_t exchange = shape.continual          ? plan.moving.exchange_bytes()
+                           : kind == TeamKind::grid ? layout.exchange_bytes()
+                                                    : 0;
+  const int64_t numbers = shape.continual ? shape.batch * (shape.batch + shape.network.layers[0].units()) : 0;
+  plan.workspace_bytes = words_of_workspace * int64_t(sizeof(int)) + exchange + numbers * shape.number_bytes;
   return plan;
 }
 
 }  // namespace planning
 
 // Returns the fastest plan by arithmetic, for a call that has no obstacle, or why there is none.
-inline Planned plan_team(const Device& device, const cuda::Shape& shape) {
+inline Planned plan_team(const Device& device, const Shape& shape) {
   using namespace planning;
   const int64_t inputs = shape.network.input.units(), most = int64_t(1) << 31;
   if (inputs * shape.batch >= most || inputs * shape.network.layers[0].units() >= most)
     return "teams take less than 2^31 numbers of a batch, and weights of a connection";
   std::optional<Plan> best;
   double least = 0;
-  for (const int blocks : {1, device.cluster_blocks})
-    for (const int samples : samples_of_groups(shape.number_bytes)) {
-      if (blocks == 0) continue;
-      const std::optional<Plan> plan = try_plan(device, shape, blocks, samples);
-      if (!plan) continue;
-      const double time = plan->layout.rounds * step_microseconds(shape, *plan);
-      if (!best || time < least) {
-        best = plan;
-        least = time;
-      }
-    }
+  const auto consider = [&](TeamKind kind, int blocks, int samples) {
+    if (blocks == 0) return;
+    const std::optional<Plan> plan = try_plan(device, shape, kind, blocks, samples);
+    if (!plan) return;
+    const double time = plan->layout.rounds * step_microseconds(shape, plan->layout);
+    if (best && time >= least) return;
+    best = plan;
+    least = time;
+  };
+  for (const int samples : samples_of_groups(shape.number_bytes)) {
+    consider(TeamKind::block, 1, samples);
+    consider(TeamKind::cluster, device.cluster_blocks, samples);
+  }
+  consider(TeamKind::grid, device.multiprocessors, samples_of_groups(shape.number_bytes).back());
   if (best) return *best;
-  return "the weights between layers do not fit into the shared memory of a team";
+  return "the weights between layers, and all that goes with them, do not fit into the shared memory of the blocks";
 }
 
-// Returns the kernel's argument; `broken` has room for a number in the device's memory.
 template <class Call>
-auto problem_of(const Call& call, const Plan& plan, int* broken) {
+Shape shape_of(const Call& call) {
   using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;
-  Problem<T> problem{};
-  give(problem, call);
-  problem.layout = plan.layout;
-  problem.broken = broken;
-  return problem;
+  return {call.network.shape, call.batch.size, sizeof(T), std::is_same_v<Call, CepCall<T>>,
+          call.stop.tolerance.has_value()};
 }
 
 }  // namespace ceprop::cuda::teams

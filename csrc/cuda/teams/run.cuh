@@ -1,4 +1,4 @@
-// The kernel of a team runs relax and EP of chains of dense layers, from the first step to the last, in one launch.
+// The kernels of teams run the ops on chains of dense layers, from the first step to the last, in one launch.
 #pragma once
 
 #include "contrast.cuh"
@@ -7,32 +7,82 @@
 namespace ceprop::cuda::teams {
 
 template <class T, int Samples, class Team>
-__device__ __forceinline__ void run(const Problem<T>& p) {
-  const bool learns = p.stages.op != Op::relax;
-  Relaxation<T, Samples, Team> relaxation(p);
-  if (learns) relaxation.sanity.begin();
+__device__ __forceinline__ void run_rounds(Relaxation<T, Samples, Team, false>& relaxation, int phases) {
+  const Layout& layout = relaxation.jobs.layout;
+  const int batch = relaxation.jobs.p.batch, team = relaxation.jobs.team.index();
   relaxation.load();
-  for (int round = 0; round < p.layout.rounds; ++round) {
-    const int first = (round * p.layout.teams + relaxation.team()) * p.layout.samples_at_once();
-    if (first < p.batch) relaxation.run(first);
+  for (int round = 0; round < layout.rounds; ++round) {
+    const int first = (round * layout.teams + team) * layout.samples_at_once();
+    if (team < layout.teams && first < batch) relaxation.run(first, 0, phases);
   }
   relaxation.end();
-  bool holds = true;
-  if (learns) {
-    const auto grid = cooperative_groups::this_grid();
-    grid.sync();  // nobody's word comes before the first block has begun
-    relaxation.sanity.tell();
-    grid.sync();
-    holds = relaxation.sanity.holds();
-    Contrast<T>(p, dynamic_shared_memory<T>(), holds).learn();
-  }
+}
+
+template <class T>
+__device__ __forceinline__ void note_failure(const Problem<T>& p) {
   if (blockIdx.x == 0 && threadIdx.x == 0)
-    for (int index = 0; index < p.stages.count; ++index) p.steps_used[index] = holds ? p.stages.stage[index].steps : -1;
+    for (int index = 0; index < p.stages.count; ++index) p.steps_used[index] = -1;
+}
+
+// Runs relax and EP, whose weights rest.
+template <class T, int Samples, class Team>
+__device__ __forceinline__ void run(const Problem<T>& p) {
+  const bool learns = p.stages.op != Op::relax;
+  Relaxation<T, Samples, Team, false> relaxation(p, p.layout);
+  if (learns) relaxation.sanity.begin();
+  run_rounds(relaxation, p.stages.count);
+  if (!learns) return;
+  const auto grid = cooperative_groups::this_grid();
+  if constexpr (!std::is_same_v<Team, Grid>) grid.sync();  // nobody's word comes before the first block has begun
+  relaxation.sanity.tell();
+  grid.sync();
+  const bool holds = relaxation.sanity.holds();
+  Contrast<T>(p).learn(holds);
+  if (!holds) note_failure(p);
+}
+
+// Returns how much C-EP's updates have left of the input's weights as they were.
+template <class T>
+__device__ __forceinline__ double kept_of_input(const Problem<T>& p) {
+  double keep = 1;
+  for (int index = 0; index < p.stages.count; ++index)
+    for (int64_t i = p.stages.stage[index].learns ? __ldcg(p.steps_used + index) : 0; i > 0; --i)
+      keep *= 1 - p.rate[0] * p.weight_decay;
+  return keep;
+}
+
+// Runs C-EP: the free phase by such teams, then the nudged phases by all blocks.
+template <class T, int Samples, class Team>
+__device__ __forceinline__ void run_continual(const Problem<T>& p) {
+  constexpr int most_samples = sizeof(T) == 8 ? 2 : 4;
+  constexpr bool changes = !std::is_same_v<Team, Grid>;
+  const auto grid = cooperative_groups::this_grid();
+  Sanity<T>(p, p.broken).begin();
+  if constexpr (changes) {
+    Relaxation<T, Samples, Team, false> resting(p, p.layout);
+    run_rounds(resting, 1);
+    grid.sync();  // all free states are there
+    resting.sanity.tell();
+  }
+  Relaxation<T, most_samples, Grid, true> moving(p, p.moving);
+  moving.load();
+  moving.run(0, changes, p.stages.count);
+  moving.sanity.tell();
+  moving.store_sums();
+  grid.sync();
+  const bool holds = moving.sanity.holds();
+  if (!holds) {
+    note_failure(p);
+    return;
+  }
+  moving.store_weights();
+  Contrast<T>(p).move_input(kept_of_input(p));
 }
 
 // These names of the kinds of team exist in every pass of the compiler, as their types do not.
 struct InBlock {};
 struct InCluster {};
+struct InGrid {};
 template <class Name>
 struct TeamOf {
   using type = void;  // not on this architecture
@@ -41,6 +91,10 @@ template <>
 struct TeamOf<InBlock> {
   using type = OneBlock;
 };
+template <>
+struct TeamOf<InGrid> {
+  using type = Grid;
+};
 #if DEVICE_HAS_CLUSTERS
 template <>
 struct TeamOf<InCluster> {
@@ -48,12 +102,14 @@ struct TeamOf<InCluster> {
 };
 #endif
 
-template <class T, int Samples, class TeamName>
+template <class T, int Samples, class TeamName, bool Moves>
 __global__ void __launch_bounds__(32 * most_warps(sizeof(T)), 1) run_team(const __grid_constant__ Problem<T> problem) {
   static_assert(sizeof(Problem<T>) <= 4096, "what a kernel argument may have");
   using Team = typename TeamOf<TeamName>::type;
   if constexpr (std::is_void_v<Team>)
     __trap();
+  else if constexpr (Moves)
+    run_continual<T, Samples, Team>(problem);
   else
     run<T, Samples, Team>(problem);
 }

@@ -4,6 +4,8 @@
 // What is handed on goes through a channel, and is counted there. `states` counts half-steps from the launch on: every
 // turn of a step is one. `outputs` counts steps: it brings output units each other's states, for a loss that takes them
 // together.
+//
+// A team meets, at every half-step, by a barrier of all its threads, or has mail: then a warp waits for what it reads.
 #pragma once
 
 #include "lanes.cuh"
@@ -12,19 +14,21 @@ namespace ceprop::cuda::teams {
 
 enum class Channel { states, outputs };
 
-// One block has all units. Its warps meet at every half-step.
+// One block has all units.
 struct OneBlock {
-  static constexpr bool is_alone = true;
+  static constexpr bool has_mail = false;
 
-  __device__ __forceinline__ OneBlock(const Memory& memory, int) : memory_(memory) {}
+  __device__ __forceinline__ OneBlock(const Memory& memory, int, char*) : memory_(memory) {}
 
   __device__ __forceinline__ int rank() const { return 0; }
   __device__ __forceinline__ int index() const { return static_cast<int>(blockIdx.x); }
 
-  __device__ __forceinline__ void open(Channel, unsigned, unsigned) const {}
-  __device__ __forceinline__ void wait(Channel channel, int g, int, bool, bool AND_CALLED_FROM) const {
-    if (channel == Channel::states && g == 0) cooperative_groups::this_thread_block().sync(CALLER);
+  __device__ __forceinline__ void meet(CALLED_FROM) const { cooperative_groups::this_thread_block().sync(CALLER); }
+  template <class Number>
+  __device__ __forceinline__ Number shown(int place) const {
+    return memory_.get<Number>(place);
   }
+  __device__ __forceinline__ void clear(int place, int bytes) const { memory_.clear(place, bytes); }
   template <class T>
   __device__ __forceinline__ void push(Channel, int, int, unsigned readers, int place, const Four<T>& four) const {
     if (readers && quarter_of(lane_of_thread()) == 0) memory_.put(place, four);
@@ -34,6 +38,45 @@ struct OneBlock {
   const Memory memory_;
 };
 
+// All blocks of the grid have a share of the units each. Their states are in global memory.
+struct Grid {
+  static constexpr bool has_mail = false;
+
+  __device__ __forceinline__ Grid(const Memory& memory, int, char* exchange) : memory_(memory), exchange_(exchange) {}
+
+  __device__ __forceinline__ int rank() const { return static_cast<int>(blockIdx.x); }
+  __device__ __forceinline__ int index() const { return 0; }
+
+  __device__ __forceinline__ void meet(CALLED_FROM) const { cooperative_groups::this_grid().sync(CALLER); }
+  template <class Number>
+  __device__ __forceinline__ Number shown(int place) const {
+    return get_from_all<Number>(exchange_ + place);
+  }
+  // The next meeting ends it.
+  __device__ __forceinline__ void clear(int place, int bytes) const {
+    const int first = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+    const int threads = static_cast<int>(gridDim.x * blockDim.x);
+    for (int at = 4 * first; at < bytes; at += 4 * threads) put_for_all(exchange_ + place + at, 0.0f);
+  }
+  template <class T>
+  __device__ __forceinline__ void push(Channel, int, int, unsigned readers, int place, const Four<T>& four) const {
+    if (readers && quarter_of(lane_of_thread()) == 0) put_for_all(exchange_ + place, four);
+  }
+
+  // Brings 16 bytes from there to the block's memory; brings() ends what a warp brings together, and afterwards
+  // wait_for_brought() waits for all but the last of it.
+  __device__ __forceinline__ void bring(int to, int place) const { memory_.bring(to, exchange_ + place); }
+  __device__ __forceinline__ void brings() const { __pipeline_commit(); }
+  __device__ __forceinline__ void wait_for_brought() const {
+    __pipeline_wait_prior(1);
+    __syncwarp();
+  }
+
+ private:
+  const Memory memory_;
+  char* const exchange_;
+};
+
 #if DEVICE_HAS_CLUSTERS
 // The blocks of a cluster push states into each other's memory. Each group has two mailboxes in each channel, for even
 // and for odd counts.
@@ -41,9 +84,9 @@ struct OneBlock {
 // Two buffers do, without a word from who reads: a block that has all of count t knows that all its senders have read
 // t - 1, as what they sent came from it; and who reads a layer's states sends to all who have its units.
 struct Cluster {
-  static constexpr bool is_alone = false;
+  static constexpr bool has_mail = true;
 
-  __device__ __forceinline__ Cluster(const Memory& memory, int groups)
+  __device__ __forceinline__ Cluster(const Memory& memory, int groups, char*)
       : memory_(memory), groups_(groups), quarter_(static_cast<unsigned>(quarter_of(lane_of_thread()))) {}
 
   __device__ __forceinline__ int rank() const {
@@ -70,6 +113,12 @@ struct Cluster {
   // Nobody writes to a block that has not begun.
   __device__ __forceinline__ void begin(CALLED_FROM) const { cooperative_groups::this_cluster().sync(CALLER); }
 
+  template <class Number>
+  __device__ __forceinline__ Number shown(int place) const {
+    return memory_.get<Number>(place);
+  }
+  __device__ __forceinline__ void clear(int place, int bytes) const { memory_.clear(place, bytes); }
+
   // Afterwards all of count `count` - 1 is there. `works`: this warp has units that move by what it waits for; nobody
   // else may wait, who could be two uses of the mailbox behind. `first`: it is the first of them, and says what the
   // next use expects.
@@ -77,7 +126,7 @@ struct Cluster {
                                        bool first AND_CALLED_FROM) const {
     if (count == 0 || !works) return;
     const int parity = (count - 1) & 1;
-    const unsigned bytes = channel == Channel::outputs ? of_outputs_ : parity ? odd_ : even_;
+    const unsigned bytes = bytes_of(channel, parity);
     if (bytes == 0) return;
     memory_.wait(box_of(channel, g, parity), (count - 1) >> 1 AND_CALLER);
     if (first && lane_of_thread() == 0) memory_.expect(box_of(channel, g, parity), bytes);
@@ -90,7 +139,7 @@ struct Cluster {
                                        const Four<T>& four) const {
     const int box = box_of(channel, g, count & 1);
 #pragma unroll
-    for (int k = 0; k < most_team_blocks / 4; ++k) {
+    for (int k = 0; k < most_cluster_blocks / 4; ++k) {
       const unsigned rank = quarter_ + 4 * k;
       const unsigned wanted = readers >> rank & 1;
       Peer(memory_, wanted ? rank : 0).push_if(wanted, place, box, four);
@@ -98,9 +147,19 @@ struct Cluster {
   }
 
   // Nobody ends while others still send to it.
-  __device__ __forceinline__ void end(CALLED_FROM) const { cooperative_groups::this_cluster().sync(CALLER); }
+  __device__ __forceinline__ void end(CALLED_FROM) const {
+    cooperative_groups::this_cluster().sync(CALLER);
+    if (threadIdx.x != 0) return;
+    for (const Channel channel : {Channel::states, Channel::outputs})
+      for (int g = 0; g < groups_; ++g)
+        for (int parity = 0; parity < 2; ++parity)
+          if (bytes_of(channel, parity) > 0) memory_.close(box_of(channel, g, parity));
+  }
 
  private:
+  __device__ __forceinline__ unsigned bytes_of(Channel channel, int parity) const {
+    return channel == Channel::outputs ? of_outputs_ : parity ? odd_ : even_;
+  }
   __device__ __forceinline__ int box_of(Channel channel, int g, int parity) const {
     return ((static_cast<int>(channel) * groups_ + g) * 2 + parity) * mailbox_bytes;
   }

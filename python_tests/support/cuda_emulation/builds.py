@@ -8,7 +8,8 @@ from pathlib import Path
 from kept_programs import object_of, program_of
 
 HERE = Path(__file__).parent
-COMPILE = ["-std=c++20", "-g1"]
+# Of DWARF 5, binutils 2.40 takes a program's first header for its source: addr2line would name the wrong file.
+COMPILE = ["-std=c++20", "-g1", "-gdwarf-4"]
 
 # What is added to compile the runtime, and to compile a program.
 BUILDS = {

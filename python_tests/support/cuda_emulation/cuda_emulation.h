@@ -27,6 +27,3 @@
 #include "device_array.h"
 
 #include "device/groups.h"
-#include "device/half_types.h"
-
-#include "device/wmma.h"

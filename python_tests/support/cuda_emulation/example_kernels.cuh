@@ -47,70 +47,28 @@ __global__ void __launch_bounds__(128)
   }
 }
 
-// The same in tf32 for 16 states, without bias; a warp of the grid has 16 of the units.
-__global__ void __launch_bounds__(128) relax_tf32(const float* weights, float* states, int units, int steps) {
-  using namespace nvcuda;
-  const int column = (int(blockIdx.x) * int(blockDim.x) + int(threadIdx.x)) / 32 * 16;
-  for (int step = 0; step < steps; ++step) {
-    const float* from = states + step % 2 * 16 * units;
-    float* to = states + (step + 1) % 2 * 16 * units;
-    if (column < units) {
-      wmma::fragment<wmma::accumulator, 16, 16, 8, float> sum;
-      wmma::fill_fragment(sum, 0.0f);
-      for (int k = 0; k < units; k += 8) {
-        wmma::fragment<wmma::matrix_a, 16, 16, 8, wmma::precision::tf32, wmma::row_major> a;
-        wmma::fragment<wmma::matrix_b, 16, 16, 8, wmma::precision::tf32, wmma::row_major> b;
-        wmma::load_matrix_sync(a, from + k, units);
-        wmma::load_matrix_sync(b, weights + k * units + column, units);
-        for (int i = 0; i < a.num_elements; ++i) a.x[i] = wmma::__float_to_tf32(a.x[i]);
-        for (int i = 0; i < b.num_elements; ++i) b.x[i] = wmma::__float_to_tf32(b.x[i]);
-        wmma::mma_sync(sum, a, b, sum);
-      }
-      for (int i = 0; i < sum.num_elements; ++i) sum.x[i] = sigmoid(sum.x[i]);
-      wmma::store_matrix_sync(to + column, sum, units, wmma::mem_row_major);
-    }
-    wait_for_grid();
-  }
-}
-
-// c (16 x 16, row by row) = A B / 2. A is 16 x depth, by rows or by columns, B is depth x 16, by columns.
-template <class T, class LayoutOfA>
-__global__ void tile_product(const T* a, const T* b, float* c, int depth) {
-  using namespace nvcuda;
-  constexpr bool by_columns = std::is_same_v<LayoutOfA, wmma::col_major>;
-  SHARED_ARRAY(float, tile, [16][24]);
-  wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum;
-  wmma::fill_fragment(sum, 0.0f);
-  for (int k = 0; k < depth; k += 16) {
-    wmma::fragment<wmma::matrix_a, 16, 16, 16, T, LayoutOfA> of_a;
-    wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::col_major> of_b;
-    wmma::load_matrix_sync(of_a, a + (by_columns ? k * 16 : k), by_columns ? 16 : depth);
-    wmma::load_matrix_sync(of_b, b + k, depth);
-    wmma::mma_sync(sum, of_a, of_b, sum);
-  }
-  for (int i = 0; i < sum.num_elements; ++i) sum.x[i] = ldexp(sum.x[i], -1);
-  wmma::store_matrix_sync(&tile[0][0], sum, 24, wmma::mem_row_major);
-  __syncwarp();
-  for (int i = int(threadIdx.x); i < 256; i += 32) c[i] = tile[i / 16][i % 16];
-}
-
 // Sums over the blocks of a cluster, each of which reads the shared memory of the others.
 template <bool waits_at_the_end>
 __global__ void __launch_bounds__(64) cluster_sum(const float* in, float* out) {
 #if DEVICE_HAS_CLUSTERS
   auto cluster = cooperative_groups::this_cluster();
-  SHARED_ARRAY(float, partial, [64]);
+  float* partial = dynamic_shared_memory<float>();  // 64
   partial[threadIdx.x] = in[blockIdx.x * 64 + threadIdx.x];
   cluster.sync();
   float sum = 0.0f;
   for (unsigned rank = 0; rank < cluster.num_blocks(); ++rank)
-    sum += cluster.map_shared_rank(&partial[0], rank)[threadIdx.x];
+    sum += cluster.map_shared_rank(partial, rank)[threadIdx.x];
   out[blockIdx.x * 64 + threadIdx.x] = sum;
   if (waits_at_the_end) cluster.sync();
 #endif
 }
 
 enum class Post { right, no_wait, byte_missing };
+
+struct Letters {
+  float got[2][32];
+  std::uint64_t boxes[2];
+};
 
 // Two blocks hand each other their numbers, `rounds` times, through two buffers with a mailbox each, in turn. Who has
 // got all numbers of a round may write to the buffer of the next one: nobody over there reads it any more, as each lane
@@ -120,8 +78,7 @@ __global__ void __launch_bounds__(32) swap_by_mail(const float* in, float* out, 
 #if DEVICE_HAS_CLUSTERS
   using namespace cuda_emulation;
   auto cluster = cooperative_groups::this_cluster();
-  SHARED_ARRAY(float, got, [2][32]);
-  SHARED_ARRAY(std::uint64_t, boxes, [2]);
+  auto& [got, boxes] = *dynamic_shared_memory<Letters>();
   const unsigned other = 1 - cluster.block_rank();
   const int lane = int(threadIdx.x);
   for (int box = 0; box < 2 && lane == 0; ++box) open_mailbox(&boxes[box], sizeof got[0]);
@@ -148,24 +105,24 @@ __global__ void __launch_bounds__(32) swap_by_mail(const float* in, float* out, 
 // One thread is through with two uses of a mailbox before the others wait for the first.
 __global__ void __launch_bounds__(32) late_for_mail() {
   using namespace cuda_emulation;
-  SHARED_ARRAY(std::uint64_t, box, [1]);
+  std::uint64_t* box = dynamic_shared_memory<std::uint64_t>();
   if (threadIdx.x == 0) {
-    open_mailbox(&box[0], 4);
+    open_mailbox(box, 4);
     for (int use = 0; use < 2; ++use) {
-      send_to_mailbox(&box[0], 4);
-      wait_for_mailbox(&box[0], use, __FILE__, __LINE__);
-      expect_in_mailbox(&box[0], 4);
+      send_to_mailbox(box, 4);
+      wait_for_mailbox(box, use, __FILE__, __LINE__);
+      expect_in_mailbox(box, 4);
     }
   }
   __syncwarp();
-  wait_for_mailbox(&box[0], 0, __FILE__, __LINE__);
+  wait_for_mailbox(box, 0, __FILE__, __LINE__);
 }
 
 // Sums of the tiles of 128, each of which is fetched while the one before is added. `left`: how many fetches may still
 // be under way when a tile is used; 2 is one too many.
 template <int left>
 __global__ void pipelined_sum(const float* in, float* out, int tiles) {
-  SHARED_ARRAY(float, buffer, [2][128]);
+  auto* buffer = dynamic_shared_memory<float[128]>();  // 2
   const int i = int(threadIdx.x) * 4;
   const auto fetch = [&](int tile) {
     if (tile < tiles) __pipeline_memcpy_async(&buffer[tile % 2][i], in + tile * 128 + i, 16);
@@ -186,15 +143,15 @@ __global__ void pipelined_sum(const float* in, float* out, int tiles) {
 // The sum of everything, by the block that comes last.
 template <bool fences>
 __global__ void last_block_sum(const float* in, float* partial, unsigned* counter, float* out) {
-  SHARED_ARRAY(unsigned, is_last, [1]);
+  unsigned* is_last = dynamic_shared_memory<unsigned>();
   const float sum = warp_sum(in[blockIdx.x * 32 + threadIdx.x]);
   if (threadIdx.x == 0) {
     partial[blockIdx.x] = sum;
     if (fences) __threadfence();
-    is_last[0] = atomicAdd(counter, 1u) == gridDim.x - 1;
+    *is_last = atomicAdd(counter, 1u) == gridDim.x - 1;
   }
   __syncthreads();
-  if (!is_last[0] || threadIdx.x > 0) return;
+  if (!*is_last || threadIdx.x > 0) return;
   if (fences) __threadfence();
   float total = 0.0f;
   for (unsigned block = 0; block < gridDim.x; ++block) total += partial[block];
@@ -241,12 +198,11 @@ __global__ void exchange(float4* fours, Pair* pairs, double2* doubles, int* foun
   }
 }
 
-enum class Where { dynamic_shared, static_shared, global, misaligned };
+enum class Where { shared, global, misaligned };
 
 // Shifted by 1, one thread writes behind the end, or a vector to where none may be.
 __global__ void shift(float* out, Where where, int by) {
-  SHARED_ARRAY(float, fixed, [64]);
-  float* to = where == Where::dynamic_shared ? dynamic_shared_memory<float>() : where == Where::global ? out : fixed;
+  float* to = where == Where::global ? out : dynamic_shared_memory<float>();
   if (where == Where::misaligned)
     *reinterpret_cast<float4*>(out + by) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   else

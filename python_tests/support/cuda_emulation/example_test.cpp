@@ -68,19 +68,17 @@ bool agrees(const Values& values, std::size_t at, const std::vector<double>& exp
   return error <= tolerance * tolerance * norm;  // false for NaN
 }
 
-// [batch][units] after so many steps of s <- sigmoid(s W^T + b), operands rounded by `round`.
-template <class Round>
+// [units] after so many steps of s <- sigmoid(W s + b).
 std::vector<double> relaxed(const std::vector<float>& weights, const std::vector<float>& bias,
-                            const std::vector<float>& start, int steps, const Round& round) {
-  const std::size_t units = bias.size(), batch = start.size() / units;
+                            const std::vector<float>& start, int steps) {
+  const std::size_t units = bias.size();
   std::vector<double> state(start.begin(), start.end()), next(state.size());
   for (int step = 0; step < steps; ++step) {
-    for (std::size_t i = 0; i < batch; ++i)
-      for (std::size_t j = 0; j < units; ++j) {
-        double sum = bias[j];
-        for (std::size_t k = 0; k < units; ++k) sum += round(weights[j * units + k]) * round(state[i * units + k]);
-        next[i * units + j] = 1 / (1 + std::exp(-sum));
-      }
+    for (std::size_t j = 0; j < units; ++j) {
+      double sum = bias[j];
+      for (std::size_t k = 0; k < units; ++k) sum += double(weights[j * units + k]) * state[k];
+      next[j] = 1 / (1 + std::exp(-sum));
+    }
     state.swap(next);
   }
   return state;
@@ -93,7 +91,7 @@ Run relaxation(int steps) {
     constexpr unsigned blocks = 4;
     const auto weights = random_values(units * units, 1, 0.3f), bias = random_values(units, 2);
     const auto start = random_values(units, 3);
-    const auto expected = relaxed(weights, bias, start, steps, [](double x) { return x; });
+    const auto expected = relaxed(weights, bias, start, steps);
     DeviceArray<float> w(weights), b(bias), states(2 * units);
     states.set(start);
     const std::size_t shared_bytes = (units / blocks + 1) * units * sizeof(float);
@@ -103,46 +101,13 @@ Run relaxation(int steps) {
   };
 }
 
-bool relaxation_tf32() {
-  constexpr int units = 64, steps = 3;
-  const auto columns = random_values(units * units, 6, 0.3f), start = random_values(16 * units, 7);
-  std::vector<float> rows(columns.size());
-  for (int i = 0; i < units * units; ++i) rows[i] = columns[i % units * units + i / units];
-  const auto round = [](double x) { return double(nvcuda::wmma::__float_to_tf32(float(x))); };
-  const auto expected = relaxed(rows, std::vector<float>(units), start, steps, round);
-  DeviceArray<float> w(columns), states(2 * 16 * units);
-  states.set(start);
-  launch({.grid = 2, .block = 64, .cooperative = true}, relax_tf32, w.get(), states.get(), units, steps);
-  // A state next to the middle between two tf32 numbers may be rounded the other way.
-  return agrees(states, steps % 2 * 16 * units, expected, 2e-5);
-}
-
-template <class T, class LayoutOfA>
-bool product() {
-  constexpr int depth = 64;
-  constexpr bool by_columns = std::is_same_v<LayoutOfA, nvcuda::wmma::col_major>;
-  const auto a = random_values(16 * depth, 4), b = random_values(16 * depth, 5);
-  DeviceArray<T> of_a(16 * depth), of_b(16 * depth);
-  DeviceArray<float> c(256);
-  for (int i = 0; i < 16 * depth; ++i) {
-    of_a[by_columns ? i % depth * 16 + i / depth : i] = a[i];
-    of_b[i] = b[i];
-  }
-  std::vector<double> expected(256);
-  for (int i = 0; i < 16; ++i)
-    for (int j = 0; j < 16; ++j)
-      for (int k = 0; k < depth; ++k)
-        expected[i * 16 + j] += 0.5 * double(float(T(a[i * depth + k]))) * double(float(T(b[j * depth + k])));
-  launch({.block = 32}, tile_product<T, LayoutOfA>, of_a.get(), of_b.get(), c.get(), depth);
-  return agrees(c, 0, expected, 1e-6);
-}
-
 template <bool waits_at_the_end>
 Run sums_of_clusters(unsigned size) {
   return [size] {
     const unsigned blocks = 2 * size;
     DeviceArray<float> in(random_values(int(blocks) * 64, 8)), out(blocks * 64);
-    launch({.grid = blocks, .block = 64, .cluster = size}, cluster_sum<waits_at_the_end>, in.get(), out.get());
+    launch({.grid = blocks, .block = 64, .dynamic_shared_bytes = 64 * sizeof(float), .cluster = size},
+           cluster_sum<waits_at_the_end>, in.get(), out.get());
     bool right = true;
     for (unsigned i = 0; i < blocks * 64; ++i) {
       float sum = 0;
@@ -158,7 +123,8 @@ bool swaps_by_mail() {
   constexpr int rounds = 7;
   const auto values = random_values(4 * 32, 10);
   DeviceArray<float> in(values), out(4 * 32);
-  launch({.grid = 4, .block = 32, .cluster = 2}, swap_by_mail<post>, in.get(), out.get(), rounds);
+  launch({.grid = 4, .block = 32, .dynamic_shared_bytes = sizeof(Letters), .cluster = 2}, swap_by_mail<post>, in.get(),
+         out.get(), rounds);
   std::vector<double> expected(values.begin(), values.end());
   for (int round = 0; round < rounds; ++round) {
     const auto before = expected;
@@ -169,7 +135,7 @@ bool swaps_by_mail() {
 }
 
 bool is_late_for_mail() {
-  launch({.block = 32}, late_for_mail);
+  launch({.block = 32, .dynamic_shared_bytes = 8}, late_for_mail);
   return true;
 }
 
@@ -177,7 +143,7 @@ template <int left>
 bool sum_of_tiles() {
   constexpr int tiles = 7;
   DeviceArray<float> in(random_values(tiles * 128, 9)), out(128);
-  launch({.block = 32}, pipelined_sum<left>, in.get(), out.get(), tiles);
+  launch({.block = 32, .dynamic_shared_bytes = 1024}, pipelined_sum<left>, in.get(), out.get(), tiles);
   bool right = true;
   for (int i = 0; i < 128; ++i) {
     float sum = 0;
@@ -191,7 +157,8 @@ template <bool fences>
 bool sum_by_last_block() {
   DeviceArray<float> in(16 * 32, 1.0f), partial(16), out(1);
   DeviceArray<unsigned> counter(1, 0u);
-  launch({.grid = 16, .block = 32}, last_block_sum<fences>, in.get(), partial.get(), counter.get(), out.get());
+  launch({.grid = 16, .block = 32, .dynamic_shared_bytes = 4}, last_block_sum<fences>, in.get(), partial.get(),
+         counter.get(), out.get());
   return out[0] == 512.0f;
 }
 
@@ -256,12 +223,7 @@ bool ignores_a_race() {
 }
 
 void print_all(int seeds) {
-  using nvcuda::wmma::col_major, nvcuda::wmma::row_major;
   print_with_barriers("relaxation", seeds, relaxation<Fault::none>(10));
-  print_with_barriers("relaxation, tf32", seeds, relaxation_tf32);
-  print_with_barriers("product, half", seeds, product<__half, row_major>);
-  print_with_barriers("product, bfloat16", seeds, product<__nv_bfloat16, row_major>);
-  print_with_barriers("product, by columns", seeds, product<__nv_bfloat16, col_major>);
   print_with_barriers("clusters of 4", seeds, sums_of_clusters<true>(4));
   print_with_barriers("clusters of 16", seeds, sums_of_clusters<true>(16));
   print_with_barriers("mail", seeds, swaps_by_mail<Post::right>);
@@ -270,7 +232,7 @@ void print_all(int seeds) {
   print_with_barriers("atomic count", seeds, counts<true>);
   print_with_barriers("vectors", seeds, exchanges_vectors);
   print("same seed, same order", "-", seeds, same_seed_same_order);
-  print("no shift", "-", seeds, shifts(Where::dynamic_shared, 0));
+  print("no shift", "-", seeds, shifts(Where::shared, 0));
   print("no divergence", "-", seeds, diverges(Divergence::none));
   print("ignored race", "-", seeds, ignores_a_race);
 
@@ -298,7 +260,7 @@ void print_all(int seeds) {
   print("1025 threads", "-", 1, launches({.block = 1025}));
   print("228 KiB", "-", 1, launches({.dynamic_shared_bytes = 228 * 1024}));
 #if !defined(__SANITIZE_ADDRESS__)  // which would end the program
-  print("shift", "-", seeds, shifts(Where::dynamic_shared, 1));
+  print("shift", "-", seeds, shifts(Where::shared, 1));
 #endif
 }
 

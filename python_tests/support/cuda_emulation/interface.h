@@ -21,7 +21,7 @@ struct LaunchConfiguration {
 };
 
 struct Options {
-  std::uint64_t seed = 0;           // of the order in which threads run, and of all that CUDA leaves open
+  std::uint64_t seed = 0;           // of the order in which threads run, and of what else CUDA leaves open
   bool random_order = true;         // false: one order, whatever the seed
   bool check_call_sites = true;     // threads that meet in a barrier must have called it at the same line
   std::string skipped_site = {};    // a barrier, e.g. "file.cuh:123", that lets every thread pass
@@ -98,7 +98,6 @@ void warp_barrier(unsigned mask, const char* file, int line);
 using Combine = void (*)(void** arguments, unsigned lanes);
 void warp_collective(unsigned mask, const char* operation, void* argument, Combine combine, const char* file, int line);
 
-void* static_shared(const void* key, std::size_t bytes, std::size_t alignment);
 void* map_shared(const void* pointer, unsigned rank);
 
 void atomic_operation(const void* address, std::size_t bytes);
@@ -113,12 +112,6 @@ void open_mailbox(void* place, std::uint64_t bytes);       // before others know
 void expect_in_mailbox(void* place, std::uint64_t bytes);  // in the next use, once one is over
 void send_to_mailbox(void* place, std::uint64_t bytes);    // after they are stored
 void wait_for_mailbox(void* place, int use, const char* file, int line);
-
-// A tile of wmma is loaded or stored, of numbers of so many bytes.
-void note_tile(const void* tile, unsigned stride, std::size_t bytes, bool is_sum, bool is_usual);
-
-// Which element of a tile is in which place of the lanes' fragments.
-const std::uint16_t* fragment_order(unsigned kind, unsigned count);
 
 void yield();  // lets other threads run
 [[noreturn]] void fail(const std::string& message);

@@ -9,20 +9,21 @@
 #include <stdexcept>
 #include <string>
 
-#include "../../../csrc/cuda/problem_of.h"
 #include "../../../csrc/model/chain.h"
+#include "../../../csrc/model/stages.h"
 
 using namespace ceprop;
 
-// How a call is to run.
+// How a call is to run: on which device, and by which kind of team (0: one block, 1: a cluster, 2: the grid).
 struct Wanted {
-  Precision precision;
-  bool cluster, resident;
+  int multiprocessors;
+  int64_t shared_bytes;
+  int cluster_blocks, team;
 };
 
-// Plans the call for a device and runs its kernel under the emulation; throws if it does not fit.
+// Runs the call under the emulation, its kernel as planned for a device; throws if it does not fit.
 template <class T, class Call>
-void plan_and_launch(const Call& call, const cuda::Device& device, const Wanted& wanted);
+void plan_and_launch(const Call& call, const Wanted& wanted);
 
 class Input {
  public:
@@ -84,7 +85,7 @@ class Run {
     } else {
       CepCall<T> call;
       read_learning(call);
-      call.forms = {Form::low_rank, input_.integer() ? Form::low_rank : Form::literal};
+      call.forms = {Form::literal, Form::literal};
       call.weight_decay = input_.real();
       for (size_t c = 0; c < call.network.weights.size(); ++c) call.lr.push_back(input_.real());
       for (const auto& parameter : parameters_) results_.push_back(parameter);
@@ -170,15 +171,14 @@ class Run {
 
   template <class Call>
   void execute(const Call& call, Op op) {
-    const cuda::Device device{static_cast<int>(input_.integer()), static_cast<int>(input_.integer()), input_.integer(),
-                              static_cast<int>(input_.integer())};
+    const Wanted wanted{static_cast<int>(input_.integer()), input_.integer(), static_cast<int>(input_.integer()),
+                        static_cast<int>(input_.integer())};
     auto& options = cuda_emulation::options;
-    options.multiprocessors = static_cast<unsigned>(device.multiprocessors);
-    options.shared_bytes = static_cast<std::size_t>(device.shared_bytes);
-    options.cluster_blocks = static_cast<unsigned>(std::max(device.cluster_blocks, 1));
-    const Wanted wanted{static_cast<Precision>(input_.integer()), input_.integer() != 0, input_.integer() != 0};
+    options.multiprocessors = static_cast<unsigned>(wanted.multiprocessors);
+    options.shared_bytes = static_cast<std::size_t>(wanted.shared_bytes);
+    options.cluster_blocks = static_cast<unsigned>(std::max(wanted.cluster_blocks, 1));
     options.seed = static_cast<uint64_t>(input_.integer());
-    plan_and_launch<T>(call, device, wanted);
+    plan_and_launch<T>(call, wanted);
     for (int phase = 0; phase < 4; ++phase) {
       const int64_t steps = steps_used_[phase];
       output_.write(reinterpret_cast<const char*>(&steps), sizeof steps);

@@ -1,5 +1,5 @@
-// The steps that call a library's convolutions, on the CPU: between a program of emulated kernels and one of torch,
-// whose headers do not mix.
+// The steps that call torch's operators, on the CPU: between a program of emulated kernels and one of torch, whose
+// headers do not mix.
 #pragma once
 
 #include "../../../csrc/aten/pointwise.h"
@@ -8,7 +8,7 @@ namespace ceprop {
 
 // Runs one call with torch's operators for the CPU.
 template <class T, class Call>
-void run_on_cpu(const Call& call);
+void run_on_cpu(const Call& call, bool tf32);
 
 // The kernels that it calls, under the emulation.
 template <class T>

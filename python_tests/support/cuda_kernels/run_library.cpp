@@ -1,14 +1,19 @@
-// Runs calls with torch's convolutions for the CPU and the kernels around them under the emulation. Reads "CALL
-// RESULTS" for each from stdin and answers "done": starting a program with torch takes longer than most calls.
+// Runs calls with torch's operators for the CPU and the kernels around them under the emulation. Reads "CALL RESULTS"
+// for each from stdin and answers "done": starting a program with torch takes longer than most calls.
+//
+//   PROGRAM        exact
+//   PROGRAM tf32   by the operators that may round their factors, which those for the CPU do not
 #include <iostream>
 
 #include "../../../csrc/cuda/aten/kernels.cuh"
 #include "calls.h"
 #include "library_on_cpu.h"
 
+bool tf32 = false;
+
 template <class T, class Call>
-void plan_and_launch(const Call& call, const cuda::Device&, const Wanted&) {
-  run_on_cpu<T>(call);
+void plan_and_launch(const Call& call, const Wanted&) {
+  run_on_cpu<T>(call, tf32);
 }
 
 namespace ceprop {
@@ -36,7 +41,8 @@ template struct EmulatedKernels<double>;
 
 }  // namespace ceprop
 
-int main() {
+int main(int count, char** words) {
+  tf32 = count > 1 && std::string(words[1]) == "tf32";
   std::string call, results;
   while (std::cin >> call >> results) {
     if (!run_one(call.c_str(), results.c_str())) return 1;

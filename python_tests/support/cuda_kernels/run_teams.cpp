@@ -2,50 +2,58 @@
 // many clusters run at once.
 #include "../../../csrc/cuda/teams/run.cuh"
 
-#include "../../../csrc/cuda/teams/plan.h"
+#include "../../../csrc/cuda/teams/problem_of.h"
 #include "calls.h"
 
-using cuda::teams::Plan;
+using namespace ceprop::cuda::teams;
 
-template <class T, int Samples, class Call>
-void launch(const Call&, const Plan& plan, const cuda::teams::Problem<T>& problem, bool in_cluster) {
-  const auto blocks = static_cast<unsigned>(plan.layout.blocks * plan.layout.teams);
+template <class T, int Samples, class Name>
+void launch(const Plan& plan, const Problem<T>& problem) {
+  const TeamKind kind = plan.layout.kind;
   const cuda_emulation::LaunchConfiguration configuration{
-      .grid = blocks,
-      .block = static_cast<unsigned>(32 * plan.layout.warps),
+      .grid = static_cast<unsigned>(plan.blocks),
+      .block = static_cast<unsigned>(32 * plan.warps),
       .dynamic_shared_bytes = static_cast<size_t>(plan.shared_bytes),
-      .cooperative = !std::is_same_v<Call, RelaxCall<T>>,
-      .cluster = in_cluster ? static_cast<unsigned>(plan.layout.blocks) : 1};
-  if (in_cluster)
-    cuda_emulation::launch(configuration, cuda::teams::run_team<T, Samples, cuda::teams::InCluster>, problem);
+      .cooperative = kind == TeamKind::grid || problem.stages.op != Op::relax,
+      .cluster = kind == TeamKind::cluster ? static_cast<unsigned>(plan.layout.blocks) : 1};
+  if (plan.moving.continual)
+    cuda_emulation::launch(configuration, run_team<T, Samples, Name, true>, problem);
   else
-    cuda_emulation::launch(configuration, cuda::teams::run_team<T, Samples, cuda::teams::InBlock>, problem);
+    cuda_emulation::launch(configuration, run_team<T, Samples, Name, false>, problem);
+}
+template <class T, int Samples>
+void launch(const Plan& plan, const Problem<T>& problem) {
+  if (plan.layout.kind == TeamKind::block)
+    launch<T, Samples, InBlock>(plan, problem);
+  else
+    launch<T, Samples, InCluster>(plan, problem);
 }
 
 template <class T, class Call>
-void plan_and_launch(const Call& call, const cuda::Device& given, const Wanted& wanted) {
+void plan_and_launch(const Call& call, const Wanted& wanted) {
   if (const std::string obstacle = cuda::teams::obstacle_of(call); !obstacle.empty())
     throw std::runtime_error(obstacle);
   auto& options = cuda_emulation::options;
-  cuda::Device device = given;
-  device.clusters = static_cast<int>(1 + options.seed / 2 % 3);
-  const std::vector<int> counts = cuda::teams::samples_of_groups(sizeof(T));
-  const int samples = counts[options.seed % counts.size()];
-  const int blocks = wanted.cluster ? device.cluster_blocks : 1;
-  options.multiprocessors = static_cast<unsigned>(std::max(device.multiprocessors, device.clusters * blocks));
-  const auto plan = cuda::teams::planning::try_plan(device, cuda::shape_of(call, sizeof(T)), blocks, samples);
+  const auto kind = static_cast<TeamKind>(wanted.team);
+  const int clusters = static_cast<int>(1 + options.seed / 2 % 3);
+  const Device device{wanted.multiprocessors, wanted.shared_bytes, wanted.cluster_blocks, clusters};
+  const std::vector<int> counts = samples_of_groups(sizeof(T));
+  const int samples = kind == TeamKind::grid ? counts.back() : counts[options.seed % counts.size()];
+  const int blocks = kind == TeamKind::grid      ? device.multiprocessors
+                     : kind == TeamKind::cluster ? device.cluster_blocks
+                                                 : 1;
+  if (kind == TeamKind::cluster) options.multiprocessors = static_cast<unsigned>(clusters * blocks);
+  const std::optional<Plan> plan = planning::try_plan(device, shape_of(call), kind, blocks, samples);
   if (!plan) throw std::runtime_error("does not fit");
-  cuda_emulation::DeviceArray<int> broken(1);
-  const auto problem = cuda::teams::problem_of(call, *plan, broken.get());
-  if constexpr (sizeof(T) == 8) {
-    launch<T, 2>(call, *plan, problem, wanted.cluster);
-  } else if (samples == 1) {
-    launch<T, 1>(call, *plan, problem, wanted.cluster);
-  } else if (samples == 3) {
-    launch<T, 3>(call, *plan, problem, wanted.cluster);
-  } else {
-    launch<T, 4>(call, *plan, problem, wanted.cluster);
+  cuda_emulation::DeviceArray<unsigned char> workspace(plan->workspace_bytes);
+  const Problem<T> problem = problem_of(call, *plan, workspace.get());
+  constexpr int most = sizeof(T) == 8 ? 2 : 4;
+  if (kind == TeamKind::grid) return launch<T, most, InGrid>(*plan, problem);
+  if constexpr (sizeof(T) == 4) {
+    if (samples == 1) return launch<T, 1>(*plan, problem);
+    if (samples == 3) return launch<T, 3>(*plan, problem);
   }
+  launch<T, most>(*plan, problem);
 }
 
 int main(int, char** argv) { return run_program(argv); }

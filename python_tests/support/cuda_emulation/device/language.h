@@ -11,7 +11,7 @@
 #define __cluster_dims__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 // No __shared__: every thread would get an array of its own, or all blocks the same one. What kernels use instead,
-// SHARED_ARRAY and dynamic_shared_memory, asks the runtime.
+// dynamic_shared_memory, asks the runtime.
 
 #define CUDA_EMULATION_NO_RACE_CHECK __attribute__((no_sanitize("thread")))
 // The last parameters of everything that threads wait in: the place of the call. A function of a kernel's own that is

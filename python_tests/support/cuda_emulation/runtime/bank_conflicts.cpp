@@ -63,26 +63,11 @@ const std::map<std::uintptr_t, unsigned>& shared_memory_turns() { return most_tu
 void note_access(const void* memory, std::size_t bytes, const void* caller) {
   Fiber& self = *runtime.current;
   const std::vector<Block*>& cluster = self.block->cluster->blocks;
-  const auto holds = [&](const Block* block) { return block->dynamic.holds(memory); };
+  const auto holds = [&](const Block* block) { return block->shared.holds(memory); };
   if (std::none_of(cluster.begin(), cluster.end(), holds)) return;
   if (!std::has_single_bit(bytes) || bytes > 16)
     stop("no instruction moves " + std::to_string(bytes) + " bytes of shared memory, in " + name(self));
   self.accesses.push_back({reinterpret_cast<std::uintptr_t>(memory), bytes, address_in_file(caller)});
-}
-
-// As nvcc 13.0 compiles wmma for sm_80 and sm_90, where a line is a column of matrix_a, or a row of the others.
-void note_tile(const void* tile, unsigned stride, std::size_t bytes, bool is_sum, bool is_usual) {
-  if (!options.counts_turns) return;
-  const Untracked untracked;
-  if (!is_usual) fail("turns are counted of matrix_a in columns, and of matrix_b and sums in rows");
-  const unsigned fours = runtime.current->lane / 4, of_four = runtime.current->lane % 4;
-  const bool pairs = bytes == 2 || is_sum;
-  for (unsigned i = 0; i < 2; ++i)
-    for (unsigned j = 0; j < 2; ++j) {
-      const std::size_t line = pairs ? fours + 8 * i : of_four + 4 * i, at = (pairs ? 2 * of_four : fours) + 8 * j;
-      note_access(static_cast<const char*>(tile) + (line * stride + at) * bytes, pairs ? 2 * bytes : bytes,
-                  __builtin_return_address(0));
-    }
 }
 
 void end_instructions(const std::vector<Fiber*>& group) {

@@ -182,8 +182,7 @@ Fiber* exit_fiber() {
   }
   if (--block.live == 0) {
     end_shared_memory(block);
-    block.dynamic.retire();
-    for (SharedMemory& memory : block.statics) memory.retire();
+    block.shared.retire();
   }
   if (--runtime.live == 0) return nullptr;
   Fiber* next = next_fiber();

@@ -172,7 +172,7 @@ void switch_to(Fiber* next, bool for_ever) {
   if (next) {
     builtins.thread_index = next->thread;
     builtins.block_index = next->block->index;
-    builtins.dynamic_shared = next->block->dynamic.data();
+    builtins.dynamic_shared = next->block->shared.data();
   }
   start_switch(self, next, for_ever);
   cuda_emulation_switch(self ? &self->stack_pointer : &host_stack_pointer,

@@ -53,7 +53,7 @@ void prepare_block(Block& block, Fiber* fibers) {
   block.barrier.expected = threads;
   block.live = threads;
   block.live_lanes.assign((threads + 31) / 32, 0);
-  block.dynamic = SharedMemory(runtime.configuration.dynamic_shared_bytes);
+  block.shared = SharedMemory(runtime.configuration.dynamic_shared_bytes);
   block.fibers = fibers;
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = fibers[i];
@@ -102,18 +102,10 @@ void prepare_wave(const std::uint64_t* cluster_indices, std::size_t clusters) {
 
 // What threads wrote outside of shared memory, as far as it is seen in what lies around.
 std::string damage() {
-  for (Block& block : runtime.blocks) {
-    const auto damage_of = [&](SharedMemory& memory, const char* kind) {
-      const auto at = memory.damage();
-      if (!at) return std::string();
-      return std::string("write outside ") + kind + " shared memory of block " + text(block.index) + ": byte offset " +
-             std::to_string(*at) + " of " + std::to_string(memory.bytes());
-    };
-    std::string found = damage_of(block.dynamic, "dynamic");
-    for (std::size_t i = 0; i < block.statics.size() && found.empty(); ++i)
-      found = damage_of(block.statics[i], "static");
-    if (!found.empty()) return found + " [seed " + std::to_string(options.seed) + "]";
-  }
+  for (Block& block : runtime.blocks)
+    if (const auto at = block.shared.damage())
+      return "write outside shared memory of block " + text(block.index) + ": byte offset " + std::to_string(*at) +
+             " of " + std::to_string(block.shared.bytes()) + " [seed " + std::to_string(options.seed) + "]";
   return "";
 }
 

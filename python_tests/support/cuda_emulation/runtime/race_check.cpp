@@ -96,15 +96,9 @@ std::string code_place(std::uint32_t code) {
 
 std::string memory_name(std::uintptr_t address) {
   for (const Block& block : runtime.blocks) {
-    const auto name_in = [&](const SharedMemory& memory, const char* kind) {
-      const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(memory.data());
-      if (address < begin || address >= begin + memory.bytes()) return std::string();
-      return std::string(kind) + " shared memory of block " + text(block.index) + ", byte offset " +
-             std::to_string(address - begin);
-    };
-    std::string name = name_in(block.dynamic, "dynamic");
-    for (std::size_t i = 0; i < block.statics.size() && name.empty(); ++i) name = name_in(block.statics[i], "static");
-    if (!name.empty()) return name;
+    const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(block.shared.data());
+    if (address >= begin && address < begin + block.shared.bytes())
+      return "shared memory of block " + text(block.index) + ", byte offset " + std::to_string(address - begin);
   }
   char buffer[64];
   std::snprintf(buffer, sizeof buffer, "global memory 0x%zx", std::size_t(address));
@@ -289,9 +283,7 @@ void end_shared_memory(Block& block) {
   end_instructions(group);
   if (block.cluster->blocks.size() == 1) return;
   runtime.current->known = common_knowledge(group);
-  const auto end = [](const SharedMemory& memory) { check(memory.data(), memory.bytes(), {.write = true}, nullptr); };
-  end(block.dynamic);
-  for (const SharedMemory& memory : block.statics) end(memory);
+  check(block.shared.data(), block.shared.bytes(), {.write = true}, nullptr);
 }
 
 // Orders nothing by itself: what a thread knew at a fence before one atomic, another one knows from a fence after a

@@ -46,7 +46,6 @@ unsigned random_below(unsigned end) { return static_cast<unsigned>(std::uint64_t
 
 void seed_schedule() {
   runtime.random_state = options.seed * 0x2545f4914f6cdd1dull + 1;
-  runtime.fragment_orders.clear();
   runtime.schedule = {};
   if (!options.random_order) return;
   constexpr unsigned stickiness[] = {0, 128, 200, 256};
@@ -91,18 +90,6 @@ void yield() {
     stop("livelock: " + std::to_string(options.spin_limit) + " atomics without a barrier or an exit; " +
          name(*runtime.current) + " is running");
   let_others_run();
-}
-
-const std::uint16_t* fragment_order(unsigned kind, unsigned count) {
-  const unsigned key = kind << 16 | count;
-  for (const auto& [of, order] : runtime.fragment_orders)
-    if (of == key) return order.data();
-  const Untracked untracked;
-  std::vector<std::uint16_t> order(count);
-  for (unsigned i = 0; i < count; ++i) order[i] = static_cast<std::uint16_t>(i);
-  for (unsigned i = count - 1; i > 0; --i) std::swap(order[i], order[random_below(i + 1)]);
-  runtime.fragment_orders.emplace_back(key, std::move(order));
-  return runtime.fragment_orders.back().second.data();
 }
 
 unsigned lane_index() { return runtime.current->lane; }

@@ -19,20 +19,9 @@ namespace {
 
 constexpr int guard_byte = 0xa5;
 
-SharedMemory* find(Block& block, const void* key) {
-  for (SharedMemory& memory : block.statics)
-    if (memory.key() == key) return &memory;
-  return nullptr;
-}
-
-SharedMemory& find_or_make(Block& block, const void* key, std::size_t bytes) {
-  SharedMemory* found = find(block, key);
-  return found ? *found : block.statics.emplace_back(bytes, key);
-}
-
 }  // namespace
 
-SharedMemory::SharedMemory(std::size_t bytes, const void* key) : bytes_(bytes), key_(key) {
+SharedMemory::SharedMemory(std::size_t bytes) : bytes_(bytes) {
   const std::size_t all = (bytes + 2 * guard + 1023) / 1024 * 1024;
   char* raw = static_cast<char*>(std::aligned_alloc(1024, all));
   if (!raw) throw std::bad_alloc();
@@ -67,30 +56,17 @@ std::optional<std::ptrdiff_t> SharedMemory::damage() {
   return std::nullopt;
 }
 
-void* static_shared(const void* key, std::size_t bytes, std::size_t) {
-  const Untracked untracked;
-  return find_or_make(*runtime.current->block, key, bytes).data();
-}
-
 void* map_shared(const void* pointer, unsigned rank) {
   const Untracked untracked;
-  Block& own = *runtime.current->block;
+  const Block& own = *runtime.current->block;
   const std::vector<Block*>& blocks = own.cluster->blocks;
   if (rank >= blocks.size()) fail("map_shared_rank: the cluster has no block of rank " + std::to_string(rank));
-  Block& other = *blocks[rank];
+  const Block& other = *blocks[rank];
   if (!other.live)
     fail("map_shared_rank: block " + text(other.index) +
          " has exited, and its shared memory with it; a cluster.sync is missing before the exit");
-  const auto same_place = [&](const SharedMemory& from, const SharedMemory& to) {
-    return to.data() + (static_cast<const char*>(pointer) - from.data());
-  };
-  if (own.dynamic.holds(pointer)) return same_place(own.dynamic, other.dynamic);
-  for (std::size_t i = 0; i < own.statics.size(); ++i)
-    if (own.statics[i].holds(pointer)) {
-      const SharedMemory& to = find_or_make(other, own.statics[i].key(), own.statics[i].bytes());
-      return same_place(own.statics[i], to);
-    }
-  fail("map_shared_rank: not a pointer into the shared memory of the block");
+  if (!own.shared.holds(pointer)) fail("map_shared_rank: not a pointer into the shared memory of the block");
+  return other.shared.data() + (static_cast<const char*>(pointer) - own.shared.data());
 }
 
 }  // namespace cuda_emulation
@@ -103,16 +79,13 @@ extern "C" void __asan_on_error() {
   const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(__asan_get_report_address());
   std::fprintf(stderr, "cuda_emulation: memory error in %s, seed %llu\n", name(*runtime.current).c_str(),
                static_cast<unsigned long long>(options.seed));
-  const auto tell = [&](const Block& block, const SharedMemory& memory, const char* kind) {
-    if (!memory.is_near(address)) return;
+  for (const Block& block : runtime.blocks) {
+    const SharedMemory& memory = block.shared;
+    if (!memory.is_near(address)) continue;
     const std::ptrdiff_t offset =
         static_cast<std::ptrdiff_t>(address - reinterpret_cast<std::uintptr_t>(memory.data()));
-    std::fprintf(stderr, "cuda_emulation: %s shared memory of block %s: byte offset %td, size %zu%s\n", kind,
+    std::fprintf(stderr, "cuda_emulation: shared memory of block %s: byte offset %td, size %zu%s\n",
                  text(block.index).c_str(), offset, memory.bytes(), block.live ? "" : " (the block has exited)");
-  };
-  for (const Block& block : runtime.blocks) {
-    tell(block, block.dynamic, "dynamic");
-    for (const SharedMemory& memory : block.statics) tell(block, memory, "static");
   }
 }
 #endif

@@ -12,11 +12,10 @@ class SharedMemory {
  public:
   SharedMemory() = default;
   // Floats that were not written are NaN.
-  explicit SharedMemory(std::size_t bytes, const void* key = nullptr);
+  explicit SharedMemory(std::size_t bytes);
 
   char* data() const { return raw_ ? raw_.get() + guard : nullptr; }
   std::size_t bytes() const { return bytes_; }
-  const void* key() const { return key_; }  // of a static array
   bool holds(const void* pointer) const {
     const char* p = static_cast<const char*>(pointer);
     return raw_ && p >= data() && p <= data() + bytes_;
@@ -36,7 +35,6 @@ class SharedMemory {
     void operator()(char* raw) const;
   };
   std::size_t bytes_ = 0;
-  const void* key_ = nullptr;
   std::unique_ptr<char, Release> raw_;
 };
 

@@ -102,8 +102,7 @@ struct Block {
   std::vector<unsigned> live_lanes;  // of each warp
   Barrier barrier;
   std::vector<Meeting> meetings;
-  SharedMemory dynamic;
-  std::vector<SharedMemory> statics;
+  SharedMemory shared;
 
   std::vector<Fiber*> ready;
   int ready_position = -1;  // in Runtime::ready
@@ -135,7 +134,6 @@ struct Runtime {
   Schedule schedule;
   std::uint64_t random_state = 0;
   std::uint64_t spins = 0;  // since the last barrier or exit
-  std::vector<std::pair<unsigned, std::vector<std::uint16_t>>> fragment_orders;
 
   bool failed = false;
   std::string error;

@@ -3,9 +3,9 @@
 
 #include <cuda_runtime_api.h>
 
-#include "problem.h"
+#include <cstdint>
 
-namespace ceprop::cuda {
+namespace ceprop::cuda::teams {
 
 // Allows the kernel all shared memory that there is, not what one launch takes: another thread may be about to launch
 // with more. In clusters it also allows more blocks than 8.
@@ -44,14 +44,4 @@ struct Launch : cudaLaunchConfig_t {
   cudaLaunchAttribute attributes_[2] = {};
 };
 
-// Launches on the stream, without waiting for it: as a grid, or, `in_cluster`, as one cluster of all blocks.
-template <class Problem>
-cudaError_t launch_cooperatively(void (*kernel)(Problem), const Problem& problem, int blocks, int64_t shared_bytes,
-                                 bool in_cluster, cudaStream_t stream) {
-  if (const cudaError_t error = allow(kernel, in_cluster); error != cudaSuccess) return error;
-  Launch launch(blocks, block_threads, shared_bytes, in_cluster ? blocks : 1, !in_cluster);
-  launch.stream = stream;
-  return cudaLaunchKernelEx(&launch, kernel, problem);
-}
-
-}  // namespace ceprop::cuda
+}  // namespace ceprop::cuda::teams

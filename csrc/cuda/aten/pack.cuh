@@ -1,10 +1,11 @@
 // 16 bytes: what a thread loads or stores at once.
 #pragma once
 
-#include "device.h"
-#include "problem.h"
+#include "../device.h"
 
 namespace ceprop::cuda {
+
+inline constexpr int block_threads = 256;
 
 template <class T>
 struct alignas(16) Pack {
@@ -50,27 +51,6 @@ __device__ __forceinline__ void store_some(T* to, const Pack<T>& pack, int there
 #pragma unroll
   for (int j = 0; j < Pack<T>::size; ++j)
     if (j < there) to[j] = pack.v[j];
-}
-
-// A thread brings packs `first`, first + step, ... below `count` from load(index) to store(index, pack), some of them
-// under way at once.
-template <class Load, class Store>
-__device__ __forceinline__ void bring(int first, int count, int step, const Load& load, const Store& store) {
-  constexpr int at_once = 2;
-  for (; first < count; first += at_once * step) {
-    decltype(load(0)) packs[at_once];
-#pragma unroll
-    for (int i = 0; i < at_once; ++i)
-      if (first + i * step < count) packs[i] = load(first + i * step);
-#pragma unroll
-    for (int i = 0; i < at_once; ++i)
-      if (first + i * step < count) store(first + i * step, packs[i]);
-  }
-}
-// All packs, by a block's threads.
-template <class Load, class Store>
-__device__ __forceinline__ void bring(int count, const Load& load, const Store& store) {
-  bring(static_cast<int>(threadIdx.x), count, block_threads, load, store);
 }
 
 }  // namespace ceprop::cuda

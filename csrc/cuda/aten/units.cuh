@@ -1,7 +1,7 @@
 // The formulas of one unit by rules that are known at run time only, on packs of its samples.
 #pragma once
 
-#include "../model/unit_math.h"
+#include "../../model/unit_math.h"
 #include "pack.cuh"
 
 namespace ceprop::cuda {

@@ -1,0 +1,75 @@
+"""A kernel's instructions beside the source text that they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sources
+from disassembly import Instruction
+from flow import Graph, Loop, graph_of
+from sources import Lines
+from walk import NoWay, Test
+
+# The compiler gives these any line that is near.
+CONTROL = ("BRA", "BRX", "BREAK", "BSSY", "BSYNC", "BMOV", "NOP", "WARPSYNC", "YIELD")
+RELAXATION = "cuda/teams/relaxation.cuh"
+OF_A_STEP = 0.9  # of what a loop over steps makes it has so much, and of its own instructions so many are made by it
+RESTING, MOVING = "weights rest", "weights move"  # the loops over steps
+
+
+@dataclass
+class Kernel:
+    name: str
+    instructions: Sequence[Instruction]
+    csrc: Path
+    graph: Graph = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.graph = graph_of(self.instructions)
+
+    def lines(self, file: str, name: str, inside: str = "") -> Lines:
+        return sources.function(self.csrc / file, name, inside)
+
+    def count(self, loop: Loop, test: Test) -> int:
+        return sum(map(test, self.graph.instructions_of(loop)))
+
+    def loops_in(self, loop: Loop) -> list[Loop]:
+        """Smallest first."""
+        return [one for one in self.graph.loops if one.blocks < loop.blocks]
+
+    def smallest_with_most(self, test: Test, loops: Sequence[Loop]) -> Loop:
+        """Of the loops that have most of such instructions the smallest."""
+        most = max((self.count(loop, test) for loop in loops), default=0)
+        if most == 0:
+            raise NoWay(f"{self.name}: no loop has what is looked for")
+        return next(loop for loop in loops if self.count(loop, test) == most)
+
+    def step_loops(self) -> dict[str, Loop]:
+        """The loops over steps, by whether weights rest or move in them. ValueError if there is none."""
+        body = sources.loop_around(self.csrc / RELAXATION, self.lines(RELAXATION, "run"), "step<false>")
+        rounds = self.lines("cuda/teams/run.cuh", "run_rounds")  # whose weights rest
+        found = {}
+        for what, rests in ((RESTING, True), (MOVING, False)):
+            loop = self.graph.loop_of(lambda i, rests=rests: body.made(i) and rounds.made(i) == rests, OF_A_STEP)
+            if loop is not None:
+                found[what] = loop
+        expected = [MOVING] if self.moves and "InGrid" in self.name else [RESTING, MOVING] if self.moves else [RESTING]
+        if list(found) != expected:
+            raise ValueError(f"{self.name}: loops over steps are {[*found]}, expected {expected}")
+        return found
+
+    @property
+    def moves(self) -> bool:
+        return self.name.endswith("Moves")
+
+
+def any_of(*lines: Lines) -> Test:
+    """Whether one of these made the instruction; not of those that only lead from one to another."""
+    return lambda instruction: instruction.name not in CONTROL and any(one.made(instruction) for one in lines)
+
+
+def made_by(*lines: Lines, names: Sequence[str]) -> Test:
+    """Instructions of these names that all of the lines made, themselves or by what is inlined in them."""
+    return lambda instruction: instruction.name in names and all(one.made(instruction) for one in lines)

@@ -1,0 +1,221 @@
+// The jobs of a block: for which octets its warps work at every step, and where what they need lies.
+#pragma once
+
+#include "sanity.cuh"
+#include "team.cuh"
+
+namespace ceprop::cuda::teams {
+
+template <class T, int Samples, class TeamType>
+struct Jobs {
+  using Number = T;
+  using Team = TeamType;
+  static constexpr int samples = Samples;
+  static constexpr int bytes = sizeof(T), row = octet * bytes, job_words = sizeof(Job) / 16;
+
+  __device__ __forceinline__ Jobs(const Problem<T>& problem, const Layout& where)
+      : p(problem),
+        layout(where),
+        team(memory, where.groups, problem.exchange),
+        lane(lane_of_thread()),
+        unit_turn(turn(lane)),
+        sample(teams::sample_of<Samples>(lane)),
+        leads(teams::is_first<Samples>(lane)),
+        count(where.first_of_block[team.rank() + 1] - first_octet()),
+        works(warp_of_thread() < where.warps()),
+        first_job(warp_of_thread() % where.job_warps),
+        first_group(works ? warp_of_thread() / where.job_warps : where.groups) {}
+
+  const Problem<T>& p;
+  const Layout& layout;
+  const Memory memory;
+  Team team;
+  const int lane;
+  const int unit_turn, sample;  // of an octet's units and of a group's samples, those that this lane ends up with
+  const bool leads;             // among the lanes that end up with the same
+  const int count;
+  const bool works;                  // this warp; the launch may have more than the layout
+  const int first_job, first_group;  // of this warp
+  int first_sample = 0;              // of those that the team takes through a phase now
+
+  __device__ __forceinline__ int units(int layer) const { return p.widths[layer + 1]; }
+  __device__ __forceinline__ int turn_of(int layer) const { return p.asynchronous ? layer & 1 : 0; }
+  __device__ __forceinline__ bool is_output(int layer) const { return layer + 1 == p.layers; }
+  __device__ __forceinline__ bool joint() const { return !is_of_units(p.nudge.loss); }
+  __device__ __forceinline__ int unit_of(const Job& job) const { return job.first + unit_turn; }
+  __device__ __forceinline__ int sample_of(int g) const { return first_sample + g * Samples + sample; }
+  __device__ __forceinline__ bool is_there(const Job& job, int g) const {
+    return unit_of(job) < job.units && sample_of(g) < p.batch;
+  }
+
+  // Writes the jobs, finds out who waits for what, and loads the weights. Nobody sends to a block of the team before
+  // this is over.
+  __device__ __forceinline__ void load() {
+    team.clear(layout.buffers, static_cast<int>(layout.exchange_bytes()));
+    if (threadIdx.x == 0) write_jobs();
+    if constexpr (Team::has_mail) read_roles();
+    __syncthreads();
+    for_each_job([&](const Job& job) { load_weights(job); });
+    if constexpr (Team::has_mail) team.begin();
+  }
+
+  __device__ __forceinline__ Job job_of(int i) const {
+    Job job;
+    auto* words = reinterpret_cast<Words*>(&job);
+#pragma unroll
+    for (int k = 0; k < job_words; ++k) words[k] = memory.template get<Words>(layout.jobs + (job_words * i + k) * 16);
+    return job;
+  }
+  // body(job) for a share of the block's.
+  template <class Body>
+  __device__ __forceinline__ void for_each_job(const Body& body) const {
+    for (int i = warp_of_thread(); works && i < count; i += layout.warps()) body(job_of(i));
+  }
+  // body(job, g) for what this warp works on.
+  template <class Body>
+  __device__ __forceinline__ void for_each_own(const Body& body) const {
+    for (int i = first_job; i < count; i += layout.job_warps) {
+      const Job job = job_of(i);
+      for (int g = first_group; g < layout.groups; g += layout.group_warps) body(job, g);
+    }
+  }
+
+  // Returns where the numbers of all lanes are, and that of this lane.
+  __device__ __forceinline__ int owns(const Job& job, int g, Own number) const {
+    return job.own + (g * layout.own_numbers() + static_cast<int>(number)) * 32 * bytes;
+  }
+  __device__ __forceinline__ int own(const Job& job, int g, Own number) const {
+    return owns(job, g, number) + lane * bytes;
+  }
+
+  // Waits for the mail that a group's turn needs.
+  __device__ __forceinline__ void wait(int turn, int g, int half_steps, int steps AND_CALLED_FROM) const {
+    team.wait(Channel::states, g, half_steps, roles_ & works_in(turn), roles_ & is_first(turn) AND_CALLER);
+    if (joint() && turn == turn_of(p.layers - 1))
+      team.wait(Channel::outputs, g, steps, roles_ & works_on_output, roles_ & is_first_of_output AND_CALLER);
+  }
+
+  // body(place, slot, source) for all that this lane has of a side's weights, four at a time: it has there the weights
+  // of slot(i) from source(i), i below 4. Moves `place` on behind them.
+  template <class Body>
+  __device__ __forceinline__ void for_each_four(int& place, const Sources& sources, const Body& body) const {
+#pragma unroll 1
+    for (int c = 0; c < sources.chunks; ++c, place += chunk_bytes(bytes))
+#pragma unroll 2
+      for (int j = 0; j < octet; ++j)
+        body(
+            place + (j * 32 + lane) * 4 * bytes, [&](int) { return j; },
+            [&](int i) { return c * chunk_sources + 4 * lane + i; });
+#pragma unroll 1
+    for (int c = 0; c < sources.tails; ++c, place += tail_bytes(bytes))
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half)
+        body(
+            place + (half * 32 + lane) * 4 * bytes, [&](int i) { return 4 * half + i; },
+            [&](int) { return sources.chunks * chunk_sources + c * tail_sources + lane; });
+  }
+
+  // body(four, weight) as above for the weights of a job, where weight(i) is the place in the network of number i, or
+  // null; from below, and `from_above` as well.
+  template <class Body>
+  __device__ __forceinline__ void for_each_weight(const Job& job, bool from_above, const Body& body) const {
+    const int l = job.layer, n = job.units, below = units(l - 1);
+    int place = job.weights;
+    const auto unit = [&](int slot) { return job.first + (slot ^ unit_turn); };
+    for_each_four(place, job.from_below, [&](int four, const auto& slot, const auto& source) {
+      body(four, [&](int i) -> T* {
+        const int to = unit(slot(i)), from = source(i);
+        return to < n && from < below ? p.weights[l] + int64_t(to) * below + from : nullptr;
+      });
+    });
+    if (!from_above || is_output(l)) return;
+    T* const weights = p.free_feedback ? p.feedback[l] : p.weights[l + 1];
+    const int above = units(l + 1);
+    for_each_four(place, job.from_above, [&](int four, const auto& slot, const auto& source) {
+      body(four, [&](int i) -> T* {
+        const int to = unit(slot(i)), from = source(i);
+        return to < n && from < above ? weights + int64_t(from) * n + to : nullptr;
+      });
+    });
+  }
+
+ private:
+  __device__ __forceinline__ int first_octet() const { return layout.first_of_block[team.rank()]; }
+
+  __device__ __forceinline__ void write_jobs() const {
+    int weights = layout.weights;
+    for (int i = 0; i < count; ++i) {
+      Job job{};
+      const int l = job.layer = layout.layer_of(first_octet() + i);
+      const UnitRule& rule = p.rules[l];
+      job.units = units(l);
+      job.first = (first_octet() + i - layout.first_octet[l]) * octet;
+      job.kind = static_cast<int>(rule.activation) | (rule.dynamics == Dynamics::energy ? Job::energy : 0) |
+                 (is_output(l) ? Job::output : 0) | (turn_of(l) == 1 ? Job::second_turn : 0);
+      job.to = layout.states[l] + job.first / octet * octet_bytes(Samples, bytes);
+      job.own = layout.own + i * layout.groups * layout.own_numbers() * 32 * bytes;
+      job.readers = layout.readers[l];
+      job.weights = weights;
+      if (l > 0) {
+        job.below = layout.states[l - 1];
+        job.from_below = sources_of(units(l - 1));
+      }
+      if (!is_output(l)) {
+        job.above = layout.states[l + 1];
+        job.from_above = sources_of(units(l + 1));
+      }
+      weights += (padded(job.from_below) + padded(job.from_above)) * octet * bytes;
+      const auto* words = reinterpret_cast<const Words*>(&job);
+#pragma unroll
+      for (int k = 0; k < job_words; ++k) memory.put(layout.jobs + (job_words * i + k) * 16, words[k]);
+    }
+  }
+
+  __device__ __forceinline__ void load_weights(const Job& job) const {
+    for_each_weight(job, true, [&](int place, const auto& weight) {
+      Four<T> four;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const T* from = weight(i);
+        four.v[i] = from ? *from : T(0);
+      }
+      memory.put(place, four);
+    });
+  }
+
+  // Finds out what this warp waits for, and what comes to this block.
+  __device__ __forceinline__ void read_roles() {
+    int even = most_warps(bytes), odd = even,
+        output = even;  // the first warp of a group that has units of such a layer
+    for (int i = 0; i < count; ++i) {
+      const int layer = layout.layer_of(first_octet() + i);
+      const int warp = i % layout.job_warps, turn = turn_of(layer);
+      (turn == 0 ? even : odd) = min(turn == 0 ? even : odd, warp);
+      if (is_output(layer)) output = min(output, warp);
+      if (warp != first_job) continue;
+      roles_ |= works_in(turn) | (is_output(layer) ? works_on_output : 0);
+    }
+    roles_ |= (even == first_job ? is_first(0) : 0) | (odd == first_job ? is_first(1) : 0);
+    roles_ |= output == first_job ? is_first_of_output : 0;
+    unsigned in_even = 0, in_odd = 0;  // half-steps
+    for (int l = 0; l < p.layers; ++l) {
+      if (!(layout.readers[l] >> team.rank() & 1)) continue;
+      if (!p.asynchronous || turn_of(l) == 0) in_even += bytes_of(l);
+      if (!p.asynchronous || turn_of(l) == 1) in_odd += bytes_of(l);
+    }
+    team.open(Channel::states, in_even, in_odd);
+    const unsigned outputs = joint() && layout.output_readers >> team.rank() & 1 ? bytes_of(p.layers - 1) : 0;
+    team.open(Channel::outputs, outputs, outputs);
+  }
+  // Returns the bytes that a layer's states of a group have on their way.
+  __device__ __forceinline__ unsigned bytes_of(int layer) const { return (units(layer) + 3) / 4 * 4 * Samples * bytes; }
+
+  // These bits say what this warp does: it has units that move in a turn; it is the first one; the same of outputs.
+  __device__ __forceinline__ static unsigned works_in(int turn) { return 1u << turn; }
+  __device__ __forceinline__ static unsigned is_first(int turn) { return 4u << turn; }
+  static constexpr unsigned works_on_output = 16, is_first_of_output = 32;
+
+  unsigned roles_ = 0;
+};
+
+}  // namespace ceprop::cuda::teams
