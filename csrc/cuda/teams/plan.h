@@ -246,10 +246,9 @@ inline std::optional<Laid> try_layout(const Device& device, const Shape& shape, 
   };
   int warps = most_warps(static_cast<int>(shape.number_bytes));
   for (layout.groups = static_cast<int>(wanted); layout.groups > 0; layout.groups -= std::max(1, layout.groups / 32)) {
-    if (fits(warps)) break;
-    while (continual && warps > 1 && !fits(warps)) warps /= 2;  // each takes room of its own
-    if (continual) break;                                       // all samples at once, or not at all
+    if (fits(warps) || continual) break;  // that has all samples at once, or none
   }
+  while (continual && laid.shared_bytes > device.shared_bytes && warps > 1) fits(warps /= 2);  // each takes room
   if (laid.shared_bytes > device.shared_bytes) return {};
   if (layout.groups <= 0) return {};
   const int64_t at_a_time = int64_t(layout.teams) * layout.samples_at_once();
@@ -277,6 +276,7 @@ inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Te
     plan.blocks = (all + layout.blocks - 1) / layout.blocks * layout.blocks;
     if (kind == TeamKind::grid) plan.layout = plan.moving;
   }
+  if (plan.blocks > most_blocks) return {};
   const int64_t exchange = shape.continual          ? plan.moving.exchange_bytes()
                            : kind == TeamKind::grid ? layout.exchange_bytes()
                                                     : 0;
