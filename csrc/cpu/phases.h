@@ -183,7 +183,8 @@ template <class Engine>
 bool ep_step(const EpCall<typename Engine::Scalar>& call, int threads) {
   using T = typename Engine::Scalar;
   const Stages stages = stages_of(call);
-  typename Engine::Relaxation relaxation(call.network, call.batch, threads, std::nullopt, call.gate);
+  typename Engine::Relaxation relaxation(call.network, call.batch, threads, std::nullopt, call.gate,
+                                         stages.steps_learn);
   typename Engine::Contrast contrast(relaxation, call.shared_update, threads);
   LearningPhases<Engine> phases(call, stages, relaxation, threads);
   const auto batch = static_cast<double>(call.batch.size);
@@ -193,10 +194,7 @@ bool ep_step(const EpCall<typename Engine::Scalar>& call, int threads) {
         worker, [&] { relaxation.note_parameters(worker, phases.sanity()); },
         [&](Part& part, const Stage& stage, const Nudge& nudge, int from, int to, int number) {
           const Between between{from, to, from, to};
-          if constexpr (Engine::has_gates)
-            relaxation.step(worker, part, from, to, &nudge, true);
-          else
-            relaxation.step(worker, part, from, to, &nudge);
+          relaxation.step(worker, part, from, to, &nudge);
           contrast.differ(worker, between);
           contrast.add_to_gradients(worker, between, gradient_blend<T>(stage.divisor, batch, number == 0), call);
         });

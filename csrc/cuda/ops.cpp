@@ -28,13 +28,11 @@ class Cuda {
 
   template <class Call>
   void run(const Call& call) const {
-    std::string obstacle = engine_ == Engine::graph ? "it is for 'graph'" : obstacle_of(call);
-    if (obstacle.empty()) {
-      const auto planned = cuda::plan_for(guard_.current_device().index(), cuda::teams::shape_of(call));
+    if (engine_ != Engine::graph) {
+      const cuda::teams::Planned planned = planned_for(call);
       if (const auto* plan = std::get_if<cuda::teams::Plan>(&planned)) return run_by_team(call, *plan);
-      obstacle = std::get<std::string>(planned);
+      TORCH_CHECK_VALUE(engine_ != Engine::teams, "engine must not be 'teams': ", std::get<std::string>(planned));
     }
-    TORCH_CHECK_VALUE(engine_ != Engine::teams, "engine must not be 'teams': ", obstacle);
     cuda::run_by_aten(call, options_, rounds());
   }
 
@@ -42,11 +40,13 @@ class Cuda {
   void clear_unless_finite(const Tensor&, std::initializer_list<Lists>) const {}
 
  private:
+  // How teams run a call, or why they do not.
   template <class Call>
-  std::string obstacle_of(const Call& call) const {
+  cuda::teams::Planned planned_for(const Call& call) const {
     if (const std::string obstacle = ceprop::obstacle_of(call.network.shape); !obstacle.empty()) return obstacle;
     if (precision_ != Precision::exact) return "teams have precision 'exact' alone";
-    return cuda::teams::obstacle_of(call);
+    if (const std::string obstacle = cuda::teams::obstacle_of(call); !obstacle.empty()) return obstacle;
+    return cuda::plan_for(guard_.current_device().index(), cuda::teams::shape_of(call));
   }
   template <class Call>
   void run_by_team(const Call& call, const cuda::teams::Plan& plan) const {
@@ -58,8 +58,7 @@ class Cuda {
   // Whether torch's operators round their factors.
   bool rounds() const {
     if (precision_ == Precision::exact) return false;
-    const int capability = at::cuda::getCurrentDeviceProperties()->major;
-    TORCH_CHECK_VALUE(options_.dtype() == at::kFloat && capability >= 8,
+    TORCH_CHECK_VALUE(options_.dtype() == at::kFloat && at::cuda::getCurrentDeviceProperties()->major >= 8,
                       "precision must be 'exact', or 'tf32' for float32 on a device of compute capability 8.0 or more");
     return true;
   }

@@ -98,6 +98,8 @@ def test_plans_for_an_h100() -> None:
     assert plan("H100", (784, 512, 10), 20)["team"] == "cluster"
     assert plan("H100", (784, 16, 10), 256)["team"] == "block"
     assert plan("H100", (784, 512, 512, 512, 10), 20)["team"] == "grid"
+    for continual in (False, True):  # as README says
+        assert plan("H100", (784, 1500, 1500, 10), 20, continual=continual)["team"] == "grid"
     with pytest.raises(ValueError, match="do not fit into the shared memory of the blocks"):
         plan("H100", (784, 4096, 4096, 10), 20)
     with pytest.raises(ValueError, match="at most 8 layers, got 9"):

@@ -32,7 +32,7 @@ class Relaxation {
   using PlacesOf = std::vector<Buffer<uint16_t>>;  // per connection [batch][places above][stride above]
 
   Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, const std::optional<Forms>& = {},
-             Gate = Gate::none)
+             Gate = Gate::none, bool /*steps_learn*/ = true)
       : network_(network), shape_(network.shape), batch_(batch), settling_(workers) {
     for (int l = -1; l < shape_.connection_count(); ++l) maps_.push_back(map_above(l));
     for (int c = 0; c < shape_.connection_count(); ++c)

@@ -26,7 +26,7 @@ class Learning {
     const Between between{from, to, from, to};
     if (low_rank_) low_rank_->prepare(worker, from);
     relaxation_.step(
-        worker, part, from, to, &nudge, true,
+        worker, part, from, to, &nudge,
         [&](const Item& item, const Range& rows, T* drive) {
           if (low_rank_) low_rank_->correct(item, rows, drive);
         },

@@ -17,12 +17,13 @@ class Relaxation {
   static constexpr int width = Tile::width;
 
   // With `forms` the weights move; where the input's do so literally, layer 0 reads the input anew at every step, else
-  // its drive is computed once. With a gate steps may keep its slopes.
+  // its drive is computed once. With a gate nudged steps keep its slopes, if they learn.
   Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, std::optional<Forms> forms = {},
-             Gate gate = Gate::none)
+             Gate gate = Gate::none, bool steps_learn = true)
       : packed_(network, batch, forms && forms->input == Form::literal, gate),
         network_(network),
         gate_(gate),
+        keeps_slopes_(gate != Gate::none && steps_learn),
         drives_(workers * batch.size * width),
         pulls_(workers * batch.size * width),
         error_(packed_.padded(network.shape.classes) * batch.size),
@@ -60,11 +61,10 @@ class Relaxation {
 
   // The states of this part move from buffer `from` to buffer `to`, with a nudge towards the target. For every panel
   // correct(item, rows, drive) may add to the drive that the weights bring to some samples, and after(item) is called
-  // when all have moved. With a gate the step keeps its slopes if asked. Ends with a barrier unless the part is
-  // independent.
+  // when all have moved. Ends with a barrier unless the part is independent.
   template <class Correct, class After>
-  void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge, bool keeps_slopes,
-            const Correct& correct, const After& after) {
+  void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge, const Correct& correct,
+            const After& after) {
     if (nudge && !is_of_units(nudge->loss)) {
       compute_error(worker, part.independent ? part.rows : worker.share(batch()), from, static_cast<T>(nudge->beta),
                     error_.get());
@@ -73,8 +73,7 @@ class Relaxation {
     for (int turn = 0; turn < sharing_.turns(); ++turn) {
       for_some_rows(part.rows, rows_together(), [&](const Range& rows) {
         sharing_.for_each_item_of(turn, part, [&](const Item& item) {
-          move_panel(worker, item, rows, {from, turn == 0 ? from : to, to, keeps_slopes && gate_ != Gate::none}, nudge,
-                     correct);
+          move_panel(worker, item, rows, {from, turn == 0 ? from : to, to, nudge && keeps_slopes_}, nudge, correct);
         });
       });
       sharing_.for_each_item_of(turn, part, after);
@@ -83,8 +82,8 @@ class Relaxation {
     part.backwards = !part.backwards;
   }
 
-  void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge, bool keeps_slopes = false) {
-    step(worker, part, from, to, nudge, keeps_slopes, [](const Item&, const Range&, T*) {}, [](const Item&) {});
+  void step(const Worker& worker, Part& part, int from, int to, const Nudge* nudge) {
+    step(worker, part, from, to, nudge, [](const Item&, const Range&, T*) {}, [](const Item&) {});
   }
 
   // Takes a gate's slopes at the states of buffer `from`, without a nudge, into buffer `to`, whose states are lost.
@@ -261,9 +260,10 @@ class Relaxation {
   PackedNetwork<Tile> packed_;
   const Network<T>& network_;
   const Gate gate_;
-  Buffer<T> drives_;  // [worker][batch][width]
-  Buffer<T> pulls_;   // [worker][batch][width]
-  Buffer<T> error_;   // [panel][batch][width] of the classes
+  const bool keeps_slopes_;  // in nudged steps
+  Buffer<T> drives_;         // [worker][batch][width]
+  Buffer<T> pulls_;          // [worker][batch][width]
+  Buffer<T> error_;          // [panel][batch][width] of the classes
   Sharing sharing_;
   Settling<T> settling_;
 };

@@ -180,7 +180,7 @@ class ContinualUpdate {
     // Brings what the sources show before and after the step, and what the own units show.
     const auto bring = [&](int g) {
       const int to = room + g % 2 * (staging_bytes(samples, bytes) / 2);
-      const int buffers = layout.buffers + 3 * g * layout.buffer;
+      const int buffers = layout.buffers + ring_of(true) * g * layout.buffer;
       const int earlier = buffers + between.earlier * layout.buffer, later = buffers + between.later * layout.buffer;
       bring_octets(jobs, to, earlier + states, octets);
       if constexpr (!Apart) {

@@ -25,7 +25,7 @@ Kernel<T> kernel_of(const Plan& plan) {
 // A grid takes groups of the most samples.
 template <class T>
 Kernel<T> kernel_of(const Plan& plan) {
-  constexpr int most = sizeof(T) == 8 ? 2 : 4;
+  constexpr int most = most_samples(sizeof(T));
   if (plan.layout.kind == TeamKind::grid) return kernel_of<T, most, InGrid>(plan.moving.continual);
   if constexpr (sizeof(T) == 4) {
     if (plan.layout.samples == 1) return kernel_of<T, 1>(plan);

@@ -21,6 +21,11 @@ inline constexpr int most_groups = 32;  // of a block or cluster
 // A block has so many warps at most; one of float64 takes twice the registers.
 CEPROP_INLINE constexpr int most_warps(int number_bytes) { return number_bytes == 4 ? 12 : 8; }
 
+// A group has so many samples at most.
+CEPROP_INLINE constexpr int most_samples(int number_bytes) { return number_bytes == 4 ? 4 : 2; }
+// Steps go round in so many buffers of a group. Weights move by the last two steps, while others store the next.
+CEPROP_INLINE constexpr int ring_of(bool continual) { return continual ? 3 : 2; }
+
 // A tile of a contrast has so many units above and below, and takes so many samples at once from shared memory.
 inline constexpr int tile_above = 16, tile_below = 64, tile_samples = 16;
 inline constexpr int tile_numbers = 2 * tile_samples * (tile_above + tile_below);
@@ -97,10 +102,8 @@ struct Layout {
 
   CEPROP_INLINE int warps() const { return job_warps * group_warps; }
   CEPROP_INLINE int samples_at_once() const { return samples * groups; }
-  // Steps go round in so many buffers of a group. Weights move by the last two steps, while others store the next.
-  CEPROP_INLINE int ring() const { return continual ? 3 : 2; }
   CEPROP_INLINE int own_numbers() const { return continual ? 7 : 4; }
-  CEPROP_INLINE int64_t exchange_bytes() const { return int64_t(groups) * ring() * buffer; }
+  CEPROP_INLINE int64_t exchange_bytes() const { return int64_t(groups) * ring_of(continual) * buffer; }
   CEPROP_INLINE int layer_of(int octet) const {
     int layer = 0;
     while (octet >= first_octet[layer + 1]) ++layer;

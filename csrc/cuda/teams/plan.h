@@ -40,9 +40,6 @@ struct Plan {
   int blocks, warps;        // of the launch
   int64_t shared_bytes;     // of a block
   int64_t workspace_bytes;  // of global memory
-
-  // Whether C-EP's free phase is that of other teams than its nudged phase.
-  bool changes_teams() const { return moving.continual && layout.kind != TeamKind::grid; }
 };
 
 // This is a plan, or says why there is none.
@@ -266,8 +263,8 @@ inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Te
   Plan plan{layout, {}, layout.blocks * layout.teams, layout.warps(), rests->shared_bytes, 0};
   if (shape.continual) {
     const int most = kind == TeamKind::cluster ? device.clusters * blocks : device.multiprocessors;
-    const auto moves =
-        try_layout(device, shape, TeamKind::grid, most, samples_of_groups(shape.number_bytes).back(), true);
+    const int most_of_group = most_samples(static_cast<int>(shape.number_bytes));
+    const auto moves = try_layout(device, shape, TeamKind::grid, most, most_of_group, true);
     if (!moves) return {};
     plan.moving = moves->layout;
     plan.warps = std::max(plan.warps, plan.moving.warps());
@@ -308,7 +305,7 @@ inline Planned plan_team(const Device& device, const Shape& shape) {
     consider(TeamKind::block, 1, samples);
     consider(TeamKind::cluster, device.cluster_blocks, samples);
   }
-  consider(TeamKind::grid, device.multiprocessors, samples_of_groups(shape.number_bytes).back());
+  consider(TeamKind::grid, device.multiprocessors, most_samples(static_cast<int>(shape.number_bytes)));
   if (best) return *best;
   return "the weights between layers, and all that goes with them, do not fit into the shared memory of the blocks";
 }

@@ -68,7 +68,7 @@ class Relaxation {
   __device__ __forceinline__ void store_sums() const { ContinualUpdate<Where>::store_sums(jobs); }
 
  private:
-  static constexpr int bytes = sizeof(T), ring = Moves ? 3 : 2;
+  static constexpr int bytes = sizeof(T), ring = ring_of(Moves);
 
   // ---- what happens once ----
 

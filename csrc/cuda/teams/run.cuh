@@ -54,7 +54,6 @@ __device__ __forceinline__ double kept_of_input(const Problem<T>& p) {
 // Runs C-EP: the free phase by such teams, then the nudged phases by all blocks.
 template <class T, int Samples, class Team>
 __device__ __forceinline__ void run_continual(const Problem<T>& p) {
-  constexpr int most_samples = sizeof(T) == 8 ? 2 : 4;
   constexpr bool changes = !std::is_same_v<Team, Grid>;
   const auto grid = cooperative_groups::this_grid();
   Sanity<T>(p, p.broken).begin();
@@ -64,7 +63,7 @@ __device__ __forceinline__ void run_continual(const Problem<T>& p) {
     grid.sync();  // all free states are there
     resting.sanity.tell();
   }
-  Relaxation<T, most_samples, Grid, true> moving(p, p.moving);
+  Relaxation<T, most_samples(sizeof(T)), Grid, true> moving(p, p.moving);
   moving.load();
   moving.run(0, changes, p.stages.count);
   moving.sanity.tell();

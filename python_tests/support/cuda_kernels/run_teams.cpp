@@ -47,7 +47,7 @@ void plan_and_launch(const Call& call, const Wanted& wanted) {
   if (!plan) throw std::runtime_error("does not fit");
   cuda_emulation::DeviceArray<unsigned char> workspace(plan->workspace_bytes);
   const Problem<T> problem = problem_of(call, *plan, workspace.get());
-  constexpr int most = sizeof(T) == 8 ? 2 : 4;
+  constexpr int most = most_samples(sizeof(T));
   if (kind == TeamKind::grid) return launch<T, most, InGrid>(*plan, problem);
   if constexpr (sizeof(T) == 4) {
     if (samples == 1) return launch<T, 1>(*plan, problem);
