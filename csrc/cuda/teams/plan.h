@@ -172,11 +172,12 @@ inline int64_t lay_out(const Shape& shape, Layout& layout, int warps) {
   place(layout.jobs, jobs * int64_t(sizeof(Job)));
   place(layout.own, int64_t(jobs) * layout.groups * layout.own_numbers() * 32 * bytes);
   if (layout.continual) {
+    layout.movers = warps;
     place(layout.blends, int64_t(most_layers) * 2 * bytes);
     const int64_t gram = shape.batch * shape.batch * bytes;
     layout.gram = -1;
     if (gram <= most_gram_bytes) place(layout.gram, (gram + 15) / 16 * 16);
-    place(layout.staging, int64_t(layout.warps()) * staging_bytes(layout.samples, bytes));
+    place(layout.staging, int64_t(warps) * staging_bytes(layout.samples, bytes));
   }
   place(layout.weights, weight_bytes(shape, layout));
   return next;
@@ -267,7 +268,7 @@ inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Te
     const auto moves = try_layout(device, shape, TeamKind::grid, most, most_of_group, true);
     if (!moves) return {};
     plan.moving = moves->layout;
-    plan.warps = std::max(plan.warps, plan.moving.warps());
+    plan.warps = std::max(plan.warps, plan.moving.movers);
     plan.shared_bytes = std::max(plan.shared_bytes, moves->shared_bytes);
     const int all = std::max(plan.blocks, plan.moving.blocks);
     plan.blocks = (all + layout.blocks - 1) / layout.blocks * layout.blocks;

@@ -6,7 +6,12 @@
 #define __host__
 #define __constant__
 #define __grid_constant__
+// Compiles in a third of the time. With CUDA_EMULATION_INLINES an instruction is in the function that it works for.
+#ifdef CUDA_EMULATION_INLINES
 #define __forceinline__ inline __attribute__((always_inline))
+#else
+#define __forceinline__ inline
+#endif
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))

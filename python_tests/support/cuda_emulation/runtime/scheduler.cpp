@@ -26,7 +26,7 @@ Block& random_block() {
 
 std::size_t random_place(const std::vector<Fiber*>& ready) {
   const auto draw = [&] { return random_below(static_cast<unsigned>(ready.size())); };
-  std::size_t at = runtime.schedule.last_in_first_out ? ready.size() - 1 : draw();
+  std::size_t at = random_below(256) < runtime.schedule.of_last ? ready.size() - 1 : draw();
   for (int attempt = 0; attempt < 4 && ready[at]->warp == runtime.schedule.starved_warp; ++attempt) at = draw();
   return at;
 }
@@ -50,7 +50,8 @@ void seed_schedule() {
   if (!options.random_order) return;
   constexpr unsigned stickiness[] = {0, 128, 200, 256};
   runtime.schedule.stickiness = stickiness[random_below(4)];
-  runtime.schedule.last_in_first_out = random_below(8) == 0;
+  constexpr unsigned of_last[] = {0, 192, 240, 256};
+  runtime.schedule.of_last = of_last[random_below(4)];
 }
 
 void make_ready(Fiber& fiber) {

@@ -111,7 +111,7 @@ struct Block {
 // What else the seed decides: orders that uniform draws would hardly ever give.
 struct Schedule {
   unsigned stickiness = 0;  // of 256: how often the next thread is one of the same block
-  bool last_in_first_out = false;
+  unsigned of_last = 0;     // the same: one of those that others have waited for least, mostly of the same warp
   const Block* starved_block = nullptr;
   unsigned starved_warp = ~0u;
 };
