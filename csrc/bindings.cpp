@@ -147,7 +147,7 @@ pybind11::dict launch_plan(int multiprocessors, int64_t shared_bytes, int cluste
       for (int i = layout.first_of_block[block]; i < layout.first_of_block[block + 1]; ++i)
         layers[block].push_back(layout.layer_of(i));
     note("layers_of_octets", layers);
-    note("step_us", teams::planning::step_microseconds(shape, layout));
+    note("step_us", teams::planning::step_microseconds(shape, layout, !prefix.empty()));
   };
   add("", plan.layout);
   if (continual) add("moving_", plan.moving);

@@ -13,7 +13,7 @@
 
 namespace ceprop::cuda::teams {
 
-// What a lane has of the sources of a chunk, or of a tail.
+// What a lane has of a chunk, or of a tail.
 template <class T, int Width>
 struct Some {
   T v[Width];
@@ -66,18 +66,17 @@ class ContinualUpdate {
     note(jobs, job, g, shown - jobs.team.template shown<T>(before + job.to + unit));
   }
 
-  // All warps of the block move what belongs to it, each some halves of chunks and tails. Between names buffers.
+  // All warps of the block move what belongs to it. Between names buffers.
   __device__ __forceinline__ static void move(const Jobs& jobs, const Between& between) {
-    const int movers = jobs.layout.movers;
-    int skip = warp_of_thread();  // so many halves are those of other warps
-    for (int i = 0; warp_of_thread() < movers && i < jobs.count; ++i) {
+    int skip = warp_of_thread();  // so many parts are those of other warps
+    for (int i = 0; jobs.works && i < jobs.count; ++i) {
       const Job job = jobs.job_of(i);
-      const int below = 2 * (job.from_below.chunks + job.from_below.tails);
-      const int halves = below + 2 * (job.from_above.chunks + job.from_above.tails);
-      for (int half = 0; half < halves; ++half) {
+      const int below = job.from_below.chunks + job.from_below.tails;
+      const int parts = below + job.from_above.chunks + job.from_above.tails;
+      for (int part = 0; part < parts; ++part) {
         if (skip-- > 0) continue;
-        skip = movers - 1;
-        move_half(jobs, job, half >= below, half >= below ? half - below : half, between);
+        skip = jobs.layout.warps() - 1;
+        move_part(jobs, job, part >= below, part >= below ? part - below : part, between);
       }
     }
     jobs.for_each_own([&](const Job& job, int g) { move_constant(jobs, job, g); });
@@ -111,8 +110,6 @@ class ContinualUpdate {
  private:
   static constexpr int bytes = sizeof(T), samples = Jobs::samples, stride = octet_bytes(samples, bytes);
   static_assert(samples == 4 || samples == 2);
-  template <int Width>
-  static constexpr int octets_of_half = 16 * Width / octet;
 
   __device__ __forceinline__ static int place_of_blend(const Jobs& jobs, int c) {
     return jobs.layout.blends + 2 * c * bytes;
@@ -127,59 +124,57 @@ class ContinualUpdate {
     return jobs.owns(job, g, as) + sample * jobs.row + jobs.unit_turn * bytes;
   }
 
-  // One warp moves the weights from one half of the sources of a chunk or a tail; halves are numbered through a side.
-  __device__ __forceinline__ static void move_half(const Jobs& jobs, const Job& job, bool from_above, int half,
+  // One warp moves a chunk or a tail of a side's weights.
+  __device__ __forceinline__ static void move_part(const Jobs& jobs, const Job& job, bool from_above, int index,
                                                    const Between& between) {
-    const int chunks = from_above ? job.from_above.chunks : job.from_below.chunks, index = half / 2,
-              tail = index - chunks;
-    const int weights = job.weights + (from_above ? padded(job.from_below) * octet * bytes : 0);
-    const int states = from_above ? job.above : job.below;
-    if (tail < 0)
-      move_weights<4>(jobs, job, weights + index * chunk_bytes(bytes), states + half * octets_of_half<4> * stride,
-                      half % 2, from_above, between);
-    else
-      move_weights<1>(jobs, job, weights + chunks * chunk_bytes(bytes) + tail * tail_bytes(bytes),
-                      states + (2 * chunks * octets_of_half<4> + (half - 2 * chunks) * octets_of_half<1>)*stride,
-                      half % 2, from_above, between);
-  }
-
-  // The same with the places of the chunk's or tail's weights and, within a buffer, of the half's first source. A lane
-  // has the weights of four units from the sources that lane 16 * half + lane % 16 has in a product: from 4 or from 1.
-  template <int Width>
-  __device__ __forceinline__ static void move_weights(const Jobs& jobs, const Job& job, int weights, int states,
-                                                      int half, bool from_above, const Between& between) {
+    const int chunks = from_above ? job.from_above.chunks : job.from_below.chunks, tail = index - chunks;
+    int weights = job.weights + (from_above ? padded(job.from_below) * octet * bytes : 0) + jobs.lane * 4 * bytes;
+    int states = from_above ? job.above : job.below;
     const Blend<T> blend = blend_of(jobs, job.layer + from_above);
+    const bool apart = jobs.p.learns == Learns::apart;
     const Own moved = from_above && jobs.p.gate == Gate::connection ? Own::moved_for_above : Own::moved;
-    T sum[4][Width] = {};
-    if (jobs.p.learns == Learns::apart)
-      add<Width, true, false>(jobs, job, states, moved, between, sum);
-    else if (from_above)
-      add<Width, false, true>(jobs, job, states, moved, between, sum);
-    else
-      add<Width, false, false>(jobs, job, states, moved, between, sum);
-    const int lane = 16 * half + jobs.lane % 16, at = weights + lane * 4 * bytes;
+    if (tail < 0) {
+      weights += index * chunk_bytes(bytes);
+      states += index * (chunk_sources / octet) * stride;
+      T sum[octet][4] = {};
+      add<4>(jobs, job, states, moved, apart, from_above, between, sum);
 #pragma unroll
-    for (int u = 0; u < 4; ++u) {
-      const int slot = (first_unit(jobs) + u) ^ turn(lane);
-      if constexpr (Width == 4) {
-        auto four = jobs.memory.template get<Four<T>>(at + slot * 32 * 4 * bytes);
+      for (int u = 0; u < octet; ++u) {
+        const int place = weights + (u ^ jobs.unit_turn) * 32 * 4 * bytes;
+        auto four = jobs.memory.template get<Four<T>>(place);
 #pragma unroll
         for (int k = 0; k < 4; ++k) four.v[k] = blend(four.v[k], sum[u][k]);
-        jobs.memory.put(at + slot * 32 * 4 * bytes, four);
-      } else {
-        const int place = at + slot / 4 * 32 * 4 * bytes + slot % 4 * bytes;
+        jobs.memory.put(place, four);
+      }
+    } else {
+      weights += chunks * chunk_bytes(bytes) + tail * tail_bytes(bytes);
+      states += (chunks * (chunk_sources / octet) + tail * (tail_sources / octet)) * stride;
+      T sum[octet][1] = {};
+      add<1>(jobs, job, states, moved, apart, from_above, between, sum);
+#pragma unroll
+      for (int u = 0; u < octet; ++u) {
+        const int slot = u ^ jobs.unit_turn, place = weights + slot / 4 * 32 * 4 * bytes + slot % 4 * bytes;
         jobs.memory.put(place, blend(jobs.memory.template get<T>(place), sum[u][0]));
       }
     }
   }
-  // Returns the first of the four units of an octet whose weights a lane moves.
-  __device__ __forceinline__ static int first_unit(const Jobs& jobs) { return jobs.lane / 16 * 4; }
 
-  // Adds the contrast of all samples to sum[unit][source]. `states`: of the half's first source, within a buffer.
+  // Adds the contrast of all samples to sum[unit][source], of the sources that this lane has of a chunk (4) or of a
+  // tail (1). `states`: of the first source, within a buffer.
+  template <int Width>
+  __device__ __forceinline__ static void add(const Jobs& jobs, const Job& job, int states, Own moved, bool apart,
+                                             bool from_above, const Between& between, T (&sum)[octet][Width]) {
+    if (apart)
+      add_of<Width, true, false>(jobs, job, states, moved, between, sum);
+    else if (from_above)
+      add_of<Width, false, true>(jobs, job, states, moved, between, sum);
+    else
+      add_of<Width, false, false>(jobs, job, states, moved, between, sum);
+  }
   template <int Width, bool Apart, bool FromAbove>
-  __device__ __forceinline__ static void add(const Jobs& jobs, const Job& job, int states, Own own,
-                                             const Between& between, T (&sum)[4][Width]) {
-    constexpr int octets = octets_of_half<Width>, part = octets * stride;
+  __device__ __forceinline__ static void add_of(const Jobs& jobs, const Job& job, int states, Own own,
+                                                const Between& between, T (&sum)[octet][Width]) {
+    constexpr int octets = Width == 4 ? chunk_sources / octet : tail_sources / octet, part = octets * stride;
     const Layout& layout = jobs.layout;
     const int room = layout.staging + warp_of_thread() * staging_bytes(samples, bytes);  // for two groups
     // Brings what the sources show before and after the step, and what the own units show.
@@ -187,10 +182,10 @@ class ContinualUpdate {
       const int to = room + g % 2 * (staging_bytes(samples, bytes) / 2);
       const int buffers = layout.buffers + ring_of(true) * g * layout.buffer;
       const int earlier = buffers + between.earlier * layout.buffer, later = buffers + between.later * layout.buffer;
-      bring_octets<octets>(jobs, to, earlier + states);
+      bring_octets(jobs, to, earlier + states, octets);
       if constexpr (!Apart) {
-        bring_octets<octets>(jobs, to + part, later + states);
-        bring_octets<1>(jobs, to + 2 * part, (FromAbove ? later : earlier) + job.to);
+        bring_octets(jobs, to + part, later + states, octets);
+        bring_octets(jobs, to + 2 * part, (FromAbove ? later : earlier) + job.to, 1);
       }
       jobs.team.brings();
     };
@@ -202,27 +197,27 @@ class ContinualUpdate {
       else
         jobs.team.brings();  // nothing, so that the wait is for the same number
       jobs.team.wait_for_brought();
-      const int from = room + g % 2 * (staging_bytes(samples, bytes) / 2), first = jobs.lane % 16 * Width;
-      const int source = from + first / octet * stride + first % octet * bytes;
-      const int moved = jobs.owns(job, g, own) + first_unit(jobs) * bytes;
+      const int from = room + g % 2 * (staging_bytes(samples, bytes) / 2);
+      const int source = from + (Width == 4 ? jobs.lane / 2 * stride + jobs.lane % 2 * 4 * bytes
+                                            : jobs.lane / octet * stride + jobs.lane % octet * bytes);
+      const int moved = jobs.owns(job, g, own);
 #pragma unroll
       for (int s = 0; s < samples; ++s) {
-        const auto own_moved = jobs.memory.template get<Four<T>>(moved + s * jobs.row);
+        const Units own_moved = units_at(jobs, moved + s * jobs.row);
         const auto before = sources_at<Width>(jobs, source + s * jobs.row);
         if constexpr (Apart) {
 #pragma unroll
-          for (int u = 0; u < 4; ++u)
+          for (int u = 0; u < octet; ++u)
 #pragma unroll
             for (int k = 0; k < Width; ++k) sum[u][k] += own_moved.v[u] * before.v[k];
         } else {
-          const int own_states = from + 2 * part + s * jobs.row + first_unit(jobs) * bytes;
-          const auto own_shown = jobs.memory.template get<Four<T>>(own_states);
+          const Units own_shown = units_at(jobs, from + 2 * part + s * jobs.row);
           const auto after = sources_at<Width>(jobs, source + part + s * jobs.row);
 #pragma unroll
           for (int k = 0; k < Width; ++k) {
             const T moves = after.v[k] - before.v[k];
 #pragma unroll
-            for (int u = 0; u < 4; ++u) {
+            for (int u = 0; u < octet; ++u) {
               sum[u][k] += FromAbove ? moves * own_shown.v[u] : own_moved.v[u] * after.v[k];
               sum[u][k] += FromAbove ? before.v[k] * own_moved.v[u] : own_shown.v[u] * moves;
             }
@@ -234,15 +229,22 @@ class ContinualUpdate {
   }
 
   // The lanes of a warp bring what octets show, without the row that is empty.
-  template <int Octets>
-  __device__ __forceinline__ static void bring_octets(const Jobs& jobs, int to, int from) {
+  __device__ __forceinline__ static void bring_octets(const Jobs& jobs, int to, int from, int octets) {
     constexpr int pieces = samples * Jobs::row / 16;
-    for (int i = jobs.lane; i < Octets * pieces; i += 32) {
+    for (int i = jobs.lane; i < octets * pieces; i += 32) {
       const int at = i / pieces * stride + i % pieces * 16;
       jobs.team.bring(to + at, from + at);
     }
   }
 
+  struct Units {
+    T v[octet];
+  };
+  __device__ __forceinline__ static Units units_at(const Jobs& jobs, int place) {
+    const auto low = jobs.memory.template get<Four<T>>(place),
+               high = jobs.memory.template get<Four<T>>(place + 4 * bytes);
+    return {low.v[0], low.v[1], low.v[2], low.v[3], high.v[0], high.v[1], high.v[2], high.v[3]};
+  }
   template <int Width>
   __device__ __forceinline__ static Some<T, Width> sources_at(const Jobs& jobs, int place) {
     if constexpr (Width == 1) {

@@ -70,15 +70,35 @@ __device__ __forceinline__ T over_samples(const T (&sum)[Samples]) {
   }
 }
 
+#ifdef CUDA_EMULATION
+// What a lane gives away of the sums of 2 * half slots: the second half.
+template <int Samples, class T>
+struct Slots {
+  Slots(const T (&sum)[octet][Samples], int half) {
+    for (int j = 0; j < half; ++j)
+      for (int s = 0; s < Samples; ++s) v[j][s] = sum[half + j][s];
+  }
+  T v[octet / 2][Samples] = {};
+};
+#endif
+
 // Adds up each slot's sums over the lanes: afterwards a lane has that of unit turn(lane) and sample_of(lane).
 template <int Samples, class T>
 __device__ __forceinline__ T added_up(T (&sum)[octet][Samples]) {
 #pragma unroll
-  for (int half = 4; half > 0; half /= 2)
+  for (int half = 4; half > 0; half /= 2) {
+    const int bits = half == 4 ? 16 : half == 2 ? 8 : 1;
+#ifdef CUDA_EMULATION  // lanes meet once for all slots: meeting takes most of its time
+    const auto got = with_partner(Slots<Samples, T>(sum, half), bits);
+    for (int j = 0; j < half; ++j)
+      for (int s = 0; s < Samples; ++s) sum[j][s] += got.v[j][s];
+#else
 #pragma unroll
     for (int j = 0; j < half; ++j)
 #pragma unroll
-      for (int s = 0; s < Samples; ++s) sum[j][s] += with_partner(sum[j + half][s], half == 4 ? 16 : half == 2 ? 8 : 1);
+      for (int s = 0; s < Samples; ++s) sum[j][s] += with_partner(sum[j + half][s], bits);
+#endif
+  }
   return over_samples<Samples>(sum[0]);
 }
 
@@ -95,18 +115,31 @@ __device__ __forceinline__ Four<T> with_neighbours(T mine) {
 __device__ __forceinline__ int quarter_of(int lane) { return (lane & 1) + (lane >> 3 & 1) * 2; }
 
 // Adds weights times the states of a layer to sum[slot][sample]. Both places are of the first chunk; `weights` moves on
-// behind the last tail. The team has the states.
-template <int Samples, class Team, class T>
+// behind the last tail. The team has the states. `Ahead`: those of the next chunk come while one is multiplied.
+template <int Samples, bool Ahead, class Team, class T>
 __device__ __forceinline__ void multiply(const Memory& memory, const Team& team, int states, int& weights,
                                          const Sources& from, T (&sum)[octet][Samples]) {
   constexpr int stride = octet_bytes(Samples, sizeof(T)), row = octet * sizeof(T), four = 4 * sizeof(T);
   const int lane = lane_of_thread();
   int at = states + lane / 2 * stride + lane % 2 * four;
-#pragma unroll 1
-  for (int c = 0; c < from.chunks; ++c, at += chunk_sources / octet * stride, weights += chunk_bytes(sizeof(T))) {
-    Four<T> state[Samples];
+  [[maybe_unused]] Four<T> next[Samples];
+  const auto get = [&](Four<T>(&four)[Samples]) {
 #pragma unroll
-    for (int s = 0; s < Samples; ++s) state[s] = team.template shown<Four<T>>(at + row * s);
+    for (int s = 0; s < Samples; ++s) four[s] = team.template shown<Four<T>>(at + row * s);
+    at += chunk_sources / octet * stride;
+  };
+  if constexpr (Ahead)
+    if (from.chunks > 0) get(next);
+#pragma unroll 1
+  for (int c = 0; c < from.chunks; ++c, weights += chunk_bytes(sizeof(T))) {
+    Four<T> state[Samples];
+    if constexpr (Ahead) {
+#pragma unroll
+      for (int s = 0; s < Samples; ++s) state[s] = next[s];
+      if (c + 1 < from.chunks) get(next);
+    } else {
+      get(state);
+    }
 #pragma unroll
     for (int j = 0; j < octet; ++j) {
       const auto weight = memory.get<Four<T>>(weights + (j * 32 + lane) * four);

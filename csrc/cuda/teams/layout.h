@@ -47,10 +47,10 @@ CEPROP_INLINE constexpr int octet_bytes(int samples, int number_bytes) { return 
 CEPROP_INLINE constexpr int chunk_bytes(int number_bytes) { return octet * chunk_sources * number_bytes; }
 CEPROP_INLINE constexpr int tail_bytes(int number_bytes) { return octet * tail_sources * number_bytes; }
 
-// Room in which a warp that moves weights has what it multiplies: of two groups, what half a chunk of sources shows
-// before and after a step, and an octet.
+// Room in which a warp that moves weights has what it multiplies: of two groups, what a chunk of sources shows before
+// and after a step, and an octet.
 CEPROP_INLINE constexpr int staging_bytes(int samples, int number_bytes) {
-  return 2 * (chunk_sources / octet + 1) * octet_bytes(samples, number_bytes);
+  return 2 * (2 * chunk_sources / octet + 1) * octet_bytes(samples, number_bytes);
 }
 
 // The input's products x x^T lie in shared memory as well, where they take no more than this.
@@ -89,7 +89,6 @@ struct Layout {
   int blocks;                                // of a team
   int teams;                                 // of the grid
   int job_warps, group_warps;                // of a block: so many share its octets, and so many its groups
-  int movers;                                // warps of a block that move weights
   int samples;                               // of a group, which a warp multiplies at once
   int groups;                                // which a team takes through a phase at once
   int rounds;                                // how often it does, with other samples each time

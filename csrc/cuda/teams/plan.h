@@ -172,36 +172,44 @@ inline int64_t lay_out(const Shape& shape, Layout& layout, int warps) {
   place(layout.jobs, jobs * int64_t(sizeof(Job)));
   place(layout.own, int64_t(jobs) * layout.groups * layout.own_numbers() * 32 * bytes);
   if (layout.continual) {
-    layout.movers = warps;
     place(layout.blends, int64_t(most_layers) * 2 * bytes);
     const int64_t gram = shape.batch * shape.batch * bytes;
     layout.gram = -1;
     if (gram <= most_gram_bytes) place(layout.gram, (gram + 15) / 16 * 16);
-    place(layout.staging, int64_t(warps) * staging_bytes(layout.samples, bytes));
+    place(layout.staging, int64_t(layout.warps()) * staging_bytes(layout.samples, bytes));
   }
   place(layout.weights, weight_bytes(shape, layout));
   return next;
 }
 
-// Returns the microseconds of a step of the samples that a plan has at once. Instructions and latencies are assumed,
-// not measured: what an octet takes beside its products, the pace of a warp's instructions, and the time from a push to
-// its arrival, or of a barrier. It serves the choice between plans only.
-inline double step_microseconds(const Shape& shape, const Layout& layout) {
+// Returns the microseconds of a step of the samples that a plan has at once; `moves`: weights move at it. Instructions
+// and latencies are assumed, not measured: what an octet takes beside its products, the pace of a warp's instructions,
+// and the time from a push to its arrival, or of a barrier. It serves the choice between plans only.
+inline double step_microseconds(const Shape& shape, const Layout& layout, bool moves) {
   constexpr double beside = 250, latency = 3, issue = 4, exchange = 300, barrier = 60, grid_barrier = 2500,
                    gigahertz = 1.75;
+  const double of_number = shape.number_bytes == 4 ? 1 : 3;
+  const auto turns = [](int items, int warps) { return (items + warps - 1) / warps; };
   double busiest = 0;
   for (int block = 0; block < layout.blocks; ++block) {
     double all = 0, longest = 0;
+    int parts = 0;
     for (int i = layout.first_of_block[block]; i < layout.first_of_block[block + 1]; ++i) {
-      const double lanes = static_cast<double>(depth_of(shape, layout.layer_of(i))) / 32;  // sources a lane
-      const double instructions = beside + lanes * (2 + layout.samples * 8.25) * (shape.number_bytes == 4 ? 1 : 3);
+      const Sources sources = sources_of(shape, layout.layer_of(i));
+      const double lanes = padded(sources) / 32.0;  // sources a lane
+      const double instructions = beside + lanes * (2 + layout.samples * 8.25) * of_number;
       all += instructions;
       longest = std::max(longest, instructions);
+      parts += sources.chunks + sources.tails;
     }
     const int jobs = layout.first_of_block[block + 1] - layout.first_of_block[block];
-    const auto turns = [](int items, int warps) { return (items + warps - 1) / warps; };
-    const double of_warp = latency * longest * turns(jobs, layout.job_warps) * turns(layout.groups, layout.group_warps);
-    busiest = std::max(busiest, std::max(all * layout.groups / issue * 1.2, of_warp));
+    double of_block = std::max(all * layout.groups / issue * 1.2, latency * longest * turns(jobs, layout.job_warps) *
+                                                                      turns(layout.groups, layout.group_warps));
+    if (moves) {
+      const double of_part = layout.groups * (60 + layout.samples * 74 * of_number);
+      of_block += std::max(of_part * parts / issue * 1.2, latency * of_part * turns(parts, layout.warps()));
+    }
+    busiest = std::max(busiest, of_block);
   }
   // The groups of a cluster hide each other's exchange.
   const double clocks = layout.kind == TeamKind::block  ? busiest + barrier
@@ -268,7 +276,7 @@ inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Te
     const auto moves = try_layout(device, shape, TeamKind::grid, most, most_of_group, true);
     if (!moves) return {};
     plan.moving = moves->layout;
-    plan.warps = std::max(plan.warps, plan.moving.movers);
+    plan.warps = std::max(plan.warps, plan.moving.warps());
     plan.shared_bytes = std::max(plan.shared_bytes, moves->shared_bytes);
     const int all = std::max(plan.blocks, plan.moving.blocks);
     plan.blocks = (all + layout.blocks - 1) / layout.blocks * layout.blocks;
@@ -285,7 +293,8 @@ inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Te
 
 }  // namespace planning
 
-// Returns the fastest plan by arithmetic, for a call that has no obstacle, or why there is none.
+// Returns the fastest plan by arithmetic, for a call that has no obstacle, or why there is none. Of C-EP it counts a
+// nudged step for four free ones, about what published trainings have.
 inline Planned plan_team(const Device& device, const Shape& shape) {
   using namespace planning;
   const int64_t inputs = shape.network.input.units(), most = int64_t(1) << 31;
@@ -297,7 +306,8 @@ inline Planned plan_team(const Device& device, const Shape& shape) {
     if (blocks == 0) return;
     const std::optional<Plan> plan = try_plan(device, shape, kind, blocks, samples);
     if (!plan) return;
-    const double time = plan->layout.rounds * step_microseconds(shape, plan->layout);
+    const double time = plan->layout.rounds * step_microseconds(shape, plan->layout, false) +
+                        (shape.continual ? step_microseconds(shape, plan->moving, true) / 4 : 0);
     if (best && time >= least) return;
     best = plan;
     least = time;

@@ -69,6 +69,8 @@ class Relaxation {
 
  private:
   static constexpr int bytes = sizeof(T), ring = ring_of(Moves);
+  // States of the next chunk come while one is multiplied. Where weights move, there are no registers left for them.
+  static constexpr bool ahead = Team::is_far && !Moves;
 
   // ---- what happens once ----
 
@@ -176,7 +178,7 @@ class Relaxation {
   __device__ __forceinline__ void move(const Job& job, int g, int from, int before, T beta) {
     T sum[octet][Samples] = {};
     int weights = job.weights;
-    multiply<Samples>(jobs.memory, jobs.team, from + job.below, weights, job.from_below, sum);
+    multiply<Samples, ahead>(jobs.memory, jobs.team, from + job.below, weights, job.from_below, sum);
     T from_below = 0;
     if (has_gate(Gate::connection)) {
       from_below = added_up<Samples>(sum);
@@ -185,7 +187,7 @@ class Relaxation {
 #pragma unroll
         for (int s = 0; s < Samples; ++s) sum[j][s] = 0;
     }
-    multiply<Samples>(jobs.memory, jobs.team, from + job.above, weights, job.from_above, sum);
+    multiply<Samples, ahead>(jobs.memory, jobs.team, from + job.above, weights, job.from_above, sum);
     const T state = jobs.memory.template get<T>(jobs.own(job, g, Own::state));
     const T from_above = added_up<Samples>(sum);
     from_below += jobs.memory.template get<T>(jobs.own(job, g, Own::constant));

@@ -6,6 +6,7 @@
 // together.
 //
 // A team meets, at every half-step, by a barrier of all its threads, or has mail: then a warp waits for what it reads.
+// States that are far, in global memory, take hundreds of clocks to come.
 #pragma once
 
 #include "lanes.cuh"
@@ -16,7 +17,7 @@ enum class Channel { states, outputs };
 
 // One block has all units.
 struct OneBlock {
-  static constexpr bool has_mail = false;
+  static constexpr bool has_mail = false, is_far = false;
 
   __device__ __forceinline__ OneBlock(const Memory& memory, int, char*) : memory_(memory) {}
 
@@ -40,7 +41,7 @@ struct OneBlock {
 
 // All blocks of the grid have a share of the units each. Their states are in global memory.
 struct Grid {
-  static constexpr bool has_mail = false;
+  static constexpr bool has_mail = false, is_far = true;
 
   __device__ __forceinline__ Grid(const Memory& memory, int, char* exchange) : memory_(memory), exchange_(exchange) {}
 
@@ -84,7 +85,7 @@ struct Grid {
 // Two buffers do, without a word from who reads: a block that has all of count t knows that all its senders have read
 // t - 1, as what they sent came from it; and who reads a layer's states sends to all who have its units.
 struct Cluster {
-  static constexpr bool has_mail = true;
+  static constexpr bool has_mail = true, is_far = false;
 
   __device__ __forceinline__ Cluster(const Memory& memory, int groups, char*)
       : memory_(memory), groups_(groups), quarter_(static_cast<unsigned>(quarter_of(lane_of_thread()))) {}
