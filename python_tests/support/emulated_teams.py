@@ -21,9 +21,8 @@ SOURCE = EMULATED_PROGRAMS / "run_teams.cpp"
 Device = Callable[..., EmulatedDevice]
 # Of how many samples a group is, and how many clusters run at once, the seed of each call decides.
 CLUSTERS = {f"cluster of {blocks}": {"team": "cluster", "cluster_blocks": blocks} for blocks in (2, 3, 7, 16)}
-GRIDS = {
-    f"grid of {blocks}": {"team": "grid", "multiprocessors": blocks} for blocks in (1, 3, 26)
-}  # the last has blocks without work
+# The last has blocks without work.
+GRIDS = {f"grid of {blocks}": {"team": "grid", "multiprocessors": blocks} for blocks in (1, 3, 26)}
 TEAMS: dict[str, dict[str, Any]] = {"block": {"team": "block"}, **CLUSTERS, **GRIDS}
 SOME_TEAMS = ("block", "cluster of 3", "grid of 3")
 # One layer, and more layers than a warp has units for; chunks of sources with and without tails; one sample, and more
