@@ -80,7 +80,7 @@ FAULTS: list[tuple[str, str, str, list[str]]] = [
         "layout.h",
         "return octet * (samples | 1) * number_bytes",
         "return octet * ((samples + 3) / 4 * 4) * number_bytes",
-        ["for (int s = 0; s < Samples; ++s) four[s] = team.template shown<Four<T>>(at + row * s);"],
+        ["for (int s = 0; s < Samples; ++s) next[s] = team.template shown<Four<T>>(at + row * s);"],
     ),
     (
         "lanes.cuh",

@@ -122,24 +122,20 @@ __device__ __forceinline__ void multiply(const Memory& memory, const Team& team,
   constexpr int stride = octet_bytes(Samples, sizeof(T)), row = octet * sizeof(T), four = 4 * sizeof(T);
   const int lane = lane_of_thread();
   int at = states + lane / 2 * stride + lane % 2 * four;
-  [[maybe_unused]] Four<T> next[Samples];
-  const auto get = [&](Four<T>(&four)[Samples]) {
+  Four<T> next[Samples];
+  const auto get = [&] {
 #pragma unroll
-    for (int s = 0; s < Samples; ++s) four[s] = team.template shown<Four<T>>(at + row * s);
-    at += chunk_sources / octet * stride;
+    for (int s = 0; s < Samples; ++s) next[s] = team.template shown<Four<T>>(at + row * s);
   };
-  if constexpr (Ahead)
-    if (from.chunks > 0) get(next);
+  if (Ahead && from.chunks > 0) get();
 #pragma unroll 1
   for (int c = 0; c < from.chunks; ++c, weights += chunk_bytes(sizeof(T))) {
+    if constexpr (!Ahead) get();
     Four<T> state[Samples];
-    if constexpr (Ahead) {
 #pragma unroll
-      for (int s = 0; s < Samples; ++s) state[s] = next[s];
-      if (c + 1 < from.chunks) get(next);
-    } else {
-      get(state);
-    }
+    for (int s = 0; s < Samples; ++s) state[s] = next[s];
+    at += chunk_sources / octet * stride;
+    if (Ahead && c + 1 < from.chunks) get();
 #pragma unroll
     for (int j = 0; j < octet; ++j) {
       const auto weight = memory.get<Four<T>>(weights + (j * 32 + lane) * four);
