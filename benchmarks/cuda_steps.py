@@ -34,7 +34,7 @@ class Steps:
     engine: str  # "teams" or "library", or "" on a CPU
     team: str  # in the free phase: "block", "cluster" or "grid", or "" without teams
     blocks: int  # of the launch
-    predicted_free_us: float  # by the planner, without updates of weights; 0 without teams
+    predicted_free_us: float  # by the planner; 0 without teams
     predicted_nudged_us: float
     free_us: float
     nudged_us: float

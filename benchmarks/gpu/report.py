@@ -61,7 +61,7 @@ def predictions(folder: Path) -> Iterator[tuple[str, float, str, str]]:
     for line in lines_of(folder / "cuda_steps.csv"):
         for kind in ("free", "nudged"):
             if (predicted := float(line[f"predicted_{kind}_us"])) > 0:
-                yield f"{kind}/{line['case']}/{line['engine']}", predicted, "us", "planner, without updates of weights"
+                yield f"{kind}/{line['case']}/{line['engine']}", predicted, "us", "planner"
 
 
 def compared(folder: Path) -> list[Line]:

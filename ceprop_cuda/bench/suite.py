@@ -95,8 +95,8 @@ def _step(case: Case, build: Build) -> tuple[Callable[[], object], Callable[[], 
 
 
 def _predicted_ms(case: Case) -> float | None:
-    """What the planner of teams expects of all steps, by arithmetic: without what a call does before and after them,
-    and without updates of weights. None of what teams do not run."""
+    """What the planner of teams expects of all steps, by arithmetic: without what a call does before and after them.
+    None of what teams do not run."""
     if case.device == "cpu":
         return None
     net, x, _ = case.problem(torch.float32)

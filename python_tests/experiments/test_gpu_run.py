@@ -273,7 +273,7 @@ def test_the_table_of_predictions(tmp_path: Path) -> None:
     }
     assert {key: table[key][3:6] for key in wanted} == wanted
     assert table["nudged/c-ep-2h-b20/teams", of_model][6] == "model of the machine code (benchmarks/sass)"
-    assert table["nudged/c-ep-2h-b20/teams", "2.9"][6] == "planner, without updates of weights"
+    assert table["nudged/c-ep-2h-b20/teams", "2.9"][6] == "planner"
     assert [key for key in table if "p-conv" in key[0]] == [("free/p-conv-b20/library", "35")]
     assert cells(done.stdout, "case, ms") == [["a", "1.5", "n/a: why"], ["b", "2", ""]]
     assert cells(done.stdout, "step") == [["micro", "ok after 3 s"], ["tests", "failed after 2 s, with status 1"]]

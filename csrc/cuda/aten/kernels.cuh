@@ -47,16 +47,6 @@ __device__ __forceinline__ void for_each_pack(int64_t count, const Body& body) {
 }
 
 template <class T>
-__device__ __forceinline__ Pack<T> slope_of(Activation activation, const Pack<T>& x) {
-  Pack<T> result;
-  with_activation(activation, [&]<Activation A>() {
-#pragma unroll
-    for (int j = 0; j < Pack<T>::size; ++j) result.v[j] = rho_prime<A>(x.v[j]);
-  });
-  return result;
-}
-
-template <class T>
 __global__ void __launch_bounds__(block_threads) show_units(const aten::Showing<T> given) {
   for_each_pack<T>(given.count, [&](int64_t first, int there) {
     const Pack<T> from = load_some(given.from + first, there);

@@ -6,15 +6,24 @@
 
 namespace ceprop::cuda {
 
-// What units show to their neighbours in energy dynamics.
-template <class T>
-__device__ __forceinline__ Pack<T> rho_of(Activation activation, const Pack<T>& x) {
+// function<A>(number) of each number, where A is the activation.
+template <class T, class Function>
+__device__ __forceinline__ Pack<T> of_each(Activation activation, const Pack<T>& x, const Function& function) {
   Pack<T> result;
   with_activation(activation, [&]<Activation A>() {
 #pragma unroll
-    for (int j = 0; j < Pack<T>::size; ++j) result.v[j] = rho<A>(x.v[j]);
+    for (int j = 0; j < Pack<T>::size; ++j) result.v[j] = function.template operator()<A>(x.v[j]);
   });
   return result;
+}
+// What units show to their neighbours in energy dynamics.
+template <class T>
+__device__ __forceinline__ Pack<T> rho_of(Activation activation, const Pack<T>& x) {
+  return of_each(activation, x, []<Activation A>(T number) { return rho<A>(number); });
+}
+template <class T>
+__device__ __forceinline__ Pack<T> slope_of(Activation activation, const Pack<T>& x) {
+  return of_each(activation, x, []<Activation A>(T number) { return rho_prime<A>(number); });
 }
 
 // `pull`: of a nudge, zeros where there is none.

@@ -47,8 +47,6 @@ void give_learning(Problem<T>& problem, const LearnCall<T>& call) {
 
 template <class T>
 void give(Problem<T>& problem, const RelaxCall<T>& call) {
-  problem.stages = stages_of(call);
-  problem.largest = largest_state(call);
   filling::give_network(problem, call.network, call.batch, call.nudge, call.stop);
   std::copy(call.initial.begin(), call.initial.end(), problem.initial);
   std::copy(call.states.begin(), call.states.end(), problem.free_states);
@@ -56,9 +54,7 @@ void give(Problem<T>& problem, const RelaxCall<T>& call) {
 
 template <class T>
 void give(Problem<T>& problem, const EpCall<T>& call) {
-  problem.stages = stages_of(call);
   filling::give_learning(problem, call);
-  problem.largest = largest_state(call);
   std::copy(call.gradients.begin(), call.gradients.end(), problem.gradients);
   std::copy(call.bias_gradients.begin(), call.bias_gradients.end(), problem.bias_gradients);
   std::copy(call.feedback_gradients.begin(), call.feedback_gradients.end(), problem.feedback_gradients);
@@ -66,9 +62,7 @@ void give(Problem<T>& problem, const EpCall<T>& call) {
 
 template <class T>
 void give(Problem<T>& problem, const CepCall<T>& call) {
-  problem.stages = stages_of(call);
   filling::give_learning(problem, call);
-  problem.largest = largest_state(call);
   problem.gate = call.gate;
   std::copy(call.lr.begin(), call.lr.end(), problem.rate);
   problem.weight_decay = call.weight_decay;
@@ -79,6 +73,8 @@ template <class Call>
 auto problem_of(const Call& call, const Plan& plan, void* workspace) {
   using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;
   Problem<T> problem{};
+  problem.stages = stages_of(call);
+  problem.largest = largest_state(call);
   give(problem, call);
   problem.layout = plan.layout;
   problem.moving = plan.moving;
