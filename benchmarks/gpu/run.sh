@@ -98,6 +98,7 @@ microbenchmarks() {
     step "micro, $part" 5 30 build/gpu/micro "$out/micro.csv" "$part" || true
   done
   step "micro, exact sigmoid" 5 30 build/gpu/micro_exact "$out/micro.csv" prototype || true
+  step "micro, layouts" 5 60 build/gpu/layouts "$out/micro.csv" || true
   clocks "after the microbenchmarks"
 }
 
@@ -109,8 +110,10 @@ tests() {
     to=$out/tests.txt step "$1" 5 60 "$python" "${cuda[@]}" --collect-only -q || true
   else
     local parallel=()
-    if "$python" -c "import xdist" 2>/dev/null; then parallel=(-n 4); fi
-    to=$out/tests.txt step "$1" 20 60 env OMP_NUM_THREADS=4 "$python" "${cuda[@]}" "${parallel[@]}" \
+    if "$python" -c "import xdist" 2>/dev/null; then parallel=(-n 6); fi
+    # Blocks that wait for each other forever end with their process, and the other tests go on in another.
+    if "$python" -c "import pytest_timeout" 2>/dev/null; then parallel+=(--timeout 20 --timeout-method thread); fi
+    to=$out/tests.txt step "$1" 20 90 env OMP_NUM_THREADS=4 "$python" "${cuda[@]}" "${parallel[@]}" \
       -v -rf --tb=short || true
   fi
 }

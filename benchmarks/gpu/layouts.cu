@@ -1,0 +1,154 @@
+// What a step takes by each way to lay a network out, not only by the one that the planner chooses. It is measured by
+// differences, with the library's own kernels on networks of random weights.
+//
+//   layouts TABLE         appends lines "name,value,unit" to the file
+//
+// A name is free/NETWORK-bBATCH/TEAM, or nudged/..., TEAM as "cluster-16x3": its blocks, and the samples of a group.
+// build_micro.sh compiles it.
+#include <random>
+
+#include "../../csrc/cuda/teams/kernels.h"
+#include "../../csrc/cuda/teams/problem_of.h"
+#include "../../csrc/model/chain.h"
+#include "timing.cuh"
+
+namespace micro {
+namespace {
+
+using namespace ceprop;
+using namespace ceprop::cuda::teams;
+
+constexpr const char* names[] = {"block", "cluster", "grid"};
+
+// Numbers between -size and size, on the device until the program ends.
+float* random_numbers(int64_t count, float size) {
+  static std::mt19937 engine(1);
+  std::uniform_real_distribution<float> any(-size, size);
+  std::vector<float> from(static_cast<size_t>(count));
+  for (float& number : from) number = any(engine);
+  float* to;
+  must(cudaMalloc(&to, from.size() * sizeof(float)), "memory");
+  must(cudaMemcpy(to, from.data(), from.size() * sizeof(float), cudaMemcpyHostToDevice), "copy");
+  return to;
+}
+
+// A call on a chain of dense layers of so many units, of which no number of steps is set.
+CepCall<float> call_of(const std::vector<int64_t>& units, int64_t batch) {
+  std::vector<MapShape> maps;
+  for (const int64_t n : units) maps.push_back({n, 1, 1});
+  CepCall<float> call;
+  call.network.shape = chain_of(maps, {}, false, false, false);
+  const int layers = call.network.shape.layer_count();
+  call.network.input_activation = Activation::sigmoid;
+  call.network.free_feedback = false;
+  for (int l = 0; l < layers; ++l) {
+    call.network.rules.push_back({Activation::sigmoid, Dynamics::prototypical, l + 1 < layers, false, 1});
+    call.network.weights.push_back(random_numbers(units[l] * units[l + 1], 1 / std::sqrt(float(units[l]))));
+    call.network.biases.push_back(random_numbers(units[l + 1], 0.1f));
+    call.free_states.push_back(random_numbers(batch * units[l + 1], 1));
+    call.lr.push_back(1e-4);
+  }
+  for (int l = 0; l < layers; ++l) call.nudged_states.push_back(random_numbers(batch * units[l + 1], 1));
+  call.batch = {batch, random_numbers(batch * units[0], 1), random_numbers(batch * units.back(), 1)};
+  call.nudge = {0.1, NudgeAt::state, Loss::mse};
+  call.stop.steps_used = reinterpret_cast<int64_t*>(random_numbers(2 * Stages::most, 1));
+  call.symmetric = call.shared_update = false;
+  call.weight_decay = 0;
+  call.forms = {Form::literal, Form::literal};
+  return call;
+}
+RelaxCall<float> relaxing(const CepCall<float>& call) {
+  return {call.network, {call.batch.size, call.batch.x, nullptr}, call.nudge, 0, call.stop, {}, call.free_states};
+}
+
+// The kernel's argument for a call in the place of an earlier one's; the numbers of steps do not change a plan.
+template <class Call>
+void run(const Call& call, const Plan& plan, void* workspace) {
+  must(launch(plan, problem_of(call, plan, workspace), nullptr), "launch");
+}
+
+struct Layouts {
+  const Table& table;
+  const Device& device;
+  std::string network;
+  CepCall<float> call;
+
+  // A team of so many blocks at most, in a launch of at most `all`.
+  void measure(TeamKind kind, int blocks, int samples, int all, bool continual) const {
+    Device part = device;
+    part.multiprocessors = std::min(all, device.multiprocessors);
+    part.cluster_blocks = blocks;
+    if (kind == TeamKind::cluster && blocks != device.cluster_blocks) part.clusters = all / blocks;
+    RelaxCall<float> relax = relaxing(call);
+    CepCall<float> cep = call;
+    const auto plan =
+        planning::try_plan(part, continual ? shape_of(cep) : shape_of(relax), kind, blocks, samples);
+    if (!plan) return;
+    void* workspace;
+    must(cudaMalloc(&workspace, static_cast<size_t>(plan->workspace_bytes)), "memory");
+    std::string name = network + "-b" + std::to_string(call.batch.size) + "/";
+    if (continual) {
+      cep.free_steps = 2;
+      table.add("nudged/" + name + "grid-" + std::to_string(plan->moving.blocks) + "-of-" +
+                    std::to_string(plan->blocks) + "-" + std::to_string(plan->warps) + "-warps",
+                microseconds_a_round(
+                    [&](int steps) {
+                      cep.nudged_steps = steps;
+                      run(cep, *plan, workspace);
+                    },
+                    2, 12),
+                "us");
+    } else {
+      name += std::string(names[static_cast<int>(kind)]) + "-" + std::to_string(plan->layout.blocks) + "x" +
+              std::to_string(samples) + "-" + std::to_string(plan->layout.teams) + "x" +
+              std::to_string(plan->layout.groups) + "-rounds-" + std::to_string(plan->layout.rounds);
+      table.add("free/" + name,
+                microseconds_a_round(
+                    [&](int steps) {
+                      relax.steps = steps;
+                      run(relax, *plan, workspace);
+                    },
+                    10, 110),
+                "us");
+    }
+    must(cudaFree(workspace), "memory");
+  }
+};
+
+void measure_layouts(const Table& table) {
+  Device device;
+  must(read_device(device), "device");
+  table.add("layouts-clusters-of-" + std::to_string(device.cluster_blocks), device.clusters, "");
+  const struct {
+    const char* name;
+    std::vector<int64_t> units;
+    std::vector<int> batches;
+  } networks[] = {{"1h", {784, 512, 10}, {20}},
+                  {"2h", {784, 512, 512, 10}, {20, 64, 256}},
+                  {"3h", {784, 512, 512, 512, 10}, {20}}};
+  const auto groups = samples_of_groups(sizeof(float));
+  for (const auto& [name, units, batches] : networks)
+    for (const int batch : batches) {
+      const Layouts layouts{table, device, name, call_of(units, batch)};
+      for (const int samples : groups) layouts.measure(TeamKind::block, 1, samples, 132, false);
+      for (const int blocks : {2, 4, 8, 16})
+        for (const int samples : groups) layouts.measure(TeamKind::cluster, blocks, samples, 112, false);
+      for (const int blocks : {132, 128, 112, 96, 66, 48, 33})
+        layouts.measure(TeamKind::grid, blocks, groups.back(), blocks, false);
+      if (batch > 64) continue;
+      for (const int blocks : {132, 128, 112, 96, 80, 66, 48, 33})
+        layouts.measure(TeamKind::grid, blocks, groups.back(), blocks, true);
+    }
+}
+
+}  // namespace
+}  // namespace micro
+
+int main(int count, char** words) {
+  if (count == 2) {
+    micro::measure_layouts(micro::Table(words[1]));
+    return 0;
+  }
+  std::printf("layouts TABLE\n");
+  return 2;
+}
