@@ -32,6 +32,6 @@ compile() {
 compile micro_exact -DEXACT_SIGMOID benchmarks/gpu/micro.cu &
 compile micro benchmarks/gpu/micro.cu
 wait $!
-compile layouts --expt-relaxed-constexpr --extended-lambda benchmarks/gpu/layouts.cu csrc/cuda/teams/kernels.cu
+compile layouts --expt-relaxed-constexpr --extended-lambda -lineinfo benchmarks/gpu/layouts.cu csrc/cuda/teams/kernels.cu
 echo "$key" >"$out/micro.key"
 echo "$out/micro and layouts are built"

@@ -1,7 +1,7 @@
 // What a step takes by each way to lay a network out, not only by the one that the planner chooses. It is measured by
 // differences, with the library's own kernels on networks of random weights.
 //
-//   layouts TABLE         appends lines "name,value,unit" to the file
+//   layouts TABLE [PART]  appends lines "name,value,unit" to the file, of layouts whose name contains PART
 //
 // A name is free/NETWORK-bBATCH/TEAM, or nudged/..., TEAM as "cluster-16x3": its blocks, and the samples of a group.
 // build_micro.sh compiles it.
@@ -69,9 +69,19 @@ void run(const Call& call, const Plan& plan, void* workspace) {
 
 struct Layouts {
   const Table& table;
+  const std::string wanted;
   const Device& device;
   std::string network;
   CepCall<float> call;
+  std::vector<float*> gradients{}, bias_gradients{};
+
+  std::string name_of(const Plan& plan, TeamKind kind, int samples) const {
+    const auto all = [](auto... numbers) { return ((std::to_string(numbers) + "-") + ...); };
+    std::string name = network + "-b" + std::to_string(call.batch.size) + "/";
+    if (plan.moving.continual) return name + "moving-" + all(plan.moving.blocks) + std::to_string(plan.warps) + "-warps";
+    return name + names[static_cast<int>(kind)] + "-" + std::to_string(plan.layout.blocks) + "x" +
+           std::to_string(samples) + "-" + all(plan.layout.teams, plan.layout.groups) + std::to_string(plan.layout.rounds);
+  }
 
   // A team of so many blocks at most, in a launch of at most `all`.
   void measure(TeamKind kind, int blocks, int samples, int all, bool continual) const {
@@ -84,38 +94,39 @@ struct Layouts {
     const auto plan =
         planning::try_plan(part, continual ? shape_of(cep) : shape_of(relax), kind, blocks, samples);
     if (!plan) return;
+    const std::string name = name_of(*plan, kind, samples);
+    if (name.find(wanted) == std::string::npos) return;
     void* workspace;
     must(cudaMalloc(&workspace, static_cast<size_t>(plan->workspace_bytes)), "memory");
-    std::string name = network + "-b" + std::to_string(call.batch.size) + "/";
     if (continual) {
-      cep.free_steps = 2;
-      table.add("nudged/" + name + "grid-" + std::to_string(plan->moving.blocks) + "-of-" +
-                    std::to_string(plan->blocks) + "-" + std::to_string(plan->warps) + "-warps",
-                microseconds_a_round(
-                    [&](int steps) {
-                      cep.nudged_steps = steps;
-                      run(cep, *plan, workspace);
-                    },
-                    2, 12),
-                "us");
+      cep.free_steps = 1;
+      const auto steps = [&](int count) {
+        cep.nudged_steps = count;
+        run(cep, *plan, workspace);
+      };
+      table.add("nudged/" + name, microseconds_a_round(steps, 2, 22), "us");
+      table.add("once/" + name, microseconds([&] { steps(1); }), "us");
     } else {
-      name += std::string(names[static_cast<int>(kind)]) + "-" + std::to_string(plan->layout.blocks) + "x" +
-              std::to_string(samples) + "-" + std::to_string(plan->layout.teams) + "x" +
-              std::to_string(plan->layout.groups) + "-rounds-" + std::to_string(plan->layout.rounds);
-      table.add("free/" + name,
-                microseconds_a_round(
-                    [&](int steps) {
-                      relax.steps = steps;
-                      run(relax, *plan, workspace);
-                    },
-                    10, 110),
-                "us");
+      const auto steps = [&](int count) {
+        relax.steps = count;
+        run(relax, *plan, workspace);
+      };
+      table.add("free/" + name, microseconds_a_round(steps, 10, 110), "us");
+      table.add("once/" + name, microseconds([&] { steps(1); }), "us");
+      if (plan->layout.rounds == 1) {
+        EpCall<float> ep{call};
+        ep.free_steps = ep.nudged_steps = 1;
+        ep.accumulate = false;
+        ep.gradients = gradients;
+        ep.bias_gradients = bias_gradients;
+        table.add("once of EP/" + name, microseconds([&] { run(ep, *plan, workspace); }), "us");
+      }
     }
     must(cudaFree(workspace), "memory");
   }
 };
 
-void measure_layouts(const Table& table) {
+void measure_layouts(const Table& table, const std::string& wanted) {
   Device device;
   must(read_device(device), "device");
   table.add("layouts-clusters-of-" + std::to_string(device.cluster_blocks), device.clusters, "");
@@ -124,12 +135,17 @@ void measure_layouts(const Table& table) {
     std::vector<int64_t> units;
     std::vector<int> batches;
   } networks[] = {{"1h", {784, 512, 10}, {20}},
+                  {"1h-of-few-inputs", {32, 512, 10}, {20}},
                   {"2h", {784, 512, 512, 10}, {20, 64, 256}},
                   {"3h", {784, 512, 512, 512, 10}, {20}}};
   const auto groups = samples_of_groups(sizeof(float));
   for (const auto& [name, units, batches] : networks)
     for (const int batch : batches) {
-      const Layouts layouts{table, device, name, call_of(units, batch)};
+      Layouts layouts{table, wanted, device, name, call_of(units, batch)};
+      for (size_t l = 0; l + 1 < units.size(); ++l) {
+        layouts.gradients.push_back(random_numbers(units[l] * units[l + 1], 1));
+        layouts.bias_gradients.push_back(random_numbers(units[l + 1], 1));
+      }
       for (const int samples : groups) layouts.measure(TeamKind::block, 1, samples, 132, false);
       for (const int blocks : {2, 4, 8, 16})
         for (const int samples : groups) layouts.measure(TeamKind::cluster, blocks, samples, 112, false);
@@ -145,10 +161,10 @@ void measure_layouts(const Table& table) {
 }  // namespace micro
 
 int main(int count, char** words) {
-  if (count == 2) {
-    micro::measure_layouts(micro::Table(words[1]));
+  if (count == 2 || count == 3) {
+    micro::measure_layouts(micro::Table(words[1]), count == 3 ? words[2] : "");
     return 0;
   }
-  std::printf("layouts TABLE\n");
+  std::printf("layouts TABLE [PART]\n");
   return 2;
 }
