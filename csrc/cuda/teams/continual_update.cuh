@@ -24,21 +24,38 @@ class ContinualUpdate {
  public:
   using T = typename Jobs::Number;
 
-  // Computes x x^T. The next meeting ends it.
+  // Computes x x^T, each product of two samples once: x_i x_j lies in row i of a triangle, whose rows i and B - 1 - i
+  // make one of B + 1. The next meeting ends it.
   __device__ __forceinline__ static void prepare(const Jobs& jobs) {
     const Problem<T>& p = jobs.p;
-    const int inputs = p.widths[0], warps = static_cast<int>(gridDim.x * blockDim.x / 32);
-    const int64_t pairs = int64_t(p.batch) * p.batch;
+    const int inputs = p.widths[0], batch = p.batch, warps = static_cast<int>(gridDim.x * blockDim.x / 32);
     const T one = p.biases[0] ? T(1) : T(0);
-    for (int64_t i = blockIdx.x + gridDim.x * warp_of_thread(); i < pairs; i += warps) {
-      const T* x = p.x + i / p.batch * inputs;
-      const T* y = p.x + i % p.batch * inputs;
-      const auto shown = [&](T number) { return shown_by(p.input_activation, p.rules[0].dynamics, number); };
+    const int64_t pairs = int64_t(batch + 1) / 2 * (batch + 1);
+    for (int64_t pair = blockIdx.x + gridDim.x * warp_of_thread(); pair < pairs; pair += warps) {
+      const int row = static_cast<int>(pair / (batch + 1)), column = static_cast<int>(pair % (batch + 1));
+      const int i = column > row ? row : batch - 1 - row, j = column > row ? column - 1 : batch - 1 - column;
+      const T* x = p.x + int64_t(i) * inputs;
+      const T* y = p.x + int64_t(j) * inputs;
       T sum = 0;
-      for (int k = jobs.lane; k < inputs; k += 32) sum += shown(x[k]) * shown(y[k]);
+      constexpr int at_once = 8;  // that are on their way
+#pragma unroll 1
+      for (int first = jobs.lane; first < inputs; first += 32 * at_once) {
+        T of_x[at_once], of_y[at_once];
+#pragma unroll
+        for (int n = 0; n < at_once; ++n) {
+          const int k = first + 32 * n;
+          of_x[n] = k < inputs ? x[k] : T(0);
+          of_y[n] = k < inputs ? y[k] : T(0);
+        }
+#pragma unroll
+        for (int n = 0; n < at_once; ++n) {
+          const auto shown = [&](T number) { return shown_by(p.input_activation, p.rules[0].dynamics, number); };
+          if (first + 32 * n < inputs) sum += shown(of_x[n]) * shown(of_y[n]);
+        }
+      }
 #pragma unroll
       for (int bit = 16; bit > 0; bit /= 2) sum += with_partner(sum, bit);
-      if (jobs.lane == 0) p.gram[i] = sum + one;
+      if (jobs.lane == 0) p.gram[int64_t(i) * batch + j] = p.gram[int64_t(j) * batch + i] = sum + one;
     }
   }
 

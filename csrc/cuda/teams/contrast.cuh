@@ -1,4 +1,4 @@
-// All blocks of the grid compute what is learned at the end of an op, in tiles of 16 units above a connection by 64
+// All blocks of the grid compute what is learned at the end of an op, in tiles of 32 units above a connection by 128
 // below it: EP's gradients, from the states at the ends of its phases, and the input's weights of C-EP, from the sums
 // of its updates.
 #pragma once
@@ -19,17 +19,17 @@ class Contrast {
   __device__ __forceinline__ void learn(bool holds) const {
     const Between between{place(p_.stages.earlier), place(p_.stages.later), place(Kept::free)};
     Blend<T> blend = gradient_blend<T>(p_.stages.divisor, p_.batch, true);
-    int tile = 0;
+    int tiles = 0;
     for (int c = 0; c < p_.layers; ++c)
       for (int copy = 0; copy < 1 + (p_.free_feedback && c > 0); ++copy)
         take_all(c, copy == 0 ? Copy::weights : Copy::feedback, between, blend, holds,
                  copy == 0 ? p_.gradients[c] : p_.feedback_gradients[c - 1], copy == 0 ? p_.bias_gradients[c] : nullptr,
-                 tile);
+                 tiles);
   }
   // Moves the input's weights, and its bias, by what C-EP has gathered in p.sums; `keep` of them is left.
   __device__ __forceinline__ void move_input(double keep) const {
-    int tile = 0;
-    take_all(0, Copy::weights, {}, {T(1 - keep), T(1)}, true, p_.weights[0], p_.biases[0], tile);
+    int tiles = 0;
+    take_all(0, Copy::weights, {}, {T(1 - keep), T(1)}, true, p_.weights[0], p_.biases[0], tiles);
   }
 
  private:
@@ -41,28 +41,44 @@ class Contrast {
     return place == 0 ? p_.free_states[layer] : p_.nudged_states[place - 1][layer];
   }
 
-  // Returns what a unit of a layer, or of the input, shows.
-  __device__ __forceinline__ T shown_at(int layer, int place, int sample, int unit) const {
-    const int64_t at = int64_t(sample) * p_.widths[layer + 1] + unit;
-    if (layer < 0) return shown_by(p_.input_activation, p_.rules[0].dynamics, p_.x[at]);
-    const UnitRule& rule = p_.rules[layer];
-    return shown_by(rule.activation, rule.dynamics, __ldcg(states(place, layer) + at));
+  // What a term takes of one end of a connection: what its units show, or by how much they move, which is a difference.
+  struct Side {
+    const T* now;     // [B][n]
+    const T* before;  // null: none
+    bool as_is;    // the numbers themselves, not rho of them
+    Activation activation;
+
+    __device__ __forceinline__ T number(T now_there, T before_there) const {
+      if (as_is) return before ? now_there - before_there : now_there;
+      T of = 0;
+      with_activation(activation,
+                      [&]<Activation A>() { of = before ? rho<A>(now_there) - rho<A>(before_there) : rho<A>(now_there); });
+      return of;
+    }
+  };
+  // Layer -1 is the input.
+  __device__ __forceinline__ Side shown(int layer, int place) const {
+    const UnitRule& rule = p_.rules[layer < 0 ? 0 : layer];
+    const bool as_is = rule.dynamics == Dynamics::prototypical;
+    if (layer < 0) return {p_.x, nullptr, as_is, p_.input_activation};
+    return {states(place, layer), nullptr, as_is, rule.activation};
   }
-  __device__ __forceinline__ T moved_at(int layer, const Between& between, int sample, int unit) const {
-    const int64_t at = int64_t(sample) * p_.widths[layer + 1] + unit;
-    if (p_.stages.op == Op::cep_step) return __ldcg(p_.sums + at);
-    if (moves_states(p_.learns))
-      return __ldcg(states(between.later, layer) + at) - __ldcg(states(between.earlier, layer) + at);
-    return shown_at(layer, between.later, sample, unit) - shown_at(layer, between.earlier, sample, unit);
+  __device__ __forceinline__ Side moved(int layer, const Between& between) const {
+    if (p_.stages.op == Op::cep_step) return {p_.sums, nullptr, true, Activation::linear};
+    Side side = shown(layer, between.later);
+    side.before = states(between.earlier, layer);
+    side.as_is = side.as_is || moves_states(p_.learns);
+    return side;
   }
 
-  // Every block takes some of the tiles.
+  // Every block takes some of the tiles; `before` counts those of other copies and connections.
   __device__ __forceinline__ void take_all(int c, Copy copy, const Between& between, const Blend<T>& blend, bool holds,
-                                           T* out, T* bias, int& tile) const {
-    for (int a = 0; a < p_.widths[c + 1]; a += tile_above)
-      for (int b = 0; b < p_.widths[c]; b += tile_below, ++tile)
-        if (tile % static_cast<int>(gridDim.x) == static_cast<int>(blockIdx.x))
-          take(c, copy, a, b, between, blend, holds, out, bias);
+                                           T* out, T* bias, int& before) const {
+    const int columns = (p_.widths[c] + tile_below - 1) / tile_below;
+    const int tiles = (p_.widths[c + 1] + tile_above - 1) / tile_above * columns, blocks = static_cast<int>(gridDim.x);
+    for (int tile = (static_cast<int>(blockIdx.x) + blocks - before % blocks) % blocks; tile < tiles; tile += blocks)
+      take(c, copy, tile / columns * tile_above, tile % columns * tile_below, between, blend, holds, out, bias);
+    before += tiles;
   }
 
   __device__ __forceinline__ void take(int c, Copy copy, int first_above, int first_below, const Between& between,
@@ -70,54 +86,76 @@ class Contrast {
     const int above = p_.widths[c + 1], below = p_.widths[c];
     const Terms terms = terms_of(p_.learns, c == 0, copy);
     const auto put = [&](T& number, T sum) { number = holds ? blend(blend.fresh ? T(0) : number, sum) : T(0); };
-    constexpr int fours = tile_below / 4, items = tile_above * fours;
-    const int threads = static_cast<int>(blockDim.x);
+    constexpr int fours = tile_below / 4, items = tile_above / 4 * fours;
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     // Few threads take more than one pass over the samples.
-    for (int item = static_cast<int>(threadIdx.x); item - static_cast<int>(threadIdx.x) < items; item += threads) {
-      const int row = item / fours, column = item % fours * 4;
-      T sum[4] = {}, of_bias = 0;
+    for (int item = thread; item - thread < items; item += threads) {
+      const int row = item / fours * 4, column = item % fours * 4;
+      T sum[4][4] = {}, of_bias[4] = {};
       for (int sample = 0; sample < p_.batch; sample += tile_samples) {
         __syncthreads();
-        bring(c, terms, first_above, first_below, sample, between);
+        if (terms.above_moves) {
+          bring<tile_above>(of_above(0, 0), moved(c, between), first_above, above, sample);
+          bring<tile_below>(of_below(0, 0), shown(c - 1, between.shown_below(p_.learns)), first_below, below, sample);
+        }
+        if (terms.below_moves) {
+          bring<tile_above>(of_above(1, 0), shown(c, between.shown_above(p_.learns)), first_above, above, sample);
+          bring<tile_below>(of_below(1, 0), moved(c - 1, between), first_below, below, sample);
+        }
         __syncthreads();
         if (item >= items) continue;
         for (int term = 0; term < 2; ++term) {
           if (!(term == 0 ? terms.above_moves : terms.below_moves)) continue;
+#pragma unroll 4
           for (int s = 0; s < tile_samples; ++s) {
-            const T upper = memory_.get<T>(of_above(term, s * tile_above + row));
+            const auto upper = memory_.get<Four<T>>(of_above(term, s * tile_above + row));
             const auto lower = memory_.get<Four<T>>(of_below(term, s * tile_below + column));
 #pragma unroll
-            for (int i = 0; i < 4; ++i) sum[i] += upper * lower.v[i];
-            if (term == 0) of_bias += upper;
+            for (int j = 0; j < 4; ++j) {
+#pragma unroll
+              for (int i = 0; i < 4; ++i) sum[j][i] += upper.v[j] * lower.v[i];
+              if (term == 0) of_bias[j] += upper.v[j];
+            }
           }
         }
       }
-      const int unit = first_above + row;
-      if (item >= items || unit >= above) continue;
+      if (item >= items) continue;
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (first_below + column + i < below) put(out[int64_t(unit) * below + first_below + column + i], sum[i]);
-      if (bias && first_below == 0 && column == 0) put(bias[unit], of_bias);
+      for (int j = 0; j < 4; ++j) {
+        const int unit = first_above + row + j;
+        if (unit >= above) continue;
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (first_below + column + i < below) put(out[int64_t(unit) * below + first_below + column + i], sum[j][i]);
+        if (bias && first_below == 0 && column == 0) put(bias[unit], of_bias[j]);
+      }
     }
   }
 
-  // Brings what the two terms multiply, for some samples, and zeros past the last.
-  __device__ __forceinline__ void bring(int c, const Terms& terms, int first_above, int first_below, int first_sample,
-                                        const Between& between) const {
-    const int above = p_.widths[c + 1], below = p_.widths[c], threads = static_cast<int>(blockDim.x);
-    for (int i = static_cast<int>(threadIdx.x); i < tile_samples * tile_above; i += threads) {
-      const int s = first_sample + i / tile_above, unit = first_above + i % tile_above;
-      const bool exists = s < p_.batch && unit < above;
-      if (terms.above_moves) memory_.put(of_above(0, i), exists ? moved_at(c, between, s, unit) : T(0));
-      if (terms.below_moves)
-        memory_.put(of_above(1, i), exists ? shown_at(c, between.shown_above(p_.learns), s, unit) : T(0));
-    }
-    for (int i = static_cast<int>(threadIdx.x); i < tile_samples * tile_below; i += threads) {
-      const int s = first_sample + i / tile_below, unit = first_below + i % tile_below;
-      const bool exists = s < p_.batch && unit < below;
-      if (terms.above_moves)
-        memory_.put(of_below(0, i), exists ? shown_at(c - 1, between.shown_below(p_.learns), s, unit) : T(0));
-      if (terms.below_moves) memory_.put(of_below(1, i), exists ? moved_at(c - 1, between, s, unit) : T(0));
+  // Brings a side's numbers of some units and samples, [sample][unit], and zeros past the last. A number takes hundreds
+  // of clocks to come, so that some are on their way at once.
+  template <int Units>
+  __device__ __forceinline__ void bring(int place, const Side& side, int first_unit, int units,
+                                        int first_sample) const {
+    constexpr int at_once = 4, count = tile_samples * Units;
+    const int threads = static_cast<int>(blockDim.x);
+    const auto exists = [&](int i) {
+      return i < count && first_sample + i / Units < p_.batch && first_unit + i % Units < units;
+    };
+    for (int first = static_cast<int>(threadIdx.x); first < count; first += at_once * threads) {
+      T now[at_once], before[at_once];
+#pragma unroll
+      for (int k = 0; k < at_once; ++k) {
+        const int i = first + k * threads;
+        const int64_t at = int64_t(first_sample + i / Units) * units + first_unit + i % Units;
+        now[k] = exists(i) ? __ldcg(side.now + at) : T(0);
+        before[k] = side.before && exists(i) ? __ldcg(side.before + at) : T(0);
+      }
+#pragma unroll
+      for (int k = 0; k < at_once; ++k) {
+        const int i = first + k * threads;
+        if (i < count) memory_.put(place + i * int(sizeof(T)), exists(i) ? side.number(now[k], before[k]) : T(0));
+      }
     }
   }
 

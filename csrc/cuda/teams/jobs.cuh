@@ -52,7 +52,7 @@ struct Jobs {
   // this is over.
   __device__ __forceinline__ void load() {
     team.clear(layout.buffers, static_cast<int>(layout.exchange_bytes()));
-    if (threadIdx.x == 0) write_jobs();
+    write_jobs();
     if constexpr (Team::has_mail) read_roles();
     __syncthreads();
     for_each_job([&](const Job& job) { load_weights(job); });
@@ -101,8 +101,8 @@ struct Jobs {
   __device__ __forceinline__ void for_each_four(int& place, const Sources& sources, const Body& body) const {
 #pragma unroll 1
     for (int c = 0; c < sources.chunks; ++c, place += chunk_bytes(bytes))
-#pragma unroll 2
-      for (int j = 0; j < octet; ++j)
+#pragma unroll
+      for (int j = 0; j < octet; ++j)  // all of them at once, as what is asked for takes hundreds of clocks to come
         body(
             place + (j * 32 + lane) * 4 * bytes, [&](int) { return j; },
             [&](int i) { return c * chunk_sources + 4 * lane + i; });
@@ -143,8 +143,7 @@ struct Jobs {
   __device__ __forceinline__ int first_octet() const { return layout.first_of_block[team.rank()]; }
 
   __device__ __forceinline__ void write_jobs() const {
-    int weights = layout.weights;
-    for (int i = 0; i < count; ++i) {
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
       Job job{};
       const int l = job.layer = layout.layer_of(first_octet() + i);
       const UnitRule& rule = p.rules[l];
@@ -155,7 +154,6 @@ struct Jobs {
       job.to = layout.states[l] + job.first / octet * octet_bytes(Samples, bytes);
       job.own = layout.own + i * layout.groups * layout.own_numbers() * 32 * bytes;
       job.readers = layout.readers[l];
-      job.weights = weights;
       if (l > 0) {
         job.below = layout.states[l - 1];
         job.from_below = sources_of(units(l - 1));
@@ -164,11 +162,23 @@ struct Jobs {
         job.above = layout.states[l + 1];
         job.from_above = sources_of(units(l + 1));
       }
-      weights += (padded(job.from_below) + padded(job.from_above)) * octet * bytes;
+      job.weights = layout.weights + weight_bytes_before(i);
       const auto* words = reinterpret_cast<const Words*>(&job);
 #pragma unroll
       for (int k = 0; k < job_words; ++k) memory.put(layout.jobs + (job_words * i + k) * 16, words[k]);
     }
+  }
+  // Returns how many bytes the weights of the block's octets before number i take.
+  __device__ __forceinline__ int weight_bytes_before(int i) const {
+    const int begin = first_octet(), end = begin + i;
+    int all = 0;
+    for (int l = 0; l < p.layers && layout.first_octet[l] < end; ++l) {
+      const int octets = max(min(end, layout.first_octet[l + 1]) - max(begin, layout.first_octet[l]), 0);
+      const int sources = (l > 0 ? padded(sources_of(units(l - 1))) : 0) +
+                          (is_output(l) ? 0 : padded(sources_of(units(l + 1))));
+      all += octets * sources * octet * bytes;
+    }
+    return all;
   }
 
   __device__ __forceinline__ void load_weights(const Job& job) const {

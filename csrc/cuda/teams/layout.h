@@ -27,7 +27,7 @@ CEPROP_INLINE constexpr int most_samples(int number_bytes) { return number_bytes
 CEPROP_INLINE constexpr int ring_of(bool continual) { return continual ? 3 : 2; }
 
 // A tile of a contrast has so many units above and below, and takes so many samples at once from shared memory.
-inline constexpr int tile_above = 16, tile_below = 64, tile_samples = 16;
+inline constexpr int tile_above = 32, tile_below = 128, tile_samples = 16;
 inline constexpr int tile_numbers = 2 * tile_samples * (tile_above + tile_below);
 
 // A layer whose states are read is cut into chunks of 128 units, then tails of 32.

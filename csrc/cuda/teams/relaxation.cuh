@@ -95,22 +95,31 @@ class Relaxation {
 #pragma unroll
     for (int j = 0; j < octet; ++j) w[j] = min(job.first + (j ^ jobs.unit_turn), job.units - 1) * inputs;
     T sum[octet][Samples] = {};
+    constexpr int at_once = sizeof(T) == 4 ? 4 : 2;  // that are on their way: they take hundreds of clocks to come
 #pragma unroll 1
-    for (int k = jobs.lane; k < inputs; k += 32) {
-      T weight[octet], input[Samples];
+    for (int first = jobs.lane; first < inputs; first += 32 * at_once) {
+      T weight[at_once][octet], input[at_once][Samples];
 #pragma unroll
-      for (int j = 0; j < octet; ++j) weight[j] = p_.weights[0][w[j] + k];
+      for (int i = 0; i < at_once; ++i) {
+        const int k = first + 32 * i;
+        const bool exists = k < inputs;
 #pragma unroll
-      for (int s = 0; s < Samples; ++s) input[s] = p_.x[x[s] + k];
+        for (int j = 0; j < octet; ++j) weight[i][j] = exists ? p_.weights[0][w[j] + k] : T(0);
 #pragma unroll
-      for (int s = 0; s < Samples; ++s) {
-        sanity.look(input[s]);
-        input[s] = shown_by(p_.input_activation, p_.rules[0].dynamics, input[s]);
+        for (int s = 0; s < Samples; ++s) input[i][s] = exists ? p_.x[x[s] + k] : T(0);
       }
 #pragma unroll
-      for (int j = 0; j < octet; ++j)
+      for (int i = 0; i < at_once; ++i) {
 #pragma unroll
-        for (int s = 0; s < Samples; ++s) sum[j][s] += weight[j] * input[s];
+        for (int s = 0; s < Samples; ++s) {
+          sanity.look(input[i][s]);
+          input[i][s] = shown_by(p_.input_activation, p_.rules[0].dynamics, input[i][s]);
+        }
+#pragma unroll
+        for (int j = 0; j < octet; ++j)
+#pragma unroll
+          for (int s = 0; s < Samples; ++s) sum[j][s] += weight[i][j] * input[i][s];
+      }
     }
     return added_up<Samples>(sum);
   }
