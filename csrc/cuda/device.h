@@ -40,3 +40,14 @@ __device__ __forceinline__ T* dynamic_shared_memory() {
   return reinterpret_cast<T*>(dynamic_shared_bytes);
 }
 #endif
+
+// Hides where a number comes from: what follows from it is worked out where it is needed, and takes no register from the
+// loops before.
+#ifdef CUDA_EMULATION
+inline int hidden(int number) { return number; }
+#else
+__device__ __forceinline__ int hidden(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
+#endif

@@ -75,26 +75,44 @@ class ContinualUpdate {
   // Notes by how much the lane's unit has moved in a step: its state, or what it shows.
   __device__ __forceinline__ static void note(const Jobs& jobs, const Job& job, int g, T moved, Own as = Own::moved) {
     if (jobs.leads)
-      jobs.memory.put(place_of_moved(jobs, job, g, jobs.sample, as), jobs.is_there(job, g) ? moved : T(0));
+      jobs.memory.put(place_of_noted(jobs, job, g, jobs.sample, as), jobs.is_there(job, g) ? moved : T(0));
   }
-  // `before` is the buffer of the step before.
-  __device__ __forceinline__ static void note_shown(const Jobs& jobs, const Job& job, int g, int before, T shown) {
-    const int unit = jobs.row * jobs.sample + jobs.unit_turn * bytes;
-    note(jobs, job, g, shown - jobs.team.template shown<T>(before + job.to + unit));
+  // Notes what the lane's unit shows in a step, and if `moves`, that it has moved by as much as that has changed.
+  __device__ __forceinline__ static void note_shown(const Jobs& jobs, const Job& job, int g, int step, T shown,
+                                                    bool moves) {
+    if (!jobs.leads) return;
+    if (moves) {
+      const int before = place_of_noted(jobs, job, g, jobs.sample, shown_in(step - 1));
+      note(jobs, job, g, shown - jobs.memory.template get<T>(before));
+    }
+    jobs.memory.put(place_of_noted(jobs, job, g, jobs.sample, shown_in(step)), shown);
   }
 
-  // All warps of the block move what belongs to it. Between names buffers.
-  __device__ __forceinline__ static void move(const Jobs& jobs, const Between& between) {
-    int skip = warp_of_thread();  // so many parts are those of other warps
-    for (int i = 0; jobs.works && i < jobs.count; ++i) {
-      const Job job = jobs.job_of(i);
-      const int below = job.from_below.chunks + job.from_below.tails;
-      const int parts = below + job.from_above.chunks + job.from_above.tails;
-      for (int part = 0; part < parts; ++part) {
-        if (skip-- > 0) continue;
-        skip = jobs.layout.warps() - 1;
-        move_part(jobs, job, part >= below, part >= below ? part - below : part, between);
+  // All warps of the block move what belongs to it, by what two steps have left: number `step` - 1 in the buffer
+  // `earlier`, number `step` in `later`. A copy is there of the earlier one, if a block has copies of all groups.
+  __device__ __forceinline__ static void move(const Jobs& jobs, int earlier, int later, int step) {
+    const Layout& layout = jobs.layout;
+    const int at_once = layout.copied_groups;
+    int parts = 0;
+    for (int i = 0; i < jobs.count; ++i) parts += parts_of(jobs.job_of(i));
+    for (int first = 0; first < parts; first += layout.warps()) {
+      int part = jobs.works ? first + warp_of_thread() : parts, i = 0;
+      const bool has_part = part < parts;
+      while (has_part && part >= parts_of(jobs.job_of(i))) part -= parts_of(jobs.job_of(i++));
+      const Part own(jobs, has_part ? i : 0, has_part ? part : 0);
+      T sum[octet][4] = {};
+      for (int begin = 0; begin < layout.groups; begin += at_once) {
+        const int end = min(begin + at_once, layout.groups);
+        const bool are_all = at_once == layout.groups;
+        if (first == 0 || !are_all) {
+          if (first + begin > 0) __syncthreads();  // nobody reads the copies any more
+          if (!are_all) jobs.copy(begin, end, earlier, step - 1);
+          jobs.copy(begin, end, later, step);
+          jobs.team.wait_for_brought();
+        }
+        if (has_part) own.add(jobs, begin, end, step, sum);
       }
+      if (has_part) own.move(jobs, sum);
     }
     jobs.for_each_own([&](const Job& job, int g) { move_constant(jobs, job, g); });
   }
@@ -135,124 +153,111 @@ class ContinualUpdate {
     const int place = place_of_blend(jobs, c);
     return {jobs.memory.template get<T>(place), jobs.memory.template get<T>(place + bytes)};
   }
-  // Returns where the lane's unit has noted by how much it moved. A sample's units lie side by side.
-  __device__ __forceinline__ static int place_of_moved(const Jobs& jobs, const Job& job, int g, int sample,
-                                                       Own as = Own::moved) {
-    return jobs.owns(job, g, as) + sample * jobs.row + jobs.unit_turn * bytes;
+  __device__ __forceinline__ static Own shown_in(int step) { return step & 1 ? Own::shown_odd : Own::shown_even; }
+  // Returns where the lane's unit has noted by how much it moved, or what it shows. A sample's units lie side by side.
+  __device__ __forceinline__ static int place_of_noted(const Jobs& jobs, const Job& job, int g, int sample, Own as) {
+    return jobs.owns(job.own, g, as) + sample * jobs.row + jobs.unit_turn * bytes;
   }
 
-  // One warp moves a chunk or a tail of a side's weights.
-  __device__ __forceinline__ static void move_part(const Jobs& jobs, const Job& job, bool from_above, int index,
-                                                   const Between& between) {
-    const int chunks = from_above ? job.from_above.chunks : job.from_below.chunks, tail = index - chunks;
-    int weights = job.weights + (from_above ? padded(job.from_below) * octet * bytes : 0) + jobs.lane * 4 * bytes;
-    int states = from_above ? job.above : job.below;
-    const Blend<T> blend = blend_of(jobs, job.layer + from_above);
-    const bool apart = jobs.p.learns == Learns::apart;
-    const Own moved = from_above && jobs.p.gate == Gate::connection ? Own::moved_for_above : Own::moved;
-    if (tail < 0) {
-      weights += index * chunk_bytes(bytes);
-      states += index * (chunk_sources / octet) * stride;
-      T sum[octet][4] = {};
-      add<4>(jobs, job, states, moved, apart, from_above, between, sum);
+  // A warp moves a chunk or a tail of the weights from one side.
+  __device__ __forceinline__ static int parts_of(const Job& job) {
+    return job.from_below.chunks + job.from_below.tails + job.from_above.chunks + job.from_above.tails;
+  }
+  struct Part {
+    bool from_above, is_tail;
+    int connection;
+    int own, weights, states;  // places of the job's numbers, of the lane's first weight, of the sources in a copy
+
+    __device__ __forceinline__ Part(const Jobs& jobs, int i, int part) {
+      const Job job = jobs.job_of(i);
+      const int below = job.from_below.chunks + job.from_below.tails;
+      from_above = part >= below;
+      const int index = from_above ? part - below : part;
+      const int chunks = from_above ? job.from_above.chunks : job.from_below.chunks, tail = index - chunks;
+      is_tail = tail >= 0;
+      connection = job.layer + from_above;
+      own = job.own;
+      weights = job.weights + (from_above ? padded(job.from_below) * octet * bytes : 0) + jobs.lane * 4 * bytes +
+                (is_tail ? chunks * chunk_bytes(bytes) + tail * tail_bytes(bytes) : index * chunk_bytes(bytes));
+      states = (from_above ? job.above : job.below) +
+               (is_tail ? chunks * (chunk_sources / octet) + tail * (tail_sources / octet)
+                        : index * (chunk_sources / octet)) *
+                   stride;
+    }
+
+    // Adds the contrast of some groups to sum[unit][source], of the sources that this lane has of a chunk (4) or of a
+    // tail (1).
+    __device__ __forceinline__ void add(const Jobs& jobs, int begin, int end, int step, T (&sum)[octet][4]) const {
+      if (is_tail)
+        add_of<1>(jobs, begin, end, step, sum);
+      else
+        add_of<4>(jobs, begin, end, step, sum);
+    }
+    __device__ __forceinline__ void move(const Jobs& jobs, const T (&sum)[octet][4]) const {
+      const Blend<T> blend = blend_of(jobs, connection);
+      const int turn = hidden(jobs.unit_turn);
 #pragma unroll
       for (int u = 0; u < octet; ++u) {
-        const int place = weights + (u ^ jobs.unit_turn) * 32 * 4 * bytes;
-        auto four = jobs.memory.template get<Four<T>>(place);
+        const int slot = u ^ turn;
+        if (is_tail) {
+          const int place = weights + slot / 4 * 32 * 4 * bytes + slot % 4 * bytes;
+          jobs.memory.put(place, blend(jobs.memory.template get<T>(place), sum[u][0]));
+        } else {
+          const int place = weights + slot * 32 * 4 * bytes;
+          auto four = jobs.memory.template get<Four<T>>(place);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) four.v[k] = blend(four.v[k], sum[u][k]);
-        jobs.memory.put(place, four);
-      }
-    } else {
-      weights += chunks * chunk_bytes(bytes) + tail * tail_bytes(bytes);
-      states += (chunks * (chunk_sources / octet) + tail * (tail_sources / octet)) * stride;
-      T sum[octet][1] = {};
-      add<1>(jobs, job, states, moved, apart, from_above, between, sum);
-#pragma unroll
-      for (int u = 0; u < octet; ++u) {
-        const int slot = u ^ jobs.unit_turn, place = weights + slot / 4 * 32 * 4 * bytes + slot % 4 * bytes;
-        jobs.memory.put(place, blend(jobs.memory.template get<T>(place), sum[u][0]));
+          for (int k = 0; k < 4; ++k) four.v[k] = blend(four.v[k], sum[u][k]);
+          jobs.memory.put(place, four);
+        }
       }
     }
-  }
 
-  // Adds the contrast of all samples to sum[unit][source], of the sources that this lane has of a chunk (4) or of a
-  // tail (1). `states`: of the first source, within a buffer.
-  template <int Width>
-  __device__ __forceinline__ static void add(const Jobs& jobs, const Job& job, int states, Own moved, bool apart,
-                                             bool from_above, const Between& between, T (&sum)[octet][Width]) {
-    if (apart)
-      add_of<Width, true, false>(jobs, job, states, moved, between, sum);
-    else if (from_above)
-      add_of<Width, false, true>(jobs, job, states, moved, between, sum);
-    else
-      add_of<Width, false, false>(jobs, job, states, moved, between, sum);
-  }
-  template <int Width, bool Apart, bool FromAbove>
-  __device__ __forceinline__ static void add_of(const Jobs& jobs, const Job& job, int states, Own own,
-                                                const Between& between, T (&sum)[octet][Width]) {
-    constexpr int octets = Width == 4 ? chunk_sources / octet : tail_sources / octet, part = octets * stride;
-    const Layout& layout = jobs.layout;
-    const int room = layout.staging + warp_of_thread() * staging_bytes(samples, bytes);  // for two groups
-    // Brings what the sources show before and after the step, and what the own units show.
-    const auto bring = [&](int g) {
-      const int to = room + g % 2 * (staging_bytes(samples, bytes) / 2);
-      const int buffers = layout.buffers + ring_of(true) * g * layout.buffer;
-      const int earlier = buffers + between.earlier * layout.buffer, later = buffers + between.later * layout.buffer;
-      bring_octets(jobs, to, earlier + states, octets);
-      if constexpr (!Apart) {
-        bring_octets(jobs, to + part, later + states, octets);
-        bring_octets(jobs, to + 2 * part, (FromAbove ? later : earlier) + job.to, 1);
-      }
-      jobs.team.brings();
-    };
-    bring(0);
-#pragma unroll 1
-    for (int g = 0; g < layout.groups; ++g) {
-      if (g + 1 < layout.groups)
-        bring(g + 1);
+   private:
+    template <int Width>
+    __device__ __forceinline__ void add_of(const Jobs& jobs, int begin, int end, int step, T (&sum)[octet][4]) const {
+      if (jobs.p.learns == Learns::apart)
+        add_of<Width, true, false>(jobs, begin, end, step, sum);
+      else if (from_above)
+        add_of<Width, false, true>(jobs, begin, end, step, sum);
       else
-        jobs.team.brings();  // nothing, so that the wait is for the same number
-      jobs.team.wait_for_brought();
-      const int from = room + g % 2 * (staging_bytes(samples, bytes) / 2);
-      const int source = from + (Width == 4 ? jobs.lane / 2 * stride + jobs.lane % 2 * 4 * bytes
-                                            : jobs.lane / octet * stride + jobs.lane % octet * bytes);
-      const int moved = jobs.owns(job, g, own);
+        add_of<Width, false, false>(jobs, begin, end, step, sum);
+    }
+    template <int Width, bool Apart, bool FromAbove>
+    __device__ __forceinline__ void add_of(const Jobs& jobs, int begin, int end, int step, T (&sum)[octet][4]) const {
+      const Own as = from_above && jobs.p.gate == Gate::connection ? Own::moved_for_above : Own::moved;
+      const int source = states + (Width == 4 ? jobs.lane / 2 * stride + jobs.lane % 2 * 4 * bytes
+                                              : jobs.lane / octet * stride + jobs.lane % octet * bytes);
+#pragma unroll 1
+      for (int g = begin; g < end; ++g) {
+        const int before_at = jobs.copy_of(g - begin, step - 1) + source;
+        const int after_at = jobs.copy_of(g - begin, step) + source;
+        const int moved = jobs.owns(own, g, as), shown = jobs.owns(own, g, shown_in(FromAbove ? step : step - 1));
 #pragma unroll
-      for (int s = 0; s < samples; ++s) {
-        const Units own_moved = units_at(jobs, moved + s * jobs.row);
-        const auto before = sources_at<Width>(jobs, source + s * jobs.row);
-        if constexpr (Apart) {
+        for (int s = 0; s < samples; ++s) {
+          const Units own_moved = units_at(jobs, moved + s * jobs.row);
+          const auto before = sources_at<Width>(jobs, before_at + s * jobs.row);
+          if constexpr (Apart) {
 #pragma unroll
-          for (int u = 0; u < octet; ++u)
+            for (int u = 0; u < octet; ++u)
 #pragma unroll
-            for (int k = 0; k < Width; ++k) sum[u][k] += own_moved.v[u] * before.v[k];
-        } else {
-          const Units own_shown = units_at(jobs, from + 2 * part + s * jobs.row);
-          const auto after = sources_at<Width>(jobs, source + part + s * jobs.row);
+              for (int k = 0; k < Width; ++k) sum[u][k] += own_moved.v[u] * before.v[k];
+          } else {
+            const Units own_shown = units_at(jobs, shown + s * jobs.row);
+            const auto after = sources_at<Width>(jobs, after_at + s * jobs.row);
 #pragma unroll
-          for (int k = 0; k < Width; ++k) {
-            const T moves = after.v[k] - before.v[k];
+            for (int k = 0; k < Width; ++k) {
+              const T moves = after.v[k] - before.v[k];
 #pragma unroll
-            for (int u = 0; u < octet; ++u) {
-              sum[u][k] += FromAbove ? moves * own_shown.v[u] : own_moved.v[u] * after.v[k];
-              sum[u][k] += FromAbove ? before.v[k] * own_moved.v[u] : own_shown.v[u] * moves;
+              for (int u = 0; u < octet; ++u) {
+                sum[u][k] += FromAbove ? moves * own_shown.v[u] : own_moved.v[u] * after.v[k];
+                sum[u][k] += FromAbove ? before.v[k] * own_moved.v[u] : own_shown.v[u] * moves;
+              }
             }
           }
         }
       }
-      __syncwarp();  // nobody reads what is brought next over this
     }
-  }
-
-  // The lanes of a warp bring what octets show, without the row that is empty.
-  __device__ __forceinline__ static void bring_octets(const Jobs& jobs, int to, int from, int octets) {
-    constexpr int pieces = samples * Jobs::row / 16;
-    for (int i = jobs.lane; i < octets * pieces; i += 32) {
-      const int at = i / pieces * stride + i % pieces * 16;
-      jobs.team.bring(to + at, from + at);
-    }
-  }
+  };
 
   struct Units {
     T v[octet];
@@ -292,7 +297,7 @@ class ContinualUpdate {
       jobs.memory.put(place, blend(jobs.memory.template get<T>(place), by));
     };
     move(Own::constant, sum);
-    if (job.layer == 0) move(Own::sum, jobs.memory.template get<T>(place_of_moved(jobs, job, g, jobs.sample)));
+    if (job.layer == 0) move(Own::sum, jobs.memory.template get<T>(place_of_noted(jobs, job, g, jobs.sample, Own::moved)));
   }
   // Returns the sum over all samples b of what the lane's unit has moved by, times factor(b).
   template <class Factor>
@@ -300,7 +305,7 @@ class ContinualUpdate {
     T sum = 0;
 #pragma unroll 4
     for (int b = 0; b < jobs.p.batch; ++b)
-      sum += factor(b) * jobs.memory.template get<T>(place_of_moved(jobs, job, b / samples, b % samples));
+      sum += factor(b) * jobs.memory.template get<T>(place_of_noted(jobs, job, b / samples, b % samples, Own::moved));
     return sum;
   }
 };

@@ -74,18 +74,44 @@ struct Jobs {
   // body(job, g) for what this warp works on.
   template <class Body>
   __device__ __forceinline__ void for_each_own(const Body& body) const {
-    for (int i = first_job; i < count; i += layout.job_warps) {
+    for (int i = hidden(first_job); i < count; i += layout.job_warps) {
       const Job job = job_of(i);
-      for (int g = first_group; g < layout.groups; g += layout.group_warps) body(job, g);
+      for (int g = hidden(first_group); g < layout.groups; g += layout.group_warps) body(job, g);
     }
   }
 
-  // Returns where the numbers of all lanes are, and that of this lane.
-  __device__ __forceinline__ int owns(const Job& job, int g, Own number) const {
-    return job.own + (g * layout.own_numbers() + static_cast<int>(number)) * 32 * bytes;
+  // Returns where the numbers of all lanes are, for a job whose numbers lie at `job`, and where that of this lane is.
+  __device__ __forceinline__ int owns(int job, int g, Own number) const {
+    return job + (g * layout.own_numbers() + static_cast<int>(number)) * 32 * bytes;
   }
   __device__ __forceinline__ int own(const Job& job, int g, Own number) const {
-    return owns(job, g, number) + lane * bytes;
+    return owns(job.own, g, number) + lane * bytes;
+  }
+
+  // Returns where the copy of a group's states is, that is number `slot` of those copied at once; where weights move a
+  // block has copies of two steps.
+  __device__ __forceinline__ int copy_of(int slot, int step) const {
+    return layout.copies + ((step & 1) * layout.copied_groups + slot) * layout.copy;
+  }
+  // Copies what the block reads of the states that a step has left in a buffer, of groups `begin` to `end`. The warps
+  // take layers and groups in turn.
+  __device__ __forceinline__ void copy(int begin, int end, int buffer, int step) const {
+    constexpr int stride = octet_bytes(Samples, bytes), pieces = samples * row / 16;  // without the row that is empty
+    int skip = warp_of_thread();
+    for (int l = 0, to = 0; l < p.layers; ++l) {
+      if (!reads(l)) continue;
+      const int size = layout.states[l + 1] - layout.states[l];
+      for (int g = begin; g < end; ++g) {
+        if (skip-- > 0) continue;
+        skip = static_cast<int>(blockDim.x) / 32 - 1;
+        const int from = layout.buffers + (ring_of(layout.continual) * g + buffer) * layout.buffer + layout.states[l];
+        for (int i = hidden(lane); i < size / stride * pieces; i += 32) {
+          const int at = i / pieces * stride + i % pieces * 16;
+          team.bring(copy_of(g - begin, step) + to + at, from + at);
+        }
+      }
+      to += size;
+    }
   }
 
   // Waits for the mail that a group's turn needs.
@@ -101,8 +127,8 @@ struct Jobs {
   __device__ __forceinline__ void for_each_four(int& place, const Sources& sources, const Body& body) const {
 #pragma unroll 1
     for (int c = 0; c < sources.chunks; ++c, place += chunk_bytes(bytes))
-#pragma unroll
-      for (int j = 0; j < octet; ++j)  // all of them at once, as what is asked for takes hundreds of clocks to come
+#pragma unroll 4  // so many are on their way at once: they take hundreds of clocks to come
+      for (int j = 0; j < octet; ++j)
         body(
             place + (j * 32 + lane) * 4 * bytes, [&](int) { return j; },
             [&](int i) { return c * chunk_sources + 4 * lane + i; });
@@ -155,11 +181,11 @@ struct Jobs {
       job.own = layout.own + i * layout.groups * layout.own_numbers() * 32 * bytes;
       job.readers = layout.readers[l];
       if (l > 0) {
-        job.below = layout.states[l - 1];
+        job.below = place_of_read(l - 1);
         job.from_below = sources_of(units(l - 1));
       }
       if (!is_output(l)) {
-        job.above = layout.states[l + 1];
+        job.above = place_of_read(l + 1);
         job.from_above = sources_of(units(l + 1));
       }
       job.weights = layout.weights + weight_bytes_before(i);
@@ -167,6 +193,20 @@ struct Jobs {
 #pragma unroll
       for (int k = 0; k < job_words; ++k) memory.put(layout.jobs + (job_words * i + k) * 16, words[k]);
     }
+  }
+  // Whether the block has units of a layer, and whether units of it read a layer.
+  __device__ __forceinline__ bool has(int layer) const {
+    return layer >= 0 && layer < p.layers &&
+           max(first_octet(), layout.first_octet[layer]) < min(first_octet() + count, layout.first_octet[layer + 1]);
+  }
+  __device__ __forceinline__ bool reads(int layer) const { return has(layer - 1) || has(layer + 1); }
+  // Returns where units find the states of a layer: within a buffer, or in a copy, which has the layers that are read.
+  __device__ __forceinline__ int place_of_read(int layer) const {
+    if constexpr (!Team::is_far) return layout.states[layer];
+    int place = 0;
+    for (int l = 0; l < layer; ++l)
+      if (reads(l)) place += layout.states[l + 1] - layout.states[l];
+    return place;
   }
   // Returns how many bytes the weights of the block's octets before number i take.
   __device__ __forceinline__ int weight_bytes_before(int i) const {

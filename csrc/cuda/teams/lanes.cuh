@@ -115,27 +115,18 @@ __device__ __forceinline__ Four<T> with_neighbours(T mine) {
 __device__ __forceinline__ int quarter_of(int lane) { return (lane & 1) + (lane >> 3 & 1) * 2; }
 
 // Adds weights times the states of a layer to sum[slot][sample]. Both places are of the first chunk; `weights` moves on
-// behind the last tail. The team has the states. `Ahead`: those of the next chunk come while one is multiplied.
-template <int Samples, bool Ahead, class Team, class T>
-__device__ __forceinline__ void multiply(const Memory& memory, const Team& team, int states, int& weights,
-                                         const Sources& from, T (&sum)[octet][Samples]) {
+// behind the last tail.
+template <int Samples, class T>
+__device__ __forceinline__ void multiply(const Memory& memory, int states, int& weights, const Sources& from,
+                                         T (&sum)[octet][Samples]) {
   constexpr int stride = octet_bytes(Samples, sizeof(T)), row = octet * sizeof(T), four = 4 * sizeof(T);
   const int lane = lane_of_thread();
   int at = states + lane / 2 * stride + lane % 2 * four;
-  Four<T> next[Samples];
-  const auto get = [&] {
-#pragma unroll
-    for (int s = 0; s < Samples; ++s) next[s] = team.template shown<Four<T>>(at + row * s);
-  };
-  if (Ahead && from.chunks > 0) get();
 #pragma unroll 1
-  for (int c = 0; c < from.chunks; ++c, weights += chunk_bytes(sizeof(T))) {
-    if constexpr (!Ahead) get();
+  for (int c = 0; c < from.chunks; ++c, at += chunk_sources / octet * stride, weights += chunk_bytes(sizeof(T))) {
     Four<T> state[Samples];
 #pragma unroll
-    for (int s = 0; s < Samples; ++s) state[s] = next[s];
-    at += chunk_sources / octet * stride;
-    if (Ahead && c + 1 < from.chunks) get();
+    for (int s = 0; s < Samples; ++s) state[s] = memory.get<Four<T>>(at + row * s);
 #pragma unroll
     for (int j = 0; j < octet; ++j) {
       const auto weight = memory.get<Four<T>>(weights + (j * 32 + lane) * four);
@@ -153,7 +144,7 @@ __device__ __forceinline__ void multiply(const Memory& memory, const Team& team,
     for (int half = 0; half < 2; ++half) weight[half] = memory.get<Four<T>>(weights + (half * 32 + lane) * four);
 #pragma unroll
     for (int s = 0; s < Samples; ++s) {
-      const auto state = team.template shown<T>(at + row * s);
+      const auto state = memory.get<T>(at + row * s);
 #pragma unroll
       for (int j = 0; j < octet; ++j) sum[j][s] += weight[j / 4].v[j % 4] * state;
     }

@@ -47,12 +47,6 @@ CEPROP_INLINE constexpr int octet_bytes(int samples, int number_bytes) { return 
 CEPROP_INLINE constexpr int chunk_bytes(int number_bytes) { return octet * chunk_sources * number_bytes; }
 CEPROP_INLINE constexpr int tail_bytes(int number_bytes) { return octet * tail_sources * number_bytes; }
 
-// Room in which a warp that moves weights has what it multiplies: of two groups, what a chunk of sources shows before
-// and after a step, and an octet.
-CEPROP_INLINE constexpr int staging_bytes(int samples, int number_bytes) {
-  return 2 * (2 * chunk_sources / octet + 1) * octet_bytes(samples, number_bytes);
-}
-
 // The input's products x x^T lie in shared memory as well, where they take no more than this.
 inline constexpr int most_gram_bytes = 1 << 14;
 
@@ -66,7 +60,7 @@ struct alignas(16) Job {
   int own;             // what its lanes know, [group][Own][lane]
   int to;              // its states, within a buffer
   unsigned readers;    // bit b: block b reads the layer's states
-  int below, above;    // the states that it reads, within a buffer
+  int below, above;    // the states that it reads, within a buffer, of a grid within a copy
   Sources from_below;  // none in layer 0: its input is constant
   Sources from_above;
   int spare[2];
@@ -77,9 +71,10 @@ struct alignas(16) Job {
 };
 static_assert(sizeof(Job) == 64);
 
-// A lane knows these numbers of its unit and sample; the last three only where weights move. A unit has moved by so
-// much for the weights from below; with a gate by connection, by so much for those from above.
-enum class Own { constant, target, state, free_state, sum, moved, moved_for_above };
+// A lane knows these numbers of its unit and sample; from the sum on only where weights move. A unit has moved by so
+// much for the weights from below; with a gate by connection, by so much for those from above. It has shown so much in
+// even and in odd steps.
+enum class Own { constant, target, state, free_state, sum, moved, moved_for_above, shown_even, shown_odd };
 
 enum class TeamKind { block, cluster, grid };
 
@@ -98,11 +93,14 @@ struct Layout {
   unsigned output_readers;                   // bit b: block b has output units, which a loss takes together
   int states[most_layers + 1];               // of each layer within a buffer; behind the last those of output_readers
   int buffer;                                // bytes of a buffer
-  int buffers, jobs, own, blends, gram, staging, weights;  // places in shared memory; a grid's buffers are global
+  int copied_groups, copy;                   // a block of a grid copies so many bytes of so many groups at once
+  int buffers, jobs, own, blends, gram, copies, weights;  // places in shared memory; a grid's buffers are global
 
   CEPROP_INLINE int warps() const { return job_warps * group_warps; }
   CEPROP_INLINE int samples_at_once() const { return samples * groups; }
-  CEPROP_INLINE int own_numbers() const { return continual ? 7 : 4; }
+  CEPROP_INLINE int own_numbers() const { return continual ? 9 : 4; }
+  // Where weights move, they do so by the last two steps.
+  CEPROP_INLINE int copies_of_group() const { return kind != TeamKind::grid ? 0 : continual ? 2 : 1; }
   CEPROP_INLINE int64_t exchange_bytes() const { return int64_t(groups) * ring_of(continual) * buffer; }
   CEPROP_INLINE int layer_of(int octet) const {
     int layer = 0;

@@ -146,7 +146,23 @@ inline int64_t weight_bytes(const Shape& shape, const Layout& layout) {
   return most * shape.number_bytes;
 }
 
-// Lays out shared memory for `layout.groups` groups and at most so many warps; returns the bytes.
+// Returns the most bytes that a block reads of a group's states.
+inline int64_t most_copied(const Shape& shape, const Layout& layout) {
+  int64_t most = 0;
+  for (int block = 0; block < layout.blocks; ++block) {
+    bool reads[most_layers + 2] = {};  // the layer below, the input's at first
+    for (int i = layout.first_of_block[block]; i < layout.first_of_block[block + 1]; ++i)
+      reads[layout.layer_of(i)] = reads[layout.layer_of(i) + 2] = true;
+    int64_t all = 0;
+    for (int l = 0; l < shape.network.layer_count(); ++l)
+      if (reads[l + 1]) all += layout.states[l + 1] - layout.states[l];
+    most = std::max(most, all);
+  }
+  return most;
+}
+
+// Lays out shared memory for `layout.groups` groups, of which about `layout.copied_groups` are copied at once, and at
+// most so many warps; returns the bytes.
 inline int64_t lay_out(const Shape& shape, Layout& layout, int warps) {
   const int bytes = static_cast<int>(shape.number_bytes), of_octet = octet_bytes(layout.samples, bytes);
   const int layers = shape.network.layer_count(), jobs = most_jobs(layout);
@@ -159,7 +175,9 @@ inline int64_t lay_out(const Shape& shape, Layout& layout, int warps) {
   buffer += int64_t(octets_of(shape, shape.network.output)) * of_octet;
   layout.buffer = static_cast<int>(buffer);
   layout.job_warps = std::min(jobs, warps);
-  layout.group_warps = std::min(layout.groups, warps / layout.job_warps);
+  layout.group_warps = std::min(layout.copied_groups, warps / layout.job_warps);
+  if (layout.copied_groups < layout.groups)  // a warp has the same groups in every part
+    layout.copied_groups -= layout.copied_groups % layout.group_warps;
   int64_t next = 0;
   if (layout.kind != TeamKind::grid) {
     layout.buffers = 4 * layout.groups * 16;  // behind two mailboxes a group in each of two channels
@@ -176,7 +194,10 @@ inline int64_t lay_out(const Shape& shape, Layout& layout, int warps) {
     const int64_t gram = shape.batch * shape.batch * bytes;
     layout.gram = -1;
     if (gram <= most_gram_bytes) place(layout.gram, (gram + 15) / 16 * 16);
-    place(layout.staging, int64_t(layout.warps()) * staging_bytes(layout.samples, bytes));
+  }
+  if (layout.kind == TeamKind::grid) {
+    layout.copy = static_cast<int>(most_copied(shape, layout));
+    place(layout.copies, int64_t(layout.copies_of_group()) * layout.copied_groups * layout.copy);
   }
   place(layout.weights, weight_bytes(shape, layout));
   return next;
@@ -246,17 +267,24 @@ inline std::optional<Laid> try_layout(const Device& device, const Shape& shape, 
   layout.teams = static_cast<int>(std::min<int64_t>(at_once, groups));
   const int64_t most = is_grid ? groups : most_groups;
   const int64_t wanted = std::min<int64_t>((groups + layout.teams - 1) / layout.teams, most);
-  const auto fits = [&](int warps) {
+  const auto fits = [&] {
+    const int warps = most_warps(static_cast<int>(shape.number_bytes));
     laid.shared_bytes = std::max<int64_t>(lay_out(shape, layout, warps), tile_numbers * shape.number_bytes);
     return laid.shared_bytes <= device.shared_bytes;
   };
-  int warps = most_warps(static_cast<int>(shape.number_bytes));
+  const auto fits_in_parts = [&] {
+    // A block of a grid copies all groups at once, or in as few parts as it must.
+    for (int parts = 1; parts <= layout.groups; ++parts) {
+      layout.copied_groups = (layout.groups + parts - 1) / parts;
+      if (fits()) return true;
+      if (!is_grid) break;
+    }
+    return false;
+  };
   for (layout.groups = static_cast<int>(wanted); layout.groups > 0; layout.groups -= std::max(1, layout.groups / 32)) {
-    if (fits(warps) || continual) break;  // that has all samples at once, or none
+    if (fits_in_parts() || continual) break;  // that has all samples at once, or none
   }
-  while (continual && laid.shared_bytes > device.shared_bytes && warps > 1) fits(warps /= 2);  // each takes room
-  if (laid.shared_bytes > device.shared_bytes) return {};
-  if (layout.groups <= 0) return {};
+  if (laid.shared_bytes > device.shared_bytes || layout.groups <= 0) return {};
   const int64_t at_a_time = int64_t(layout.teams) * layout.samples_at_once();
   layout.rounds = static_cast<int>((shape.batch + at_a_time - 1) / at_a_time);
   const bool meets = continual || shape.tolerance;

@@ -14,7 +14,7 @@ class Relaxation {
   using Where = Jobs<T, Samples, Team>;
 
   __device__ __forceinline__ Relaxation(const Problem<T>& problem, const Layout& layout)
-      : sanity(problem, problem.broken), jobs(problem, layout), p_(problem), dt_(static_cast<T>(p_.rules[0].dt)) {}
+      : sanity(problem, problem.broken), jobs(problem, layout), p_(problem) {}
 
   Sanity<T> sanity;
   Where jobs;
@@ -29,25 +29,22 @@ class Relaxation {
     if constexpr (Moves) ContinualUpdate<Where>::prepare(jobs);
     for (int index = begin; index < end; ++index) {
       const Stage& stage = p_.stages.stage[index];
-      if (index == begin || stage.from != Kept::last) {
-        jobs.for_each_own([&](const Job& job, int g) { start(job, g, index == 0, index == begin); });
-        step<true>(T(0), false);
-      }
+      const bool starts = index == begin || stage.from != Kept::last;
+      if (starts) jobs.for_each_own([&](const Job& job, int g) { start(job, g, index == 0, index == begin); });
       const T beta = static_cast<T>(stage.beta);
       const bool learns = Moves && stage.learns;
       gate_ = learns ? p_.gate : Gate::none;
-      if constexpr (Moves)
-        if (learns) ContinualUpdate<Where>::begin(jobs, stage.divisor);
-      int count = 0;
-      for (bool ends = false; count < stage.steps && !ends; ends = may_stop(++count)) {
+      // Before the steps units may have to show where they start; after them weights may have to move once more.
+      int count = starts ? -1 : 0;
+      for (;; ++count) {
+        const bool ends = count == stage.steps || (count > 0 && may_stop(count));
+        if (ends && !learns) break;
+        if constexpr (Moves)
+          if (learns && count == 0) ContinualUpdate<Where>::begin(jobs, stage.divisor);
         stays_ = true;
-        step<false>(beta, learns && count > 0);
+        step(beta, count < 0, learns && count > 0, ends);
+        if (ends) break;
       }
-      if constexpr (Moves)
-        if (learns) {
-          jobs.team.meet();
-          move_weights();
-        }
       if (blockIdx.x == 0 && threadIdx.x == 0) p_.steps_used[index] = count;
       if (stage.stores < 0) continue;
       T* const* to = stage.stores == 0 ? p_.free_states : p_.nudged_states[stage.stores - 1];
@@ -69,8 +66,6 @@ class Relaxation {
 
  private:
   static constexpr int bytes = sizeof(T), ring = ring_of(Moves);
-  // States of the next chunk come while one is multiplied. Where weights move, there are no registers left for them.
-  static constexpr bool ahead = Team::is_far && !Moves;
 
   // ---- what happens once ----
 
@@ -95,7 +90,8 @@ class Relaxation {
 #pragma unroll
     for (int j = 0; j < octet; ++j) w[j] = min(job.first + (j ^ jobs.unit_turn), job.units - 1) * inputs;
     T sum[octet][Samples] = {};
-    constexpr int at_once = sizeof(T) == 4 ? 4 : 2;  // that are on their way: they take hundreds of clocks to come
+    // So many are on their way, as they take hundreds of clocks to come, or as there are registers for.
+    constexpr int at_once = sizeof(T) == 4 ? 4 : 2;
 #pragma unroll 1
     for (int first = jobs.lane; first < inputs; first += 32 * at_once) {
       T weight[at_once][octet], input[at_once][Samples];
@@ -147,25 +143,33 @@ class Relaxation {
 
   // ---- a step ----
 
-  // Every layer moves once; or, `Shows`, only shows its state. If `updates`, the weights move first, by the last step.
-  template <bool Shows>
-  __device__ __forceinline__ void step(T beta, [[maybe_unused]] bool updates) {
+  // Every layer moves once, or only `shows` its state. If `updates`, the weights move first, by the last step; if that
+  // `ends` a phase, nothing else does.
+  __device__ __forceinline__ void step(T beta, bool shows, [[maybe_unused]] bool updates, [[maybe_unused]] bool ends) {
     const Layout& layout = jobs.layout;
     for (int turn = 0; turn < 1 + p_.asynchronous; ++turn, ++half_steps_) {
       if constexpr (!Team::has_mail) jobs.team.meet();
-      if constexpr (Moves)
-        if (updates && turn == 0) move_weights();
-      for (int g = jobs.first_group; g < layout.groups; g += layout.group_warps) {
-        if constexpr (Team::has_mail) jobs.wait(turn, g, half_steps_, steps_);
-        const int buffers = layout.buffers + ring * g * layout.buffer;
-        const int before = buffers + last_ * layout.buffer, to = buffers + next_ * layout.buffer;
-        for (int i = jobs.first_job; i < jobs.count; i += layout.job_warps) {
-          const Job job = jobs.job_of(i);
-          if (job.is(Job::second_turn) != (turn == 1)) continue;
-          if constexpr (!Shows) move(job, g, turn == 0 ? before : to, before, beta);
-          const T shown = show(job, g, to, jobs.memory.template get<T>(jobs.own(job, g, Own::state)));
-          if constexpr (Moves && !Shows)
-            if (!notes_state(job)) ContinualUpdate<Where>::note_shown(jobs, job, g, before, shown);
+      bool has_copies = shows;
+      if constexpr (Moves) {
+        if (updates && turn == 0) has_copies = move_weights();
+        if (ends) return;
+      }
+      // In as many parts as the states that are far come in.
+      for (int begin = 0, end = 0; begin < layout.groups; begin = end) {
+        end = Team::is_far ? min(begin + layout.copied_groups, layout.groups) : layout.groups;
+        if constexpr (Team::is_far)
+          if (!has_copies) copy_states(begin, end, turn);
+        for (int g = begin + jobs.first_group; g < end; g += layout.group_warps) {
+          if constexpr (Team::has_mail) jobs.wait(turn, g, half_steps_, steps_);
+          const int from = Team::is_far ? jobs.copy_of(g - begin, step_that_is_read(turn)) : buffer_of(g, turn == 0 ? last_ : next_);
+          for (int i = jobs.first_job; i < jobs.count; i += layout.job_warps) {
+            const Job job = jobs.job_of(i);
+            if (job.is(Job::second_turn) != (turn == 1)) continue;
+            if (!shows) move(job, g, from, beta);
+            const T shown = show(job, g, buffer_of(g, next_), jobs.memory.template get<T>(jobs.own(job, g, Own::state)));
+            if constexpr (Moves)
+              ContinualUpdate<Where>::note_shown(jobs, job, g, steps_, shown, !shows && !notes_state(job));
+          }
         }
       }
     }
@@ -173,10 +177,21 @@ class Relaxation {
     last_ = next_;
     next_ = next_ + 1 == ring ? 0 : next_ + 1;
   }
-  __device__ __forceinline__ void move_weights() const {
-    const int earlier = last_ == 0 ? ring - 1 : last_ - 1;
-    ContinualUpdate<Where>::move(jobs, {earlier, last_, earlier});
+  __device__ __forceinline__ int buffer_of(int g, int number) const {
+    return jobs.layout.buffers + (ring * g + number) * jobs.layout.buffer;
+  }
+  // The first turn reads what the last step has left, the second what the first has.
+  __device__ __forceinline__ int step_that_is_read(int turn) const { return Moves ? steps_ - 1 + turn : 0; }
+  __device__ __forceinline__ void copy_states(int begin, int end, int turn) const {
+    if (begin > 0) __syncthreads();  // nobody reads the copies any more
+    jobs.copy(begin, end, turn == 0 ? last_ : next_, step_that_is_read(turn));
+    jobs.team.wait_for_brought();
+  }
+  // Returns whether the copies have the states of the last step, of all groups.
+  __device__ __forceinline__ bool move_weights() const {
+    ContinualUpdate<Where>::move(jobs, last_ == 0 ? ring - 1 : last_ - 1, last_, steps_ - 1);
     __syncthreads();
+    return jobs.layout.copied_groups == jobs.layout.groups;
   }
   __device__ __forceinline__ bool may_stop([[maybe_unused]] int count) const {
     if constexpr (!Team::has_mail) return teams::may_stop(p_, jobs.team, stays_, count, p_.settled);
@@ -184,10 +199,10 @@ class Relaxation {
   }
 
   // Moves the lane's unit: `from` has what neighbours show, `before` is the buffer of the last step.
-  __device__ __forceinline__ void move(const Job& job, int g, int from, int before, T beta) {
+  __device__ __forceinline__ void move(const Job& job, int g, int from, T beta) {
     T sum[octet][Samples] = {};
     int weights = job.weights;
-    multiply<Samples, ahead>(jobs.memory, jobs.team, from + job.below, weights, job.from_below, sum);
+    multiply<Samples>(jobs.memory, from + job.below, weights, job.from_below, sum);
     T from_below = 0;
     if (has_gate(Gate::connection)) {
       from_below = added_up<Samples>(sum);
@@ -196,12 +211,12 @@ class Relaxation {
 #pragma unroll
         for (int s = 0; s < Samples; ++s) sum[j][s] = 0;
     }
-    multiply<Samples, ahead>(jobs.memory, jobs.team, from + job.above, weights, job.from_above, sum);
+    multiply<Samples>(jobs.memory, from + job.above, weights, job.from_above, sum);
     const T state = jobs.memory.template get<T>(jobs.own(job, g, Own::state));
     const T from_above = added_up<Samples>(sum);
     from_below += jobs.memory.template get<T>(jobs.own(job, g, Own::constant));
     const T drive = from_above + from_below;
-    const T pull = beta != 0 && job.is(Job::output) ? beta * error(job, g, before, state) : T(0);
+    const T pull = beta != 0 && job.is(Job::output) ? beta * error(job, g, state) : T(0);
     const Pull<T> where = pull_at(p_.nudge.at, pull);
     const T next = next_of(job, drive, state, where);
     jobs.memory.put(jobs.own(job, g, Own::state), next);
@@ -230,10 +245,10 @@ class Relaxation {
     T next = 0;
     with_activation_of(job, [&]<Activation A>() {
       if (!job.is(Job::energy)) {
-        next = next_state<A, Dynamics::prototypical>(drive, state, pull, false, false, dt_);
+        next = next_state<A, Dynamics::prototypical>(drive, state, pull, false, false, T(0));
       } else {
         const UnitRule& rule = p_.rules[job.layer];
-        next = next_state<A, Dynamics::energy>(drive, state, pull, rule.gain, rule.clip, dt_);
+        next = next_state<A, Dynamics::energy>(drive, state, pull, rule.gain, rule.clip, static_cast<T>(rule.dt));
       }
     });
     return next;
@@ -246,10 +261,10 @@ class Relaxation {
     else
       with_activation(job.activation(), body);
   }
-  __device__ __forceinline__ T error(const Job& job, int g, int before, T state) const {
+  __device__ __forceinline__ T error(const Job& job, int g, T state) const {
     const T target = jobs.memory.template get<T>(jobs.own(job, g, Own::target));
     if (!jobs.joint()) return unit_error(p_.nudge.loss, target, state);
-    const int logits = before + jobs.layout.states[p_.layers] + Where::row * jobs.sample;
+    const int logits = buffer_of(g, last_) + jobs.layout.states[p_.layers] + Where::row * jobs.sample;
     return sample_error_of(job.units, state, target, [&](int64_t c) {
       const int unit = static_cast<int>(c);
       return jobs.team.template shown<T>(logits + unit / octet * octet_bytes(Samples, bytes) + unit % octet * bytes);
@@ -276,7 +291,6 @@ class Relaxation {
   }
 
   const Problem<T>& p_;
-  const T dt_;
   int half_steps_ = 0, steps_ = 0;
   int last_ = ring - 1, next_ = 0;  // buffers of a group: of the last step, and of this one
   Gate gate_ = Gate::none;          // of this phase

@@ -6,7 +6,7 @@
 // together.
 //
 // A team meets, at every half-step, by a barrier of all its threads, or has mail: then a warp waits for what it reads.
-// States that are far, in global memory, take hundreds of clocks to come.
+// States that are far, in global memory, are copied to the block's memory before they are read.
 #pragma once
 
 #include "lanes.cuh"
@@ -53,6 +53,13 @@ struct Grid {
   __device__ __forceinline__ Number shown(int place) const {
     return get_from_all<Number>(exchange_ + place);
   }
+  // Brings 16 bytes from there to the block's memory. All threads of the block have them after wait_for_brought().
+  __device__ __forceinline__ void bring(int to, int place) const { memory_.bring(to, exchange_ + place); }
+  __device__ __forceinline__ void wait_for_brought(CALLED_FROM) const {
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    cooperative_groups::this_thread_block().sync(CALLER);
+  }
   // The next meeting ends it.
   __device__ __forceinline__ void clear(int place, int bytes) const {
     const int first = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -62,15 +69,6 @@ struct Grid {
   template <class T>
   __device__ __forceinline__ void push(Channel, int, int, unsigned readers, int place, const Four<T>& four) const {
     if (readers && quarter_of(lane_of_thread()) == 0) put_for_all(exchange_ + place, four);
-  }
-
-  // Brings 16 bytes from there to the block's memory; brings() ends what a warp brings together, and afterwards
-  // wait_for_brought() waits for all but the last of it.
-  __device__ __forceinline__ void bring(int to, int place) const { memory_.bring(to, exchange_ + place); }
-  __device__ __forceinline__ void brings() const { __pipeline_commit(); }
-  __device__ __forceinline__ void wait_for_brought() const {
-    __pipeline_wait_prior(1);
-    __syncwarp();
   }
 
  private:

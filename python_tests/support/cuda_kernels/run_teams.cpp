@@ -1,5 +1,5 @@
-// Runs one call of the teams' kernels under the emulation. The seed also decides how many samples a group has, and how
-// many clusters run at once.
+// Runs one call of the teams' kernels under the emulation. The seed also decides how many samples a group has, how many
+// clusters run at once, and whether a grid has little shared memory, so that it copies states part by part.
 #include "../../../csrc/cuda/teams/run.cuh"
 
 #include "../../../csrc/cuda/teams/problem_of.h"
@@ -43,8 +43,14 @@ void plan_and_launch(const Call& call, const Wanted& wanted) {
                      : kind == TeamKind::cluster ? device.cluster_blocks
                                                  : 1;
   if (kind == TeamKind::cluster) options.multiprocessors = static_cast<unsigned>(clusters * blocks);
-  const std::optional<Plan> plan = planning::try_plan(device, shape_of(call), kind, blocks, samples);
+  std::optional<Plan> plan = planning::try_plan(device, shape_of(call), kind, blocks, samples);
   if (!plan) throw std::runtime_error("does not fit");
+  if (kind == TeamKind::grid && options.seed % 2 == 1)
+    for (Device less = device; less.shared_bytes = plan->shared_bytes - 1, less.shared_bytes > 0;) {
+      const auto smaller = planning::try_plan(less, shape_of(call), kind, blocks, samples);
+      if (!smaller || smaller->layout.rounds > plan->layout.rounds) break;
+      plan = smaller;
+    }
   cuda_emulation::DeviceArray<unsigned char> workspace(plan->workspace_bytes);
   const Problem<T> problem = problem_of(call, *plan, workspace.get());
   constexpr int most = most_samples(sizeof(T));
