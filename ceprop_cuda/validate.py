@@ -38,7 +38,9 @@ def check_input(circuit: Circuit, x: Tensor, shape: tuple[int, ...], takes_flat:
 
 
 def check_target(x: Tensor, target: Tensor, classes: int) -> Tensor:
-    """``target`` as ``(B, classes)`` in x's dtype; ValueError or TypeError if it does not fit."""
+    """``target`` as the kernels take it, floats ``(B, classes)`` in x's dtype or class indices as they are; ValueError
+    or TypeError if it does not fit. Whether indices are classes is for those to see who look at them: here that would
+    wait for a GPU."""
     batch = x.shape[0]
 
     def wrong(kind: type[Exception], got: object) -> Exception:
@@ -59,9 +61,15 @@ def check_target(x: Tensor, target: Tensor, classes: int) -> Tensor:
         return target.to(x.dtype)
     if target.dtype != torch.int64:
         raise wrong(TypeError, f"{tuple(target.shape)} {target.dtype}")
-    if target.is_cuda:  # reading a number would wait for the device
-        torch._assert_async(((target >= 0) & (target < classes)).all(), f"class indices must lie in 0 .. {classes - 1}")
-    one_hot = x.new_zeros(batch, classes)
+    return target
+
+
+def dense_target(target: Tensor, like: Tensor, classes: int) -> Tensor:
+    """What :func:`check_target` returns as ``(B, classes)``, in the dtype of ``like``; ValueError if an index is no
+    class, on a GPU an assertion there."""
+    if target.ndim == 2:
+        return target
+    one_hot = like.new_zeros(len(target), classes)
     try:
         return one_hot.scatter_(1, target.unsqueeze(1), 1)
     except RuntimeError:  # scatter_ looks at the indices on the CPU anyway: looking here as well would take longer

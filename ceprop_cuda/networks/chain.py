@@ -68,7 +68,6 @@ def chain_of(model: nn.Sequential, input_shape: tuple[int, ...], readout: bool =
     refuse_shared_parameters(named)
     return Layout(
         modules,
-        len(modules) - 1,
         built([("model", model), *named]),
         chain(len(modules), convolutions, readout),
         flattens_input=isinstance(model[0], nn.Flatten),

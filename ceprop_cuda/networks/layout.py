@@ -28,7 +28,6 @@ class Layout(NamedTuple):
     """The connections of a model and the layers that they join."""
 
     modules: list[nn.Conv2d | nn.Linear]  # of each connection; of a chain a readout comes last
-    answering: int  # the place in ``modules`` of one whose units are the answer's classes
     built: tuple[tuple[str, nn.Module, tuple], ...]  # the model and all modules in it, each with its settings
     structure: Structure
     flattens_input: bool = False  # a leading nn.Flatten takes flat samples as well as shaped ones

@@ -14,7 +14,7 @@ from ..checks import one_of, real_number, shown, tolerance_or_none, whole_number
 from ..choices import Backend, DynamicsKind, EngineName, Feedback, NudgeAt, Precision, Readout, Schedule, chosen, words
 from ..spec import losses, reference
 from ..spec.dynamics import ACTIVATIONS, Circuit, Dynamics, Nudge, energy, phi
-from ..validate import check_input, check_states, check_target
+from ..validate import check_input, check_states, check_target, dense_target
 from .chain import chain_of
 from .graphs import Graph, graph_of
 from .layout import refuse_changes
@@ -109,7 +109,7 @@ class Network(nn.Module):
     @property
     def classes(self) -> int:
         """Number of output units, or of the readout's classes."""
-        return self.weights[self._layout.answering].shape[0]
+        return self.weights[self._layout.structure.answering].shape[0]
 
     @property
     def weights(self) -> list[Tensor]:
@@ -223,7 +223,7 @@ class Network(nn.Module):
             wanted = "a finite number other than 0 when there is a target"
             beta = real_number("beta", beta, lambda value: value != 0, wanted)
             nudge_at, loss = self.nudging_point(nudge_at, loss)
-            nudge = Nudge(self.check_target(circuit, x, target), beta, nudge_at, loss)
+            nudge = Nudge(self.check_nudge_target(circuit, x, target), beta, nudge_at, loss)
         elif not isinstance(beta, Real) or beta != 0:
             raise ValueError(f"beta must be 0 without a target, got {shown(beta)}; pass target= to nudge")
         engine_to_run = engine_for(backend, kernels, circuit, x)
@@ -316,7 +316,11 @@ class Network(nn.Module):
 
     def check_target(self, circuit: Circuit, x: Tensor, target: Tensor) -> Tensor:
         """``target`` as ``(B, classes)`` in x's dtype; ValueError or TypeError if it does not fit."""
-        return check_target(x, target, circuit.weights[self._layout.answering].shape[0])
+        return dense_target(self.check_nudge_target(circuit, x, target), x, circuit.classes)
+
+    def check_nudge_target(self, circuit: Circuit, x: Tensor, target: Tensor) -> Tensor:
+        """``target`` for a :class:`Nudge` of an engine; as :meth:`check_target`, but class indices stay as they are."""
+        return check_target(x, target, circuit.classes)
 
     def extra_repr(self) -> str:
         d = self.dynamics

@@ -115,6 +115,11 @@ class Circuit:
         """The layer that is nudged: the output layer, or the one that the readout reads."""
         return self.structure.output
 
+    @property
+    def classes(self) -> int:
+        """The number of output units, or of the readout's classes."""
+        return self.weights[self.structure.answering].shape[0]
+
     def feedback(self, connection: int) -> Tensor:
         """What carries the layer above an inner ``connection`` back to the one below: W[e] when tied, else V[e]."""
         if self.free_feedback is None:
@@ -141,7 +146,8 @@ class Circuit:
 
 @dataclass(frozen=True)
 class Nudge:
-    """A pull of the output towards ``target`` ``(B, classes)`` of strength ``beta``."""
+    """A pull of the output towards ``target`` ``(B, classes)`` of strength ``beta``; the kernels take class indices
+    ``(B,)`` as well."""
 
     target: Tensor
     beta: float
