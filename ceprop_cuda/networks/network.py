@@ -17,7 +17,7 @@ from ..spec.dynamics import ACTIVATIONS, Circuit, Dynamics, Nudge, energy, phi
 from ..validate import check_input, check_states, check_target, dense_target
 from .chain import chain_of
 from .graphs import Graph, graph_of
-from .layout import refuse_changes
+from .layout import parameter_of, refuse_changes
 
 BACKENDS, PRECISIONS, ENGINES = words(Backend), words(Precision), words(EngineName)
 
@@ -139,8 +139,8 @@ class Network(nn.Module):
         if not torch.compiler.is_compiling():
             refuse_changes(self.model, layout)
         free = None if self.free_feedback is None else list(self.free_feedback)
-        weights: list[Tensor] = [module.weight for module in layout.modules]
-        biases = [module.bias for module in layout.modules]
+        weights = [parameter_of(module, "weight") for module in layout.modules]
+        biases = [parameter_of(module, "bias") for module in layout.modules]
         return Circuit(weights, biases, free, self.dynamics, layout.structure)
 
     def relax(

@@ -325,6 +325,8 @@ def resting_states(circuit: Circuit, x: Tensor) -> list[Tensor]:
 
 def state_shapes(circuit: Circuit, size: Sequence[int]) -> list[tuple[int, ...]]:
     """The shape of one sample's state in each layer, above inputs of this height and width, if they have any."""
+    if circuit.structure.is_chain and not circuit.structure.convolutions:
+        return [(w.shape[0],) for w in circuit.weights[: circuit.layers]]
     shapes: dict[int, tuple[int, ...]] = {INPUT: (0, *size)}  # of however many channels
     while len(shapes) <= circuit.layers:
         for (below, above, made), weight in zip(circuit.connections, circuit.weights, strict=False):

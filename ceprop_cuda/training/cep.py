@@ -147,8 +147,8 @@ class CEP(NudgedRule):
         learned = [] if engine.stores_only_finite else ran.circuit.parameters()
         result = self.nudged_result(nudge, ran)
         refuse_not_finite(self.net.layers, circuit, x, result, learned)
-        for p, moved in zip(circuit.parameters(), ran.circuit.parameters(), strict=True):
-            if moved is not p:  # the reference returns new tensors, the kernels write in place
+        if ran.circuit is not circuit:  # the reference returns new tensors, the kernels write in place
+            for p, moved in zip(circuit.parameters(), ran.circuit.parameters(), strict=True):
                 p.copy_(moved)
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # or schedulers warn that it has made no step
         return result

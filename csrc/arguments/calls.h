@@ -197,7 +197,7 @@ inline void describe_learning(LearnCall<T>& call, const Tensor& x, const Tensor&
 }
 
 struct Named {
-  std::string name;
+  Name name;
   Tensor tensor;
 };
 
