@@ -14,6 +14,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,8 @@ def relax(
     engine: str = "auto",
 ) -> Relaxed:
     """See :func:`ceprop_cuda.spec.reference.relax`; ``precision`` as for :class:`ceprop_cuda.EP`."""
-    after, steps_used = _op("relax")(
+    after, steps_used = _call(
+        "relax",
         *_tensors(circuit, x),
         list(states or []),
         None if nudge is None else nudge.target,
@@ -200,7 +202,8 @@ def ep_step(
     engine: str = "auto",
 ) -> EPResult:
     """See :func:`ceprop_cuda.spec.reference.ep_step`; ``precision`` as for :class:`ceprop_cuda.EP`."""
-    of_weights, of_biases, of_feedback, free, nudged, steps_used = _op("ep_step")(
+    of_weights, of_biases, of_feedback, free, nudged, steps_used = _call(
+        "ep_step",
         *_tensors(circuit, x),
         nudge.target,
         free_steps=free_steps,
@@ -246,7 +249,8 @@ def cep_step(
     new = new_states if torch.compiler.is_compiling() else _C.new_states
     states = new(x, shapes, 2 + symmetric)
     free, nudged = states[: len(shapes)], states[len(shapes) :]
-    steps_used = _op("cep_step")(
+    steps_used = _call(
+        "cep_step",
         *_tensors(circuit, x),
         nudge.target,
         free,
@@ -336,10 +340,21 @@ def _pool_letters(made: Sequence[Convolution | None]) -> str:
     return "".join(DENSE if c is None else letters[c.pool] for c in made)
 
 
-def _op(name: str) -> Any:
-    """The op of this name: for torch.compile that of ``torch.ops``, else the library's own way to it, see
+# By op, its settings in the order of its schema.
+_SETTINGS = {
+    name: itemgetter(
+        *(each.name for each in getattr(torch.ops.ceprop_cuda, name).default._schema.arguments if each.kwarg_only)
+    )
+    for name in ("relax", "ep_step", "cep_step")
+}
+
+
+def _call(name: str, *tensors: Any, **settings: Any) -> Any:
+    """The op of this name: for torch.compile that of ``torch.ops``, else by the library's own way to it, see
     ``csrc/eager_ops.cpp``."""
-    return getattr(torch.ops.ceprop_cuda if torch.compiler.is_compiling() else _C, name)
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.ceprop_cuda, name)(*tensors, **settings)
+    return getattr(_C, name)(*tensors, *_SETTINGS[name](settings))
 
 
 def _nudge(nudge: Nudge) -> dict[str, Any]:

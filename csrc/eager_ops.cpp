@@ -1,4 +1,4 @@
-// The ops for Python that runs at once: torch.ops.ceprop_cuda, with the arguments of the schemas, all of them given.
+// The ops for Python that runs at once: torch.ops.ceprop_cuda, with all arguments of the schemas, by their places.
 // They go through torch's dispatcher, but past what torch does with arguments that may be of any type, and past the
 // Python code that refuses gradients for torch.compile: each takes longer than a small network's call.
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -7,6 +7,7 @@
 
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "arguments/refuse_gradients.h"
@@ -38,45 +39,34 @@ void add(Lists& all, const std::tuple<Results...>& results) {
   std::apply([&](const Results&... result) { (add(all, result), ...); }, results);
 }
 
-template <class Signature>
-struct Op;
 template <class Result, class... Arguments>
-struct Op<Result(Arguments...)> {
-  static void bind(pybind11::module_& module, const std::string& name) {
-    bind(module, name, std::index_sequence_for<Arguments...>());
-  }
-
- private:
-  template <size_t... index>
-  static void bind(pybind11::module_& module, const std::string& name, std::index_sequence<index...>) {
-    const auto op = c10::Dispatcher::singleton()
-                        .findSchemaOrThrow(("ceprop_cuda::" + name).c_str(), "")
-                        .typed<Result(Arguments...)>();
-    const auto call = [op](const typename Held<Arguments>::type&... arguments) {
-      const pybind11::gil_scoped_release release;
-      Result result = [&] {
-        const at::AutoDispatchBelowAutograd below_autograd;
-        return op.call(arguments...);
-      }();
-      if (!at::GradMode::is_enabled()) return result;
-      Lists inputs, outputs;
-      (add(inputs, arguments), ...);
-      add(outputs, result);
-      std::erase_if(outputs, [](const Tensor& one) { return !one.is_floating_point(); });
-      if (std::any_of(inputs.begin(), inputs.end(), [](const Tensor& one) { return one.requires_grad(); }))
-        refuse_gradients(outputs, inputs);
-      return result;
-    };
-    module.def(name.c_str(), call, pybind11::arg(op.schema().arguments()[index].name().c_str())...);
-  }
-};
+void define(pybind11::module_& module, const std::string& name, std::type_identity<Result(Arguments...)>) {
+  const auto op = c10::Dispatcher::singleton()
+                      .findSchemaOrThrow(("ceprop_cuda::" + name).c_str(), "")
+                      .typed<Result(Arguments...)>();
+  module.def(name.c_str(), [op](const typename Held<Arguments>::type&... arguments) {
+    const pybind11::gil_scoped_release release;
+    Result result = [&] {
+      const at::AutoDispatchBelowAutograd below_autograd;
+      return op.call(arguments...);
+    }();
+    if (!at::GradMode::is_enabled()) return result;
+    Lists inputs, outputs;
+    (add(inputs, arguments), ...);
+    add(outputs, result);
+    std::erase_if(outputs, [](const Tensor& one) { return !one.is_floating_point(); });
+    if (std::any_of(inputs.begin(), inputs.end(), [](const Tensor& one) { return one.requires_grad(); }))
+      refuse_gradients(outputs, inputs);
+    return result;
+  });
+}
 
 }  // namespace
 
 void bind_eager_ops(pybind11::module_& module) {
-  Op<decltype(relax_op<void>)>::bind(module, "relax");
-  Op<decltype(ep_step_op<void>)>::bind(module, "ep_step");
-  Op<decltype(cep_step_op<void>)>::bind(module, "cep_step");
+  define(module, "relax", std::type_identity<decltype(relax_op<void>)>());
+  define(module, "ep_step", std::type_identity<decltype(ep_step_op<void>)>());
+  define(module, "cep_step", std::type_identity<decltype(cep_step_op<void>)>());
   module.def(
       "new_states",
       [](const Tensor& x, const std::vector<std::vector<int64_t>>& shapes, int phases) {

@@ -30,8 +30,8 @@ class Layout(NamedTuple):
     modules: list[nn.Conv2d | nn.Linear]  # of each connection; of a chain a readout comes last
     built: tuple[tuple[str, nn.Module, tuple], ...]  # the model and all modules in it, each with its settings
     structure: Structure
+    names: tuple[str, ...]  # of the layers
     flattens_input: bool = False  # a leading nn.Flatten takes flat samples as well as shaped ones
-    names: tuple[str, ...] | None = None  # of a graph's layers
 
 
 def built(named: Iterable[tuple[str, nn.Module]]) -> tuple[tuple[str, nn.Module, tuple], ...]:

@@ -104,7 +104,7 @@ class Network(nn.Module):
     def layers(self) -> list[str]:
         """The names of the layers with states, in the order of the states: of a chain "0", "1", ..., input side first;
         of a graph as they first appear in its connections. A readout is none."""
-        return list(self._layout.names or map(str, range(self._layout.structure.layers)))
+        return list(self._layout.names)
 
     @property
     def classes(self) -> int:
@@ -115,12 +115,12 @@ class Network(nn.Module):
     def weights(self) -> list[Tensor]:
         """W[e] ``(n_above, n_below)``, of a convolution ``(n_above, n_below, kernel height, width)``, by connection: of
         a chain the input side first, with a readout R ``(classes, n)`` last; of a graph in the order given."""
-        return [module.weight for module in self._layout.modules]
+        return [parameter_of(module, "weight") for module in self._layout.modules]
 
     @property
     def biases(self) -> list[Tensor | None]:
         """b[e] ``(n_above,)`` by connection, as the weights; None where the module has no bias."""
-        return [module.bias for module in self._layout.modules]
+        return [parameter_of(module, "bias") for module in self._layout.modules]
 
     @property
     def feedback(self) -> list[Tensor | None]:
@@ -139,9 +139,7 @@ class Network(nn.Module):
         if not torch.compiler.is_compiling():
             refuse_changes(self.model, layout)
         free = None if self.free_feedback is None else list(self.free_feedback)
-        weights = [parameter_of(module, "weight") for module in layout.modules]
-        biases = [parameter_of(module, "bias") for module in layout.modules]
-        return Circuit(weights, biases, free, self.dynamics, layout.structure)
+        return Circuit(self.weights, self.biases, free, self.dynamics, layout.structure)
 
     def relax(
         self,
