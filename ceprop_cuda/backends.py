@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ from .messages import say
 from .spec import reference
 from .spec.dynamics import Circuit, Nudge
 from .spec.reference import CEPResult, EPResult, Relaxed
+from .validate import dense_target
 
 
 def exact(x: Tensor) -> AbstractContextManager[object]:
@@ -70,6 +72,11 @@ class Engine(Protocol):
     ) -> CEPResult: ...
 
 
+def _dense(nudge: Nudge, circuit: Circuit, x: Tensor) -> Nudge:
+    """``nudge`` as the reference takes it."""
+    return replace(nudge, target=dense_target(nudge.target, x, circuit.classes))
+
+
 class Reference:
     """The specification as an engine: it takes everything."""
 
@@ -79,14 +86,16 @@ class Reference:
         return None
 
     def relax(self, circuit: Circuit, x: Tensor, steps: int, **settings: Any) -> Relaxed:
+        if settings.get("nudge") is not None:
+            settings["nudge"] = _dense(settings["nudge"], circuit, x)
         return reference.relax(circuit, x, steps, **settings)
 
     def ep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> EPResult:
-        return reference.ep_step(circuit, x, nudge, **settings)
+        return reference.ep_step(circuit, x, _dense(nudge, circuit, x), **settings)
 
     def cep_step(self, circuit: Circuit, x: Tensor, nudge: Nudge, **settings: Any) -> CEPResult:
         ops.check_writable(circuit)  # as the kernels do
-        return reference.cep_step(circuit, x, nudge, **settings)
+        return reference.cep_step(circuit, x, _dense(nudge, circuit, x), **settings)
 
 
 class Kernels(NamedTuple):

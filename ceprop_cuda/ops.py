@@ -14,6 +14,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ except ImportError as error:
 from .spec.connections import POOLS_BY_LETTER, Convolution, Structure
 from .spec.dynamics import Circuit, Nudge, logits, state_shapes
 from .spec.reference import CEPResult, EPResult, PerParameter, Relaxed
-from .tracing import DENSE, flat, new_states
+from .tracing import DENSE, new_states
 
 
 def build_info() -> dict[str, str]:
@@ -55,11 +56,12 @@ def obstacle(
         return "transforms of torch.func and forward-mode derivatives do not reach into the fused kernels"
     if x.dtype not in (torch.float32, torch.float64):
         return f"the fused kernels take float32 and float64, got {x.dtype}"
-    if x.device.type == "cuda" and not hasattr(_C, "cuda_device"):
+    device = x.device.type
+    if device == "cuda" and not hasattr(_C, "cuda_device"):
         return "this library was built without CUDA"
-    if x.device.type not in ("cpu", "cuda"):
-        return f"there is no fused kernel for device type {x.device.type!r}"
-    if x.device.type == "cpu" and precision != "exact":
+    if device not in ("cpu", "cuda"):
+        return f"there is no fused kernel for device type {device!r}"
+    if device == "cpu" and precision != "exact":
         return f"precision={precision!r} is CUDA's, got a tensor on the CPU"
     if engine == "teams":
         reason = _team_obstacle(circuit, x, precision)
@@ -67,7 +69,7 @@ def obstacle(
     if engine == "fused":
         reason = _fused_obstacle(circuit, x, gate)
         return None if reason is None else f"engine='fused' is for the fused kernels of a CPU, and {reason}"
-    if x.device.type == "cuda" and precision == "tf32":
+    if device == "cuda" and precision == "tf32":
         return _tf32_obstacle(x)
     return None
 
@@ -168,7 +170,7 @@ def relax(
 ) -> Relaxed:
     """See :func:`ceprop_cuda.spec.reference.relax`; ``precision`` as for :class:`ceprop_cuda.EP`."""
     after, steps_used = _call(
-        torch.ops.ceprop_cuda.relax,
+        "relax",
         *_tensors(circuit, x),
         list(states or []),
         None if nudge is None else nudge.target,
@@ -201,7 +203,7 @@ def ep_step(
 ) -> EPResult:
     """See :func:`ceprop_cuda.spec.reference.ep_step`; ``precision`` as for :class:`ceprop_cuda.EP`."""
     of_weights, of_biases, of_feedback, free, nudged, steps_used = _call(
-        torch.ops.ceprop_cuda.ep_step,
+        "ep_step",
         *_tensors(circuit, x),
         nudge.target,
         free_steps=free_steps,
@@ -244,8 +246,11 @@ def cep_step(
     """
     before = _with_own_readout(circuit)
     shapes = state_shapes(circuit, x.shape[2:])
-    free, nudged = new_states(x, shapes), new_states(x, shapes, 1 + symmetric)
-    steps_used = torch.ops.ceprop_cuda.cep_step(
+    new = new_states if torch.compiler.is_compiling() else _C.new_states
+    states = new(x, shapes, 2 + symmetric)
+    free, nudged = states[: len(shapes)], states[len(shapes) :]
+    steps_used = _call(
+        "cep_step",
         *_tensors(circuit, x),
         nudge.target,
         free,
@@ -287,8 +292,8 @@ def _with_own_readout(circuit: Circuit) -> Circuit:
 
 
 def _tensors(circuit: Circuit, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    none = x.new_empty(0)
-    return x, circuit.weights, [none if b is None else b for b in circuit.biases], circuit.free_feedback or []
+    biases = [x.new_empty(0) if b is None else b for b in circuit.biases]
+    return x, circuit.weights, biases, circuit.free_feedback or []
 
 
 def _dynamics(circuit: Circuit) -> dict[str, Any]:
@@ -306,23 +311,27 @@ def _dynamics(circuit: Circuit) -> dict[str, Any]:
     }
 
 
+DENSE_CHAIN = {"strides": (), "paddings": (), "pools": "", "windows": (), "joined": (), "turns": ()}
+
+
 def _structure(structure: Structure) -> dict[str, Any]:
-    """How layers are joined, as the ops take it; nothing of a chain of dense layers."""
-    settings: dict[str, Any] = {}
+    """How layers are joined, as the ops take it."""
+    settings: dict[str, Any] = dict(DENSE_CHAIN)
     if not structure.is_chain:
         settings["joined"] = [layer for c in structure.moving for layer in (c.below, c.above)]
     if structure.turns is not None:
         turn_of = {layer: turn for turn, layers in enumerate(structure.turns) for layer in layers}
         settings["turns"] = [turn_of[layer] for layer in range(structure.layers)]
+    if not structure.convolutions:
+        return settings
     made = [c.convolution for c in structure.moving]
     while made and made[-1] is None:
         made.pop()
-    if made:
-        shown = [c or Convolution() for c in made]
-        settings["strides"] = [number for c in shown for number in c.stride]
-        settings["paddings"] = [number for c in shown for number in c.padding]
-        settings["pools"] = _pool_letters(made)
-        settings["windows"] = [number for c in shown for number in c.window]
+    shown = [c or Convolution() for c in made]
+    settings["strides"] = [number for c in shown for number in c.stride]
+    settings["paddings"] = [number for c in shown for number in c.padding]
+    settings["pools"] = _pool_letters(made)
+    settings["windows"] = [number for c in shown for number in c.window]
     return settings
 
 
@@ -331,16 +340,21 @@ def _pool_letters(made: Sequence[Convolution | None]) -> str:
     return "".join(DENSE if c is None else letters[c.pool] for c in made)
 
 
-def _call(op: Any, *args: Any, **settings: Any) -> Any:
-    """``op(...)``; but for torch.compile past the Python code that refuses gradients, which takes several times as long
-    as a small network's call."""
+# By op, its settings in the order of its schema.
+_SETTINGS = {
+    name: itemgetter(
+        *(each.name for each in getattr(torch.ops.ceprop_cuda, name).default._schema.arguments if each.kwarg_only)
+    )
+    for name in ("relax", "ep_step", "cep_step")
+}
+
+
+def _call(name: str, *tensors: Any, **settings: Any) -> Any:
+    """The op of this name: for torch.compile that of ``torch.ops``, else by the library's own way to it, see
+    ``csrc/eager_ops.cpp``."""
     if torch.compiler.is_compiling():
-        return op(*args, **settings)
-    with torch._C._AutoDispatchBelowAutograd():
-        result = op(*args, **settings)
-    if torch.is_grad_enabled():
-        _C.refuse_gradients([tensor for tensor in flat(result) if tensor.is_floating_point()], flat(args))
-    return result
+        return getattr(torch.ops.ceprop_cuda, name)(*tensors, **settings)
+    return getattr(_C, name)(*tensors, *_SETTINGS[name](settings))
 
 
 def _nudge(nudge: Nudge) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .spec import reference
 from .spec.dynamics import Circuit
+from .validate import dense_target
 
 
 class Diverged(RuntimeError):
@@ -21,13 +22,25 @@ class NotStored(Diverged):
     """A rule has stored nothing of a step, as its numbers are not finite."""
 
 
+class _DenseWhenAsked:
+    """A target that may be given as class indices: a small network's step takes little longer than making it dense."""
+
+    def __get__(self, result: StepResult, owner: type | None = None) -> Tensor:
+        given = vars(result)
+        given["target"] = dense_target(given["target"], result.output, result.output.shape[1])
+        return given["target"]
+
+    def __set__(self, result: StepResult, target: Tensor) -> None:
+        vars(result)["target"] = target
+
+
 @dataclass
 class StepResult:
     """What one call of a rule saw. ``output`` ``(B, classes)`` is the free phase's output units or logits, ``target``
-    ``(B, classes)`` what they should be; states are lists in the order of the network's ``layers``, of ``(B, n_l)`` or,
-    of convolutions, ``(B, C, H, W)`` after the pooling; ``steps`` int64 holds the number of steps made in each phase
-    that was run, in order: free, +beta (random_sign: its sign), and when symmetric -beta, before it continual EP's way
-    back."""
+    ``(B, classes)`` what they should be, of class indices made when first asked for; states are lists in the order of
+    the network's ``layers``, of ``(B, n_l)`` or, of convolutions, ``(B, C, H, W)`` after the pooling; ``steps`` int64
+    holds the number of steps made in each phase that was run, in order: free, +beta (random_sign: its sign), and when
+    symmetric -beta, before it continual EP's way back."""
 
     loss_kind: str  # "mse" or "cross_entropy"
     target: Tensor
@@ -44,12 +57,14 @@ class StepResult:
         return reference.loss(self.output, self.target, self.loss_kind)
 
 
+StepResult.target = _DenseWhenAsked()  # type: ignore[assignment]
+
+
 def refuse_not_finite(
     layers: Sequence[str],
     circuit: Circuit,
     x: Tensor,
-    target: Tensor,
-    ran: reference.EPResult | reference.CEPResult | reference.BPTTResult,
+    out: StepResult,
     learned: Sequence[Tensor] = (),
 ) -> None:
     """Raise NotStored, naming what it is, if a step's numbers are not finite. ``layers``: the names of those of
@@ -58,20 +73,18 @@ def refuse_not_finite(
 
     On a GPU their answer would have to be waited for; a Trainer asks for that of some batches at once."""
     if learned:
-        is_fine = all(is_finite(tensor) for tensor in (x, target, *circuit.parameters(), *ran.free_states, *learned))
+        seen = (x, out.target, *circuit.parameters(), *out.free_states, *learned)
+        is_fine = all(is_finite(tensor) for tensor in seen)
     else:
-        assert not isinstance(ran, reference.BPTTResult)
-        is_fine = ran.steps.is_cuda or ran.steps.tolist()[0] >= 0
+        is_fine = out.steps.is_cuda or out.steps.tolist()[0] >= 0
     if not is_fine:
-        nudged = [] if isinstance(ran, reference.BPTTResult) else ran.nudged_states
-        raise NotStored(what_is_not_finite(layers, circuit, x, target, [ran.free_states, *nudged]))
+        raise NotStored(what_is_not_finite(layers, circuit, x, out))
 
 
-def what_is_not_finite(
-    layers: Sequence[str], circuit: Circuit, x: Tensor, target: Tensor, phases: Sequence[Sequence[Tensor]]
-) -> str:
-    """What makes a step's numbers too large, in words. ``phases``: the states at the end of each."""
-    for name, given in (("the inputs hold", x), ("the target holds", target)):
+def what_is_not_finite(layers: Sequence[str], circuit: Circuit, x: Tensor, out: StepResult) -> str:
+    """What makes a step's numbers too large, in words."""
+    phases = [phase for phase in (out.free_states, out.nudged_states, out.nudged_minus_states) if phase]
+    for name, given in (("the inputs hold", x), ("the target holds", out.target)):
         if not given.isfinite().all():
             return f"{name} NaN or infinite values"
         if not is_finite(given):

@@ -20,9 +20,8 @@ def check_input(circuit: Circuit, x: Tensor, shape: tuple[int, ...], takes_flat:
         raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
     if x.layout != torch.strided:
         raise TypeError(f"x must be a dense tensor, got one of layout {x.layout}: give x.to_dense()")
-    is_flat_on_one_side = takes_flat and (x.ndim == 2 or len(shape) == 1)
-    fits = tuple(x.shape[1:]) == shape or (
-        is_flat_on_one_side and x.ndim >= 2 and math.prod(x.shape[1:]) == weight.shape[1]
+    fits = x.shape[1:] == shape or (
+        takes_flat and (x.ndim == 2 or len(shape) == 1) and x.ndim >= 2 and math.prod(x.shape[1:]) == weight.shape[1]
     )
     if not fits or x.shape[0] < 1:
         wanted = ", ".join(map(str, shape))
@@ -31,14 +30,17 @@ def check_input(circuit: Circuit, x: Tensor, shape: tuple[int, ...], takes_flat:
         raise TypeError(f"x must be {weight.dtype} like the network's weights, got {x.dtype}")
     if x.device != weight.device:
         raise ValueError(f"x must be on {weight.device} like the network's weights, got {x.device}")
-    odd = next((p for p in circuit.parameters() if p.dtype != x.dtype or p.device != x.device), None)
-    if odd is not None:
-        raise TypeError(f"all parameters must be {x.dtype} on {x.device}, got one of {odd.dtype} on {odd.device}")
-    return x if circuit.structure.convolutions else x.flatten(1)
+    dtype, device = x.dtype, x.device
+    for p in circuit.parameters():
+        if p.dtype != dtype or p.device != device:
+            raise TypeError(f"all parameters must be {dtype} on {device}, got one of {p.dtype} on {p.device}")
+    return x if x.ndim == 2 or circuit.structure.convolutions else x.flatten(1)
 
 
 def check_target(x: Tensor, target: Tensor, classes: int) -> Tensor:
-    """``target`` as ``(B, classes)`` in x's dtype; ValueError or TypeError if it does not fit."""
+    """``target`` as the kernels take it, floats ``(B, classes)`` in x's dtype or class indices as they are; ValueError
+    or TypeError if it does not fit. Whether indices are classes is for those to see who look at them: here that would
+    wait for a GPU."""
     batch = x.shape[0]
 
     def wrong(kind: type[Exception], got: object) -> Exception:
@@ -59,9 +61,15 @@ def check_target(x: Tensor, target: Tensor, classes: int) -> Tensor:
         return target.to(x.dtype)
     if target.dtype != torch.int64:
         raise wrong(TypeError, f"{tuple(target.shape)} {target.dtype}")
-    if target.is_cuda:  # reading a number would wait for the device
-        torch._assert_async(((target >= 0) & (target < classes)).all(), f"class indices must lie in 0 .. {classes - 1}")
-    one_hot = x.new_zeros(batch, classes)
+    return target
+
+
+def dense_target(target: Tensor, like: Tensor, classes: int) -> Tensor:
+    """What :func:`check_target` returns as ``(B, classes)``, in the dtype of ``like``; ValueError if an index is no
+    class, on a GPU an assertion there."""
+    if target.ndim == 2:
+        return target
+    one_hot = like.new_zeros(len(target), classes)
     try:
         return one_hot.scatter_(1, target.unsqueeze(1), 1)
     except RuntimeError:  # scatter_ looks at the indices on the CPU anyway: looking here as well would take longer

@@ -13,11 +13,14 @@
 #include "cuda/build_facts.h"
 #include "cuda/devices.h"
 #endif
-#include "arguments/refuse_gradients.h"
 #include "cuda/teams/plan.h"
 #include "model/chain.h"
 #include "model/costs.h"
 #include "model/learning.h"
+
+namespace ceprop {
+void bind_eager_ops(pybind11::module_& module);  // of eager_ops.cpp
+}
 
 namespace {
 
@@ -182,8 +185,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       py::arg("weights"), py::arg("biases"), py::arg("feedback_weights"),
       "ValueError if parameters that are to be changed in place share memory, as cep_step has it.");
   m.def("allowed_threads", &ceprop::allowed_threads, "CPUs that this process may use at once.");
-  m.def("refuse_gradients", &ceprop::refuse_gradients, py::arg("outputs"), py::arg("inputs"),
-        "Where one of the inputs requires grad, a backward through one of the outputs is an error.");
+  ceprop::bind_eager_ops(m);
   m.def("step_costs", &step_costs, py::kw_only(), py::arg("widths"), py::arg("readout"), py::arg("free_feedback"),
         py::arg("asynchronous"), py::arg("symmetric"), py::arg("accumulate"), py::arg("shared_update"),
         py::arg("weight_decay"), py::arg("literal_input"), py::arg("batch"), py::arg("free_steps"),

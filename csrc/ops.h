@@ -2,7 +2,7 @@
 //
 // A Device serves one call. It is built from x and the precision and the engine asked for, which it may refuse, and has
 //   new_steps(phases)               returns where phases note how many steps they took, int64 [phases]
-//   one_hot(target, x, classes)     returns class indices [B] as floats [B, classes]
+//   target_of(labels, x, classes)   returns class indices [B] as they are, or as floats [B, classes]
 //   run(call)                       runs a RelaxCall, EpCall or CepCall
 //   clear_unless_finite(steps, gradients)  sets gradients to zero if the steps say that they are not finite
 #pragma once
@@ -51,8 +51,7 @@ std::tuple<Lists, Tensor> relax_op(const Tensor& x, TensorList weights, TensorLi
     const Tensor dense_x = x.contiguous();
     RelaxCall<scalar_t> call;
     call.network = describe_network(weights, biases, feedback_weights, settings, shape, parameters);
-    call.batch = {x.size(0), dense_x.const_data_ptr<scalar_t>(),
-                  dense_target ? dense_target->const_data_ptr<scalar_t>() : nullptr};
+    call.batch = batch_of<scalar_t>(dense_x, dense_target ? &*dense_target : nullptr);
     call.nudge = nudge;
     call.steps = static_cast<int>(steps);
     call.stop = stop;

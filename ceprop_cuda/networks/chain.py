@@ -66,10 +66,11 @@ def chain_of(model: nn.Sequential, input_shape: tuple[int, ...], readout: bool =
         raise ValueError("readout='softmax' needs a layer below the readout, got a model with 1 Linear")
     refuse_hooks(model, "model")
     refuse_shared_parameters(named)
+    structure = chain(len(modules), convolutions, readout)
     return Layout(
         modules,
-        len(modules) - 1,
         built([("model", model), *named]),
-        chain(len(modules), convolutions, readout),
+        structure,
+        tuple(map(str, range(structure.layers))),
         flattens_input=isinstance(model[0], nn.Flatten),
     )

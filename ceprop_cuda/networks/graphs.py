@@ -110,7 +110,6 @@ def graph_of(model: Graph, input_shape: Shape) -> Layout:
         structure = of_chain  # which says that it is one
     return Layout(
         [module for _, module in named],
-        next(place for place, (_, above) in enumerate(model.ends) if above == model.output),
         built([("model", model), *_all_parts(model)]),
         structure,
         names=model.layers,

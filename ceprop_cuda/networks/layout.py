@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -28,11 +28,10 @@ class Layout(NamedTuple):
     """The connections of a model and the layers that they join."""
 
     modules: list[nn.Conv2d | nn.Linear]  # of each connection; of a chain a readout comes last
-    answering: int  # the place in ``modules`` of one whose units are the answer's classes
     built: tuple[tuple[str, nn.Module, tuple], ...]  # the model and all modules in it, each with its settings
     structure: Structure
+    names: tuple[str, ...]  # of the layers
     flattens_input: bool = False  # a leading nn.Flatten takes flat samples as well as shaped ones
-    names: tuple[str, ...] | None = None  # of a graph's layers
 
 
 def built(named: Iterable[tuple[str, nn.Module]]) -> tuple[tuple[str, nn.Module, tuple], ...]:
@@ -56,8 +55,7 @@ def refuse_changes(model: nn.Module, layout: Layout) -> None:
                 "which learning rules know nothing: remove it"
             )
         refuse_hooks(module, where)
-        now = tuple([getattr(module, name) for name in names])
-        if now != settings:
+        if names and (now := tuple([getattr(module, name) for name in names])) != settings:
             changed = [f"{n} = {a}, was {b}" for n, a, b in zip(names, now, settings, strict=True) if a != b]
             raise TypeError(
                 f"{where} was changed after the Network was made ({', '.join(changed)}): make a new Network"
@@ -67,6 +65,12 @@ def refuse_changes(model: nn.Module, layout: Layout) -> None:
             f"model had {len(layout.built) - 1} modules when the Network was made, now it has {len(modules) - 1}: make "
             "a new Network of the new model"
         )
+
+
+def parameter_of(module: nn.Module, name: str) -> Any:
+    """What ``getattr`` gives, past the Python code of nn.Module, which takes several times as long."""
+    own = module._parameters
+    return own[name] if name in own else getattr(module, name)
 
 
 def _parts(model: nn.Module) -> list[nn.Module]:
@@ -82,10 +86,9 @@ def _parts(model: nn.Module) -> list[nn.Module]:
 
 def refuse_hooks(module: nn.Module, where: str) -> None:
     facts = module.__dict__
-    for name in HOOKS:
-        if facts[name]:
-            kind = name.strip("_").replace("_", " ")
-            raise TypeError(f"{where} has {kind}, which a Network would never run: remove them")
+    if any(map(facts.__getitem__, HOOKS)):
+        kind = next(filter(facts.__getitem__, HOOKS)).strip("_").replace("_", " ")
+        raise TypeError(f"{where} has {kind}, which a Network would never run: remove them")
     if "forward" in facts:
         raise TypeError(f"{where} has a forward of its own, which a Network would never run: remove it")
 

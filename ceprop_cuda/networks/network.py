@@ -14,10 +14,10 @@ from ..checks import one_of, real_number, shown, tolerance_or_none, whole_number
 from ..choices import Backend, DynamicsKind, EngineName, Feedback, NudgeAt, Precision, Readout, Schedule, chosen, words
 from ..spec import losses, reference
 from ..spec.dynamics import ACTIVATIONS, Circuit, Dynamics, Nudge, energy, phi
-from ..validate import check_input, check_states, check_target
+from ..validate import check_input, check_states, check_target, dense_target
 from .chain import chain_of
 from .graphs import Graph, graph_of
-from .layout import refuse_changes
+from .layout import parameter_of, refuse_changes
 
 BACKENDS, PRECISIONS, ENGINES = words(Backend), words(Precision), words(EngineName)
 
@@ -104,23 +104,23 @@ class Network(nn.Module):
     def layers(self) -> list[str]:
         """The names of the layers with states, in the order of the states: of a chain "0", "1", ..., input side first;
         of a graph as they first appear in its connections. A readout is none."""
-        return list(self._layout.names or map(str, range(self._layout.structure.layers)))
+        return list(self._layout.names)
 
     @property
     def classes(self) -> int:
         """Number of output units, or of the readout's classes."""
-        return self.weights[self._layout.answering].shape[0]
+        return self.weights[self._layout.structure.answering].shape[0]
 
     @property
     def weights(self) -> list[Tensor]:
         """W[e] ``(n_above, n_below)``, of a convolution ``(n_above, n_below, kernel height, width)``, by connection: of
         a chain the input side first, with a readout R ``(classes, n)`` last; of a graph in the order given."""
-        return [module.weight for module in self._layout.modules]
+        return [parameter_of(module, "weight") for module in self._layout.modules]
 
     @property
     def biases(self) -> list[Tensor | None]:
         """b[e] ``(n_above,)`` by connection, as the weights; None where the module has no bias."""
-        return [module.bias for module in self._layout.modules]
+        return [parameter_of(module, "bias") for module in self._layout.modules]
 
     @property
     def feedback(self) -> list[Tensor | None]:
@@ -139,9 +139,7 @@ class Network(nn.Module):
         if not torch.compiler.is_compiling():
             refuse_changes(self.model, layout)
         free = None if self.free_feedback is None else list(self.free_feedback)
-        weights: list[Tensor] = [module.weight for module in layout.modules]
-        biases = [module.bias for module in layout.modules]
-        return Circuit(weights, biases, free, self.dynamics, layout.structure)
+        return Circuit(self.weights, self.biases, free, self.dynamics, layout.structure)
 
     def relax(
         self,
@@ -223,7 +221,7 @@ class Network(nn.Module):
             wanted = "a finite number other than 0 when there is a target"
             beta = real_number("beta", beta, lambda value: value != 0, wanted)
             nudge_at, loss = self.nudging_point(nudge_at, loss)
-            nudge = Nudge(self.check_target(circuit, x, target), beta, nudge_at, loss)
+            nudge = Nudge(self.check_nudge_target(circuit, x, target), beta, nudge_at, loss)
         elif not isinstance(beta, Real) or beta != 0:
             raise ValueError(f"beta must be 0 without a target, got {shown(beta)}; pass target= to nudge")
         engine_to_run = engine_for(backend, kernels, circuit, x)
@@ -316,7 +314,11 @@ class Network(nn.Module):
 
     def check_target(self, circuit: Circuit, x: Tensor, target: Tensor) -> Tensor:
         """``target`` as ``(B, classes)`` in x's dtype; ValueError or TypeError if it does not fit."""
-        return check_target(x, target, circuit.weights[self._layout.answering].shape[0])
+        return dense_target(self.check_nudge_target(circuit, x, target), x, circuit.classes)
+
+    def check_nudge_target(self, circuit: Circuit, x: Tensor, target: Tensor) -> Tensor:
+        """``target`` for a :class:`Nudge` of an engine; as :meth:`check_target`, but class indices stay as they are."""
+        return check_target(x, target, circuit.classes)
 
     def extra_repr(self) -> str:
         d = self.dynamics

@@ -61,6 +61,7 @@ class Structure:
     moving: tuple[Connection, ...] = field(init=False, compare=False)  # those of the dynamics: all but a readout
     layers: int = field(init=False, compare=False)  # the number of layers with states
     inner: list[int] = field(init=False, compare=False)  # connections between two layers, which carry something back
+    answering: int = field(init=False, compare=False)  # one whose units are the answer's classes
 
     def __post_init__(self) -> None:
         has_readout = self.connections[-1].above == ANSWER
@@ -71,6 +72,7 @@ class Structure:
             "moving": moving,
             "layers": 1 + max(c.above for c in moving),
             "inner": [e for e, c in enumerate(moving) if c.below != INPUT],
+            "answering": [c.above for c in self.connections].index(ANSWER if has_readout else self.output),
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)

@@ -115,6 +115,11 @@ class Circuit:
         """The layer that is nudged: the output layer, or the one that the readout reads."""
         return self.structure.output
 
+    @property
+    def classes(self) -> int:
+        """The number of output units, or of the readout's classes."""
+        return self.weights[self.structure.answering].shape[0]
+
     def feedback(self, connection: int) -> Tensor:
         """What carries the layer above an inner ``connection`` back to the one below: W[e] when tied, else V[e]."""
         if self.free_feedback is None:
@@ -141,7 +146,8 @@ class Circuit:
 
 @dataclass(frozen=True)
 class Nudge:
-    """A pull of the output towards ``target`` ``(B, classes)`` of strength ``beta``."""
+    """A pull of the output towards ``target`` ``(B, classes)`` of strength ``beta``; the kernels take class indices
+    ``(B,)`` as well."""
 
     target: Tensor
     beta: float
@@ -319,6 +325,8 @@ def resting_states(circuit: Circuit, x: Tensor) -> list[Tensor]:
 
 def state_shapes(circuit: Circuit, size: Sequence[int]) -> list[tuple[int, ...]]:
     """The shape of one sample's state in each layer, above inputs of this height and width, if they have any."""
+    if circuit.structure.is_chain and not circuit.structure.convolutions:
+        return [(w.shape[0],) for w in circuit.weights[: circuit.layers]]
     shapes: dict[int, tuple[int, ...]] = {INPUT: (0, *size)}  # of however many channels
     while len(shapes) <= circuit.layers:
         for (below, above, made), weight in zip(circuit.connections, circuit.weights, strict=False):

@@ -43,7 +43,7 @@ class BPTT(Rule):
         start = self.relaxed(circuit, x, self.free_steps - self.unrolled_steps)
         with exact(x):
             ran = reference.bptt(circuit, x, target, loss, unrolled_steps=self.unrolled_steps, states=start.states)
-        refuse_not_finite(self.net.layers, circuit, x, target, ran, ran.gradients.parameters())
+        result = StepResult(loss, target, ran.output, ran.free_states, start.steps + self.unrolled_steps)
+        refuse_not_finite(self.net.layers, circuit, x, result, ran.gradients.parameters())
         add_to_grads(circuit, ran.gradients)
-        steps = start.steps + self.unrolled_steps
-        return StepResult(loss, target, ran.output, ran.free_states, steps)
+        return result

@@ -128,7 +128,7 @@ class CEP(NudgedRule):
         circuit = self.circuit_to_train()
         rates, decay = self._rates_to_train(circuit)
         x = self.net.check_input(circuit, x)
-        nudge = self.drawn_nudge(self.net.check_target(circuit, x, y))
+        nudge = self.drawn_nudge(self.net.check_nudge_target(circuit, x, y))
         engine = engine_for(self.backend, self.kernels(), circuit, x, self.gate)
         with exact(x):
             ran = engine.cep_step(
@@ -145,9 +145,10 @@ class CEP(NudgedRule):
                 gate=self.gate,
             )
         learned = [] if engine.stores_only_finite else ran.circuit.parameters()
-        refuse_not_finite(self.net.layers, circuit, x, nudge.target, ran, learned)
-        for p, moved in zip(circuit.parameters(), ran.circuit.parameters(), strict=True):
-            if moved is not p:  # the reference returns new tensors, the kernels write in place
+        result = self.nudged_result(nudge, ran)
+        refuse_not_finite(self.net.layers, circuit, x, result, learned)
+        if ran.circuit is not circuit:  # the reference returns new tensors, the kernels write in place
+            for p, moved in zip(circuit.parameters(), ran.circuit.parameters(), strict=True):
                 p.copy_(moved)
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # or schedulers warn that it has made no step
-        return self.nudged_result(nudge, ran)
+        return result

@@ -72,7 +72,7 @@ class EP(NudgedRule):
         """
         circuit = self.circuit_to_train()
         x = self.net.check_input(circuit, x)
-        nudge = self.drawn_nudge(self.net.check_target(circuit, x, y))
+        nudge = self.drawn_nudge(self.net.check_nudge_target(circuit, x, y))
         engine = engine_for(self.backend, self.kernels(), circuit, x, self.gate)
         with exact(x):
             ran = engine.ep_step(
@@ -88,7 +88,7 @@ class EP(NudgedRule):
                 gate=self.gate,
             )
         learned = [] if engine.stores_only_finite else ran.gradients.parameters()
-        refuse_not_finite(self.net.layers, circuit, x, nudge.target, ran, learned)
         result = self.nudged_result(nudge, ran)
+        refuse_not_finite(self.net.layers, circuit, x, result, learned)
         add_to_grads(circuit, ran.gradients)
         return result

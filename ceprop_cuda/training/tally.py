@@ -36,6 +36,7 @@ class Tally:
 
         Raises Diverged if states of this or one of the batches before it, which it names, are not finite.
         """
+        _ = out.target  # of class indices made now: who gave them may write others there for the next batch
         self._pending.append((x, out))
         if len(self._pending) == self.BATCHES:
             self._count()
@@ -93,5 +94,4 @@ def _refuse_bad_states(where: str, net: Network, x: Tensor, out: StepResult) -> 
     """Raise Diverged if what was given or a state is not finite, or a GPU's kernels have stored nothing of the step."""
     numbers = [x, out.target, *_all_states(out)]
     if out.steps.min() < 0 or not all(number.isfinite().all() for number in numbers):
-        phases = [phase for phase in (out.free_states, out.nudged_states, out.nudged_minus_states) if phase]
-        raise Diverged(f"{where}: {what_is_not_finite(net.layers, net.circuit(), x, out.target, phases)}")
+        raise Diverged(f"{where}: {what_is_not_finite(net.layers, net.circuit(), x, out)}")

@@ -119,7 +119,7 @@ inline Nudge check_nudge(double beta, std::string_view nudge_at, std::string_vie
   return nudge;
 }
 
-// Returns the target as contiguous floats [B, classes].
+// Returns the target, contiguous: floats [B, classes], or what the device makes of class indices.
 template <class Device>
 Tensor check_target(const Tensor& target, const Tensor& x, int64_t classes, const Device& device) {
   TORCH_CHECK_VALUE(target.device() == x.device(), "target must be on ", x.device(), " like x, got ", target.device());
@@ -131,7 +131,14 @@ Tensor check_target(const Tensor& target, const Tensor& x, int64_t classes, cons
                     ", ", classes, ") floats, got ", describe(target.sizes()));
   TORCH_CHECK_TYPE(target.scalar_type() == at::kLong, "class indices in target must be int64, got ",
                    target.scalar_type());
-  return device.one_hot(target, x, classes);
+  return device.target_of(target.contiguous(), x, classes);
+}
+
+template <class T>
+Batch<T> batch_of(const Tensor& x, const Tensor* target) {
+  const bool is_index = target && target->dim() == 1;
+  return {x.size(0), x.const_data_ptr<T>(), target && !is_index ? target->const_data_ptr<T>() : nullptr,
+          is_index ? target->const_data_ptr<int64_t>() : nullptr};
 }
 
 // Returns new states of every layer, `phases` times.
@@ -177,7 +184,7 @@ template <class T>
 inline void describe_learning(LearnCall<T>& call, const Tensor& x, const Tensor& target,
                               const LearnArguments& arguments, const Nudge& nudge, const Stop& stop,
                               TensorList free_states, TensorList nudged_states, Parameters<T>& parameters) {
-  call.batch = {x.size(0), x.const_data_ptr<T>(), target.const_data_ptr<T>()};
+  call.batch = batch_of<T>(x, &target);
   call.nudge = nudge;
   call.free_steps = static_cast<int>(arguments.free_steps);
   call.nudged_steps = static_cast<int>(arguments.nudged_steps);
@@ -190,7 +197,7 @@ inline void describe_learning(LearnCall<T>& call, const Tensor& x, const Tensor&
 }
 
 struct Named {
-  std::string name;
+  Name name;
   Tensor tensor;
 };
 

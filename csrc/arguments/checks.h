@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <optional>
+#include <ostream>
 #include <string>
 
 #include "../model/network.h"
@@ -17,13 +18,21 @@ inline std::string describe(at::IntArrayRef shape) {
   return text + (shape.size() == 1 ? ",)" : ")");
 }
 
-inline std::string element(const char* list, size_t index) {
-  return std::string(list) + "[" + std::to_string(index) + "]";
+// The name of an argument, or of one in a list. Only an error makes words of it: that takes longer than a check.
+struct Name {
+  Name(const char* list, int64_t index = -1) : list(list), index(index) {}
+
+  const char* list;
+  int64_t index;
+};
+inline std::ostream& operator<<(std::ostream& out, const Name& name) {
+  return name.index < 0 ? out << name.list : out << name.list << "[" << name.index << "]";
 }
 
+inline Name element(const char* list, size_t index) { return {list, static_cast<int64_t>(index)}; }
+
 // Checks that `tensor` has this shape and the dtype and device of `like`.
-inline void check_tensor(const std::string& name, const at::Tensor& tensor, at::IntArrayRef shape,
-                         const at::Tensor& like) {
+inline void check_tensor(const Name& name, const at::Tensor& tensor, at::IntArrayRef shape, const at::Tensor& like) {
   TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must be ", describe(shape), ", got ", describe(tensor.sizes()));
   TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), name, " must be ", like.scalar_type(), " like x, got ",
                    tensor.scalar_type());
@@ -40,18 +49,17 @@ inline void check_steps(const char* name, int64_t steps, int64_t least) {
   TORCH_CHECK_VALUE(steps <= INT32_MAX, name, " must be an int <= ", INT32_MAX, ", got ", steps);
 }
 
-inline void check_number(const std::string& name, double value, bool allowed, const char* wanted) {
+inline void check_number(const Name& name, double value, bool allowed, const char* wanted) {
   TORCH_CHECK_VALUE(std::isfinite(value) && allowed, name, " must be ", wanted, ", got ", value);
 }
 
 // Returns the value of `choices` (pairs of name and value) that `given` names.
 template <class Value, size_t count>
 Value parse(const char* name, std::string_view given, const std::pair<const char*, Value> (&choices)[count]) {
-  std::string names;
-  for (const auto& [choice, value] : choices) {
+  for (const auto& [choice, value] : choices)
     if (given == choice) return value;
-    names += (names.empty() ? "'" : ", '") + std::string(choice) + "'";
-  }
+  std::string names;
+  for (const auto& [choice, value] : choices) names += (names.empty() ? "'" : ", '") + std::string(choice) + "'";
   TORCH_CHECK_VALUE(false, name, " must be one of ", names, ", got '", given, "'");
 }
 

@@ -53,7 +53,7 @@ class Joints {
   std::string name(int c) const {
     const Connection& one = joints_[c];
     const std::string above = one.kind == Kind::readout ? "the readout" : name_of_layer(one.above);
-    return element("weights", c) + " (" + name_of_layer(one.below) + " -> " + above + ")";
+    return c10::str(element("weights", c), " (", name_of_layer(one.below), " -> ", above, ")");
   }
 
   // Returns the connections in an order in which each comes after all that end at the layer below it.

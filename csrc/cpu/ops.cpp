@@ -71,14 +71,17 @@ class Cpu {
 
   Tensor new_steps(int64_t phases) const { return at::empty({phases}, at::kLong); }
 
-  Tensor one_hot(const Tensor& target, const Tensor& x, int64_t classes) const {
-    Tensor result = at::zeros({x.size(0), classes}, x.options());
-    const auto index = target.accessor<int64_t, 1>();
-    for (int64_t sample = 0; sample < x.size(0); ++sample) {
-      TORCH_CHECK_VALUE(index[sample] >= 0 && index[sample] < classes, "target must hold class indices in 0 .. ",
-                        classes - 1, ", got ", index[sample], " at ", sample);
-      result[sample][index[sample]] = 1;
-    }
+  // Floats, whatever the indices are for.
+  Tensor target_of(const Tensor& labels, const Tensor& x, int64_t classes) const {
+    const auto* const first = labels.const_data_ptr<int64_t>();
+    const auto [low, high] = std::minmax_element(first, first + labels.numel());
+    TORCH_CHECK_VALUE(*low >= 0 && *high < classes, "class indices must lie in 0 .. ", classes - 1, ", got ", *low,
+                      " .. ", *high);
+    const Tensor result = at::zeros({x.size(0), classes}, x.options());
+    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "one_hot", [&] {
+      auto* const to = result.mutable_data_ptr<scalar_t>();
+      for (int64_t sample = 0; sample < x.size(0); ++sample) to[sample * classes + first[sample]] = 1;
+    });
     return result;
   }
 

@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include "../aten/tensor_on.h"
 #include "../ops.h"
 #include "aten/run.h"
 #include "devices.h"
@@ -22,9 +23,7 @@ class Cuda {
   Tensor new_steps(int64_t phases) const { return at::empty({phases}, options_.dtype(at::kLong)); }
 
   // Without a look at the indices, which would wait for the device; one out of range ends in a device-side assertion.
-  Tensor one_hot(const Tensor& target, const Tensor& x, int64_t classes) const {
-    return at::zeros({x.size(0), classes}, options_).scatter_(1, target.unsqueeze(1), 1);
-  }
+  Tensor target_of(const Tensor& labels, const Tensor&, int64_t) const { return labels; }
 
   template <class Call>
   void run(const Call& call) const {
@@ -33,7 +32,7 @@ class Cuda {
       if (const auto* plan = std::get_if<cuda::teams::Plan>(&planned)) return run_by_team(call, *plan);
       TORCH_CHECK_VALUE(engine_ != Engine::teams, "engine must not be 'teams': ", std::get<std::string>(planned));
     }
-    cuda::run_by_aten(call, options_, rounds());
+    run_by_aten(call);
   }
 
   // The kernels do it, without the host's waiting for the steps.
@@ -53,6 +52,19 @@ class Cuda {
     const Tensor workspace = at::empty({plan.workspace_bytes}, options_.dtype(at::kByte));
     const auto problem = cuda::teams::problem_of(call, plan, workspace.mutable_data_ptr());
     C10_CUDA_CHECK(cuda::teams::launch(plan, problem, at::cuda::getCurrentCUDAStream()));
+  }
+
+  // Torch's operators want floats for class indices.
+  template <class Call>
+  void run_by_aten(Call call) const {
+    Tensor target;
+    if (call.batch.labels) {
+      const Tensor labels = aten::tensor_on(call.batch.labels, {call.batch.size, 1}, options_);
+      target = at::zeros({call.batch.size, call.network.shape.classes}, options_).scatter_(1, labels, 1);
+      call.batch.target = target.const_data_ptr<std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>>();
+      call.batch.labels = nullptr;
+    }
+    cuda::run_by_aten(call, options_, rounds());
   }
 
   // Whether torch's operators round their factors.

@@ -126,8 +126,11 @@ struct Nudge {
 template <class T>
 struct Batch {
   int64_t size;
-  const T* x;       // [B, n_in]
-  const T* target;  // [B, classes], or null for a free phase
+  const T* x;                       // [B, n_in]
+  const T* target;                  // [B, classes], or null for a free phase, or where there are labels
+  const int64_t* labels = nullptr;  // [B], classes in place of a target: of the teams of a GPU alone
+
+  CEPROP_HOST bool nudges() const { return target || labels; }
 };
 
 // How long phases last. With a tolerance one ends as soon as, after a multiple of `steps_per_check` steps, no unit of

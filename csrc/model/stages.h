@@ -49,7 +49,7 @@ template <class T>
 CEPROP_INLINE Stages stages_of(const RelaxCall<T>& call) {
   return {Op::relax,
           1,
-          {{call.steps, call.batch.target ? call.nudge.beta : 0, 0, false, Kept::last, Kept::last, 0}},
+          {{call.steps, call.batch.nudges() ? call.nudge.beta : 0, 0, false, Kept::last, Kept::last, 0}},
           0,
           false,
           0,

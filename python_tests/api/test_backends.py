@@ -17,6 +17,7 @@ from emulated_device import EmulatedDevice
 from problems import relative_error
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ceprop_cuda as cep
 from ceprop_cuda import backends, ops
@@ -333,3 +334,27 @@ def test_they_agree_on_a_softmax_readout_nudged_both_ways(rule: Callable[..., An
 )
 def test_they_agree_on_free_feedback(rule: Callable[..., Any], settings: dict[str, Any], nudging: str) -> None:
     assert_backends_agree(mlp(feedback="free"), rule, batch()[1], nudging=nudging, **settings)
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("rule", "op"), [("ep", "ep_step"), ("cep", "cep_step")])
+def test_a_step_asks_torch_for_memory_alone(rule: str, op: str) -> None:
+    """On a GPU every other operator is a kernel, and more time of the host than the step's own."""
+    net, (x, y) = mlp(), batch()
+    learn = ep_rule(net, backend="fused").backward if rule == "ep" else cep_rule(net, backend="fused").step
+    with Seen() as seen:
+        out = learn(x, y)
+    assert seen.names.count(f"ceprop_cuda.{op}.default") == 1
+    assert {name for name in seen.names if "ceprop_cuda" not in name} <= {"aten.empty.memory_format"}
+    assert torch.equal(out.target, F.one_hot(y, SIZES[-1]).to(x.dtype))

@@ -140,6 +140,20 @@ def test_float_targets_count_like_their_classes() -> None:
     assert without_seconds(history) == without_seconds(started("ep").fit([(x, y)], 2, progress=False))
 
 
+class WrittenOver(Batches):
+    """Batches that share their memory."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        x, y = (torch.empty_like(part) for part in next(super().__iter__()))
+        for images, labels in super().__iter__():
+            yield x.copy_(images), y.copy_(labels)
+
+
+def test_a_batch_may_be_written_over_the_one_before() -> None:
+    histories = [started("ep").fit(kind(*samples(20), 5), 1, progress=False) for kind in (Batches, WrittenOver)]
+    assert without_seconds(histories[0]) == without_seconds(histories[1])
+
+
 def test_evaluate_weighs_batches_by_their_size_and_changes_nothing() -> None:
     trainer = started("cvf")
     before = [p.clone() for p in trainer.rule.net.parameters()]

@@ -265,8 +265,8 @@ BAD_FOR_ALL = [
     (setting(loss="cross_entropy"), ValueError, "needs output_activation = 'linear' or a readout, got"),
 ]
 BAD_FOR_TARGET = [
-    (torch.tensor([0, 5, 1]), ValueError, "target must hold class indices in 0 .. 4, got 5 at 1"),
-    (torch.tensor([0, 1, -1]), ValueError, "target must hold class indices in 0 .. 4, got -1 at 2"),
+    (torch.tensor([0, 5, 1]), ValueError, "class indices must lie in 0 .. 4, got 0 .. 5"),
+    (torch.tensor([0, 1, -1]), ValueError, "class indices must lie in 0 .. 4, got -1 .. 1"),
     (torch.tensor([0, 1]), ValueError, "target must be (3,) class indices or (3, 5) floats, got (2,)"),
     (torch.tensor([0, 1, 2], dtype=torch.int32), TypeError, "class indices in target must be int64, got Int"),
     (torch.rand(3, 4), ValueError, "target must be (3, 5), got (3, 4)"),

@@ -297,9 +297,10 @@ def test_a_device_that_is_not_the_current_one() -> None:
 # --- The public API
 
 
+@pytest.mark.parametrize("kind", ["block", "convolutions"])
 @pytest.mark.parametrize("call", ["nudged relax", "EP", "CEP"])
-def test_class_indices_are_one_hot_targets(call: str) -> None:
-    by_index, x, y = small_problem()
+def test_class_indices_are_one_hot_targets(call: str, kind: str) -> None:
+    by_index, x, y = small_problem(kind)
     by_float = copy.deepcopy(by_index)
     one_hot = torch.nn.functional.one_hot(y, by_index.classes).double()
     results = [flat(CALLS[call](net, x, target, "fused")) for net, target in ((by_index, y), (by_float, one_hot))]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from agreement import assert_agreement
+from emulated_calls import call_every_op_on
 from emulated_device import Refused
 from emulated_teams import (
     CALLS,
@@ -170,6 +172,28 @@ def test_little_shared_memory_takes_more_rounds(device: Device, team: str) -> No
             assert "does not fit" in str(refused)
             too_little = middle
     assert all(map(torch.equal, found, states(4 << 20)))
+
+
+# --- Class indices
+
+
+@pytest.mark.parametrize("team", SOME_TEAMS)
+@pytest.mark.parametrize("what", ["tied", "cross-entropy"])
+def test_class_indices_are_one_hot_targets(device: Device, what: str, team: str) -> None:
+    of_network, of_calls = CALLS[what]
+    problem, nudge = build({**SMALL, **of_network}, torch.float32)
+    by_index = replace(nudge, target=nudge.target.argmax(1))
+    pairs = zip(*(call_every_op_on(device(team), problem, of, of_calls) for of in (nudge, by_index)), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("label", [-1, 7])
+def test_a_class_index_out_of_range_ends_in_an_assertion(device: Device, label: int) -> None:
+    problem, nudge = build(SMALL, torch.float32)
+    labels = nudge.target.argmax(1)
+    labels[-1] = label
+    with pytest.raises(Refused, match=r"Assertion .*labels"):
+        device("block").relax(problem.circuit, problem.x, 2, None, replace(nudge, target=labels))
 
 
 # --- What teams do not run

@@ -189,7 +189,10 @@ class _Call:
             self.array(p)
         self.integers(len(x))
         self.array(x)
-        self.array(None if nudge is None else nudge.target)
+        target = None if nudge is None else nudge.target
+        is_index = target is not None and target.ndim == 1
+        self.array(None if is_index else target)
+        self.array(target if is_index else None)
         self.reals(0.0 if nudge is None else nudge.beta)
         self.integers(nudge is not None and nudge.at == "drive", nudge is not None and nudge.loss == "cross_entropy")
         self.reals(-1.0 if tolerance is None else tolerance)

@@ -4,19 +4,27 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <mutex>
+#include <set>
+#include <utility>
 
 namespace ceprop::cuda::teams {
 
 // Allows the kernel all shared memory that there is, not what one launch takes: another thread may be about to launch
-// with more. In clusters it also allows more blocks than 8.
+// with more. In clusters it also allows more blocks than 8. It asks a device once for each kernel.
 template <class Kernel>
 cudaError_t allow(Kernel kernel, bool in_cluster) {
+  static std::mutex mutex;
+  static std::set<std::pair<Kernel, int>> allowed;
   int device = 0, most = 0;
   cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const std::lock_guard lock(mutex);
+  if (error != cudaSuccess || allowed.contains({kernel, device})) return error;
+  error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   if (error == cudaSuccess && in_cluster)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error == cudaSuccess) allowed.emplace(kernel, device);
   return error;
 }
 

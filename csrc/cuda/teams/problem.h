@@ -20,7 +20,8 @@ struct Problem {
   T* biases[most_layers];
   T* feedback[most_layers];
   const T* x;
-  const T* target;
+  const T* target;        // null: none, or labels
+  const int64_t* labels;  // [B]; null: none, or a target
 
   Nudge nudge;
   T limit;  // of how far units move in a phase that goes on; negative: none

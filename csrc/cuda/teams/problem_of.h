@@ -29,6 +29,7 @@ void give_network(Problem<T>& problem, const Network<T>& network, const Batch<T>
   std::copy(network.feedback.begin(), network.feedback.end(), problem.feedback);
   problem.x = batch.x;
   problem.target = batch.target;
+  problem.labels = batch.labels;
   problem.nudge = nudge;
   problem.limit = stop.tolerance ? limit_of<T>(*stop.tolerance) : T(-1);
   problem.steps_used = stop.steps_used;

@@ -76,8 +76,8 @@ class Relaxation {
     const T bias = p_.biases[l] ? p_.biases[l][unit] : T(0);
     jobs.memory.put(jobs.own(job, g, Own::constant), l == 0 ? bias + input_drive(job, g) : bias);
     if constexpr (Moves) jobs.memory.put(jobs.own(job, g, Own::sum), T(0));
-    if (!jobs.is_output(l) || !p_.target) return;
-    const T target = p_.target[int64_t(sample) * job.units + unit];
+    if (!jobs.is_output(l) || !(p_.target || p_.labels)) return;
+    const T target = p_.target ? p_.target[int64_t(sample) * job.units + unit] : T(p_.labels[sample] == unit);
     sanity.look(target);
     jobs.memory.put(jobs.own(job, g, Own::target), target);
   }

@@ -1,6 +1,9 @@
 // The kernels of teams run the ops on chains of dense layers, from the first step to the last, in one launch.
 #pragma once
 
+#undef NDEBUG  // see refuse_wrong_labels
+#include <cassert>
+
 #include "contrast.cuh"
 #include "relaxation.cuh"
 
@@ -78,6 +81,15 @@ __device__ __forceinline__ void run_continual(const Problem<T>& p) {
   Contrast<T>(p).move_input(kept_of_input(p));
 }
 
+// A class that does not exist ends in an assertion: the host cannot look without waiting. It comes first: from there it
+// takes no register of the steps, which would spill on sm_75.
+template <class T>
+__device__ __forceinline__ void refuse_wrong_labels(const Problem<T>& p) {
+  if (!p.labels || blockIdx.x != 0) return;
+  for (int sample = static_cast<int>(threadIdx.x); sample < p.batch; sample += static_cast<int>(blockDim.x))
+    assert(p.labels[sample] >= 0 && p.labels[sample] < p.widths[p.layers]);
+}
+
 // These names of the kinds of team exist in every pass of the compiler, as their types do not.
 struct InBlock {};
 struct InCluster {};
@@ -104,6 +116,7 @@ struct TeamOf<InCluster> {
 template <class T, int Samples, class TeamName, bool Moves>
 __global__ void __launch_bounds__(32 * most_warps(sizeof(T)), 1) run_team(const __grid_constant__ Problem<T> problem) {
   static_assert(sizeof(Problem<T>) <= 4096, "what a kernel argument may have");
+  refuse_wrong_labels(problem);
   using Team = typename TeamOf<TeamName>::type;
   if constexpr (std::is_void_v<Team>)
     __trap();

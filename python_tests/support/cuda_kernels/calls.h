@@ -133,6 +133,7 @@ class Run {
     call.batch.size = input_.integer();
     call.batch.x = input_.array(arrays_);
     call.batch.target = input_.array(arrays_);
+    call.batch.labels = input_.array(labels_);
     call.nudge.beta = input_.real();
     call.nudge.at = static_cast<NudgeAt>(input_.integer());
     call.nudge.loss = static_cast<Loss>(input_.integer());
@@ -190,6 +191,7 @@ class Run {
   Input& input_;
   std::ofstream output_;
   std::vector<std::shared_ptr<cuda_emulation::DeviceArray<T>>> arrays_, parameters_, results_;
+  std::vector<std::shared_ptr<cuda_emulation::DeviceArray<int64_t>>> labels_;
   cuda_emulation::DeviceArray<int64_t> steps_used_{4};
 };
 
