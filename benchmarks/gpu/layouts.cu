@@ -78,9 +78,11 @@ struct Layouts {
   std::string name_of(const Plan& plan, TeamKind kind, int samples) const {
     const auto all = [](auto... numbers) { return ((std::to_string(numbers) + "-") + ...); };
     std::string name = network + "-b" + std::to_string(call.batch.size) + "/";
-    if (plan.moving.continual) return name + "moving-" + all(plan.moving.blocks) + std::to_string(plan.warps) + "-warps";
+    if (plan.moving.continual)
+      return name + "moving-" + all(plan.moving.blocks) + std::to_string(plan.warps) + "-warps";
     return name + names[static_cast<int>(kind)] + "-" + std::to_string(plan.layout.blocks) + "x" +
-           std::to_string(samples) + "-" + all(plan.layout.teams, plan.layout.groups) + std::to_string(plan.layout.rounds);
+           std::to_string(samples) + "-" + all(plan.layout.teams, plan.layout.groups) +
+           std::to_string(plan.layout.rounds);
   }
 
   // A team of so many blocks at most, in a launch of at most `all`.
@@ -91,8 +93,7 @@ struct Layouts {
     if (kind == TeamKind::cluster && blocks != device.cluster_blocks) part.clusters = all / blocks;
     RelaxCall<float> relax = relaxing(call);
     CepCall<float> cep = call;
-    const auto plan =
-        planning::try_plan(part, continual ? shape_of(cep) : shape_of(relax), kind, blocks, samples);
+    const auto plan = planning::try_plan(part, continual ? shape_of(cep) : shape_of(relax), kind, blocks, samples);
     if (!plan) return;
     const std::string name = name_of(*plan, kind, samples);
     if (name.find(wanted) == std::string::npos) return;

@@ -48,7 +48,7 @@ class Kernel:
 
     def step_loops(self) -> dict[str, Loop]:
         """The loops over steps, by whether weights rest or move in them. ValueError if there is none."""
-        body = sources.loop_around(self.csrc / RELAXATION, self.lines(RELAXATION, "run"), "step<false>")
+        body = sources.loop_around(self.csrc / RELAXATION, self.lines(RELAXATION, "run"), "step")
         rounds = self.lines("cuda/teams/run.cuh", "run_rounds")  # whose weights rest
         found = {}
         for what, rests in ((RESTING, True), (MOVING, False)):

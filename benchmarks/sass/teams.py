@@ -30,12 +30,14 @@ CASES = ("ep-1h-b20", "ep-2h-b20", "p-3h-b20", "c-ep-1h-b20", "c-vf-1h-b20", "c-
 CASES += ("ep-2h-b64", "ep-2h-b256")  # as the benchmark has them, of which none has a gate
 MOST_WARPS = 12  # of a block, see layout.h
 
-# Assumptions.
 H100: dict[str, int] = {"multiprocessors": 132, "shared_bytes": 227 * 1024, "cluster_blocks": 16, "clusters": 7}
-CLOCKS_OF_A_MICROSECOND = 1755
-# From the last warp's work to the next step's: a block's barrier; a push to its arrival in a cluster; a barrier of the
-# grid, 1.2 us.
-EXCHANGE_CLOCKS = {"block": 40, "cluster": 300, "grid": 2100}
+CLOCKS_OF_A_MICROSECOND = 1980
+# From the last warp's work to the next step's: a block's barrier, assumed; a push to its arrival in a cluster, and a
+# barrier of the grid, as benchmarks/results/gpu_micro.csv has them (mailbox-6kB, grid-barrier).
+EXCHANGE_CLOCKS = {"block": 40, "cluster": 670, "grid": 2220}
+# A block of a grid copies what it reads: clocks until the first of it comes, and bytes a clock after that (l2-latency,
+# l2-80kB-rate for each multiprocessor).
+CLOCKS_OF_A_COPY, COPIED_BYTES_OF_A_CLOCK = 280, 46
 
 
 @dataclass(frozen=True)
@@ -189,21 +191,17 @@ class Ways:
         )
 
     def _part(self, is_chunk: bool, from_above: bool) -> Way:
-        """The update of the weights from a chunk or a tail of sources, by all groups."""
+        """The update of the weights from a chunk or a tail of sources, by all groups; without what copies states."""
         variant = "true, false" if self.apart else "false, true" if from_above else "false, false"
-        width, fetches = (4, 4) if is_chunk else (1, 1)  # LDGSTS of what a chunk or a tail of a group shows
-        move_part = self.kernel.lines(UPDATE, "move_part")
-        made = (
-            self.kernel.lines(UPDATE, "add").matching(rf"add_of<Width, {variant}>"),
-            move_part.matching(rf"add<{width}>"),
-        )
-        products = 8 * width * self.plan.samples * (1 if self.apart else 2)
-        brought = fetches if self.apart else 2 * fetches + 1
+        of_variant = self.kernel.lines(UPDATE, "add_of", "Part").matching(rf"add_of<Width, {variant}>")
+        sources = self.kernel.lines(UPDATE, "sources_at").matching("auto four" if is_chunk else "auto one")
+        terms = (1 if self.apart else 2) * self.plan.samples * self.plan.groups
         events = [
-            Event("products", made_by(*made, names=("FFMA",)), products * self.plan.groups),
-            Event("brought", made_by(*made, names=("LDGSTS",)), brought * self.plan.groups),
+            Event("products", made_by(of_variant, names=("FFMA",)), (32 if is_chunk else 8) * terms),
+            Event("sources", made_by(of_variant, sources, names=("LDS",)), at_least=True),
         ]
-        return self._around(("part", is_chunk, from_above), made_by(move_part, names=("FFMA",)), events, never)
+        move = made_by(self.kernel.lines(UPDATE, "move", "Part"), names=("FFMA",))
+        return self._around(("part", is_chunk, from_above), move, events, lambda i: i.name in ("LDG", "LDGSTS"))
 
     def _constant(self, of_input: bool) -> Way:
         """The update of a bias, in layer 0 with the input's drive, of an octet and a group."""
@@ -226,6 +224,15 @@ def trace_of(ways: Sequence[Way]) -> list[Step]:
     return [step for way in ways for step in way.steps]
 
 
+def copied_bytes(layers: Sequence[int], reads: Sequence[tuple[Reads, Reads]], plan: Plan) -> int:
+    """Of the states that a block with octets of these layers reads in a step, of float32 and without empty rows."""
+    units = {}
+    for layer in layers:
+        below, above = reads[layer]
+        units[layer - 1], units[layer + 1] = (128 * of.chunks + 32 * of.tails for of in (below, above))
+    return 4 * sum(units.values()) * plan.samples * plan.groups
+
+
 def row_of(ways: Ways, case: Any, phase: str, steps: int) -> TeamRow:
     """Of a case of the benchmark, of the busiest block."""
     plan, reads = ways.plan, Reads.of_layers(case.sizes)
@@ -241,13 +248,13 @@ def row_of(ways: Ways, case: Any, phase: str, steps: int) -> TeamRow:
         of_update = [trace_of(ways.update_of_warp(warp, layers, reads)) for warp in range(plan.warps)]
         update = simulate(of_update).clocks
     exchange = EXCHANGE_CLOCKS[plan.team]
-    # With more groups than one a cluster works on the others while one's states are under way.
-    hides = plan.team == "cluster" and plan.groups > 1
+    if plan.team == "grid":
+        exchange += CLOCKS_OF_A_COPY + round(copied_bytes(layers, reads, plan) / COPIED_BYTES_OF_A_CLOCK)
     return TeamRow(
         case.name, phase, case.batch, plan.team, plan.blocks, plan.teams, plan.samples, plan.groups, plan.rounds,
         len(layers), plan.warps, len(trace), sum(one.name == "FFMA" for one, _ in trace),
         sum(way.unwanted for way in of_longest), clocks, update, exchange,
-        (clocks + (0 if hides else exchange)) / CLOCKS_OF_A_MICROSECOND, steps,
+        (clocks + exchange) / CLOCKS_OF_A_MICROSECOND, steps,
     )  # fmt: skip
 
 

@@ -41,8 +41,8 @@ __device__ __forceinline__ T* dynamic_shared_memory() {
 }
 #endif
 
-// Hides where a number comes from: what follows from it is worked out where it is needed, and takes no register from the
-// loops before.
+// Hides where a number comes from: what follows from it is worked out where it is needed, and takes no register from
+// the loops before.
 #ifdef CUDA_EMULATION
 inline int hidden(int number) { return number; }
 #else

@@ -55,8 +55,10 @@ def text_of(place: str, csrc: Path = ROOT / "csrc") -> str:
     return (csrc / "cuda" / "teams" / file).read_text().splitlines()[int(line) - 1].strip()
 
 
-# Lanes that push to different blocks, which have banks of their own; and a tail's weights, which move once a step.
+# Lanes that push to different blocks, which have banks of their own; a tail's weights, which move once a step; jobs,
+# which are written once a call.
 MEANT = {
+    "for (int k = 0; k < job_words; ++k) memory.put(layout.jobs + (job_words * i + k) * 16, words[k]);": 4,
     "jobs.team.push(Channel::states, g, half_steps_, sends ? job.readers : 0, buffer + job.to + at, four);": 3,
     "jobs.memory.put(place, blend(jobs.memory.template get<T>(place), sum[u][0]));": 2,
 }
@@ -80,7 +82,7 @@ FAULTS: list[tuple[str, str, str, list[str]]] = [
         "layout.h",
         "return octet * (samples | 1) * number_bytes",
         "return octet * ((samples + 3) / 4 * 4) * number_bytes",
-        ["for (int s = 0; s < Samples; ++s) next[s] = team.template shown<Four<T>>(at + row * s);"],
+        ["for (int s = 0; s < Samples; ++s) state[s] = memory.get<Four<T>>(at + row * s);"],
     ),
     (
         "lanes.cuh",

@@ -19,7 +19,7 @@ from ceprop_cuda.spec import reference
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 FILES = sorted((ROOT / "csrc" / "cuda" / "teams").glob("*.cuh"))
-WAIT = r"__sync(threads|warp)(_and)?\(|\bsync\(\)|team\.(begin|end|meet)\(\)|\bwait\(\w+, g, "
+WAIT = r"__sync(threads|warp)(_and)?\(|\bsync\(\)|team\.(begin|end|meet|wait_for_brought)\(\)|\bwait\(\w+, g, "
 # Where kernels wait, and what stands there.
 WAITS = {
     f"{file.name}:{number}": line.strip()

@@ -33,6 +33,7 @@ class ContinualUpdate {
     const int64_t pairs = int64_t(batch + 1) / 2 * (batch + 1);
     for (int64_t pair = blockIdx.x + gridDim.x * warp_of_thread(); pair < pairs; pair += warps) {
       const int row = static_cast<int>(pair / (batch + 1)), column = static_cast<int>(pair % (batch + 1));
+      if (column <= row && row == batch - 1 - row) continue;  // the one in the middle of an odd number
       const int i = column > row ? row : batch - 1 - row, j = column > row ? column - 1 : batch - 1 - column;
       const T* x = p.x + int64_t(i) * inputs;
       const T* y = p.x + int64_t(j) * inputs;
@@ -89,7 +90,7 @@ class ContinualUpdate {
   }
 
   // All warps of the block move what belongs to it, by what two steps have left: number `step` - 1 in the buffer
-  // `earlier`, number `step` in `later`. A copy is there of the earlier one, if a block has copies of all groups.
+  // `earlier`, number `step` in `later`. Of the earlier one there are copies, if there are copies of two steps.
   __device__ __forceinline__ static void move(const Jobs& jobs, int earlier, int later, int step) {
     const Layout& layout = jobs.layout;
     const int at_once = layout.copied_groups;
@@ -103,14 +104,12 @@ class ContinualUpdate {
       T sum[octet][4] = {};
       for (int begin = 0; begin < layout.groups; begin += at_once) {
         const int end = min(begin + at_once, layout.groups);
-        const bool are_all = at_once == layout.groups;
-        if (first == 0 || !are_all) {
+        if (first == 0 || at_once < layout.groups) {
           if (first + begin > 0) __syncthreads();  // nobody reads the copies any more
-          if (!are_all) jobs.copy(begin, end, earlier, step - 1);
-          jobs.copy(begin, end, later, step);
+          jobs.copy(begin, end, later, step, false);
           jobs.team.wait_for_brought();
         }
-        if (has_part) own.add(jobs, begin, end, step, sum);
+        if (has_part) own.add(jobs, begin, end, earlier, step, sum);
       }
       if (has_part) own.move(jobs, sum);
     }
@@ -166,7 +165,8 @@ class ContinualUpdate {
   struct Part {
     bool from_above, is_tail;
     int connection;
-    int own, weights, states;  // places of the job's numbers, of the lane's first weight, of the sources in a copy
+    int own, weights;     // places of the job's numbers, and of the lane's first weight
+    int states, in_copy;  // places of the sources in a buffer, and in a copy
 
     __device__ __forceinline__ Part(const Jobs& jobs, int i, int part) {
       const Job job = jobs.job_of(i);
@@ -179,19 +179,21 @@ class ContinualUpdate {
       own = job.own;
       weights = job.weights + (from_above ? padded(job.from_below) * octet * bytes : 0) + jobs.lane * 4 * bytes +
                 (is_tail ? chunks * chunk_bytes(bytes) + tail * tail_bytes(bytes) : index * chunk_bytes(bytes));
-      states = (from_above ? job.above : job.below) +
-               (is_tail ? chunks * (chunk_sources / octet) + tail * (tail_sources / octet)
-                        : index * (chunk_sources / octet)) *
-                   stride;
+      const int before = (is_tail ? chunks * (chunk_sources / octet) + tail * (tail_sources / octet)
+                                  : index * (chunk_sources / octet)) *
+                         stride;
+      states = jobs.layout.states[from_above ? job.layer + 1 : job.layer - 1] + before;
+      in_copy = (from_above ? job.above : job.below) + before;
     }
 
     // Adds the contrast of some groups to sum[unit][source], of the sources that this lane has of a chunk (4) or of a
     // tail (1).
-    __device__ __forceinline__ void add(const Jobs& jobs, int begin, int end, int step, T (&sum)[octet][4]) const {
+    __device__ __forceinline__ void add(const Jobs& jobs, int begin, int end, int earlier, int step,
+                                        T (&sum)[octet][4]) const {
       if (is_tail)
-        add_of<1>(jobs, begin, end, step, sum);
+        add_of<1>(jobs, begin, end, earlier, step, sum);
       else
-        add_of<4>(jobs, begin, end, step, sum);
+        add_of<4>(jobs, begin, end, earlier, step, sum);
     }
     __device__ __forceinline__ void move(const Jobs& jobs, const T (&sum)[octet][4]) const {
       const Blend<T> blend = blend_of(jobs, connection);
@@ -214,28 +216,32 @@ class ContinualUpdate {
 
    private:
     template <int Width>
-    __device__ __forceinline__ void add_of(const Jobs& jobs, int begin, int end, int step, T (&sum)[octet][4]) const {
+    __device__ __forceinline__ void add_of(const Jobs& jobs, int begin, int end, int earlier, int step,
+                                           T (&sum)[octet][4]) const {
       if (jobs.p.learns == Learns::apart)
-        add_of<Width, true, false>(jobs, begin, end, step, sum);
+        add_of<Width, true, false>(jobs, begin, end, earlier, step, sum);
       else if (from_above)
-        add_of<Width, false, true>(jobs, begin, end, step, sum);
+        add_of<Width, false, true>(jobs, begin, end, earlier, step, sum);
       else
-        add_of<Width, false, false>(jobs, begin, end, step, sum);
+        add_of<Width, false, false>(jobs, begin, end, earlier, step, sum);
     }
     template <int Width, bool Apart, bool FromAbove>
-    __device__ __forceinline__ void add_of(const Jobs& jobs, int begin, int end, int step, T (&sum)[octet][4]) const {
+    __device__ __forceinline__ void add_of(const Jobs& jobs, int begin, int end, int earlier, int step,
+                                           T (&sum)[octet][4]) const {
       const Own as = from_above && jobs.p.gate == Gate::connection ? Own::moved_for_above : Own::moved;
-      const int source = states + (Width == 4 ? jobs.lane / 2 * stride + jobs.lane % 2 * 4 * bytes
-                                              : jobs.lane / octet * stride + jobs.lane % octet * bytes);
+      const int source = Width == 4 ? jobs.lane / 2 * stride + jobs.lane % 2 * 4 * bytes
+                                    : jobs.lane / octet * stride + jobs.lane % octet * bytes;
 #pragma unroll 1
       for (int g = begin; g < end; ++g) {
-        const int before_at = jobs.copy_of(g - begin, step - 1) + source;
-        const int after_at = jobs.copy_of(g - begin, step) + source;
+        const bool is_copied = jobs.layout.copied_steps == 2;
+        const int before_at =
+            source + (is_copied ? jobs.copy_of(g - begin, step - 1) + in_copy : jobs.buffer_of(g, earlier) + states);
+        const int after_at = source + jobs.copy_of(g - begin, step) + in_copy;
         const int moved = jobs.owns(own, g, as), shown = jobs.owns(own, g, shown_in(FromAbove ? step : step - 1));
 #pragma unroll
         for (int s = 0; s < samples; ++s) {
           const Units own_moved = units_at(jobs, moved + s * jobs.row);
-          const auto before = sources_at<Width>(jobs, before_at + s * jobs.row);
+          const auto before = sources_at<Width>(jobs, before_at + s * jobs.row, is_copied);
           if constexpr (Apart) {
 #pragma unroll
             for (int u = 0; u < octet; ++u)
@@ -243,7 +249,7 @@ class ContinualUpdate {
               for (int k = 0; k < Width; ++k) sum[u][k] += own_moved.v[u] * before.v[k];
           } else {
             const Units own_shown = units_at(jobs, shown + s * jobs.row);
-            const auto after = sources_at<Width>(jobs, after_at + s * jobs.row);
+            const auto after = sources_at<Width>(jobs, after_at + s * jobs.row, true);
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
               const T moves = after.v[k] - before.v[k];
@@ -268,11 +274,13 @@ class ContinualUpdate {
     return {low.v[0], low.v[1], low.v[2], low.v[3], high.v[0], high.v[1], high.v[2], high.v[3]};
   }
   template <int Width>
-  __device__ __forceinline__ static Some<T, Width> sources_at(const Jobs& jobs, int place) {
+  __device__ __forceinline__ static Some<T, Width> sources_at(const Jobs& jobs, int place, bool is_copied) {
     if constexpr (Width == 1) {
-      return {jobs.memory.template get<T>(place)};
+      const auto one = is_copied ? jobs.memory.template get<T>(place) : jobs.team.template shown<T>(place);
+      return {one};
     } else {
-      const auto four = jobs.memory.template get<Four<T>>(place);
+      using Fours = Four<T>;
+      const auto four = is_copied ? jobs.memory.template get<Fours>(place) : jobs.team.template shown<Fours>(place);
       return {four.v[0], four.v[1], four.v[2], four.v[3]};
     }
   }
@@ -297,7 +305,8 @@ class ContinualUpdate {
       jobs.memory.put(place, blend(jobs.memory.template get<T>(place), by));
     };
     move(Own::constant, sum);
-    if (job.layer == 0) move(Own::sum, jobs.memory.template get<T>(place_of_noted(jobs, job, g, jobs.sample, Own::moved)));
+    if (job.layer == 0)
+      move(Own::sum, jobs.memory.template get<T>(place_of_noted(jobs, job, g, jobs.sample, Own::moved)));
   }
   // Returns the sum over all samples b of what the lane's unit has moved by, times factor(b).
   template <class Factor>

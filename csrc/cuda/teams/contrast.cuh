@@ -45,14 +45,15 @@ class Contrast {
   struct Side {
     const T* now;     // [B][n]
     const T* before;  // null: none
-    bool as_is;    // the numbers themselves, not rho of them
+    bool as_is;       // the numbers themselves, not rho of them
     Activation activation;
 
     __device__ __forceinline__ T number(T now_there, T before_there) const {
       if (as_is) return before ? now_there - before_there : now_there;
       T of = 0;
-      with_activation(activation,
-                      [&]<Activation A>() { of = before ? rho<A>(now_there) - rho<A>(before_there) : rho<A>(now_there); });
+      with_activation(activation, [&]<Activation A>() {
+        of = before ? rho<A>(now_there) - rho<A>(before_there) : rho<A>(now_there);
+      });
       return of;
     }
   };

@@ -88,23 +88,25 @@ struct Jobs {
     return owns(job.own, g, number) + lane * bytes;
   }
 
-  // Returns where the copy of a group's states is, that is number `slot` of those copied at once; where weights move a
-  // block has copies of two steps.
-  __device__ __forceinline__ int copy_of(int slot, int step) const {
-    return layout.copies + ((step & 1) * layout.copied_groups + slot) * layout.copy;
+  __device__ __forceinline__ int buffer_of(int g, int number) const {
+    return layout.buffers + (ring_of(layout.continual) * g + number) * layout.buffer;
   }
-  // Copies what the block reads of the states that a step has left in a buffer, of groups `begin` to `end`. The warps
-  // take layers and groups in turn.
-  __device__ __forceinline__ void copy(int begin, int end, int buffer, int step) const {
+  // Returns where the copy of a group's states is, that is number `slot` of those copied at once, of one step or two.
+  __device__ __forceinline__ int copy_of(int slot, int step) const {
+    return layout.copies + ((step & (layout.copied_steps - 1)) * layout.copied_groups + slot) * layout.copy;
+  }
+  // Copies what the block reads of the states that a step has left in a buffer, of groups `begin` to `end`; if the step
+  // is `half` done, of layers that have moved. The warps take layers and groups in turn.
+  __device__ __forceinline__ void copy(int begin, int end, int buffer, int step, bool half) const {
     constexpr int stride = octet_bytes(Samples, bytes), pieces = samples * row / 16;  // without the row that is empty
     int skip = warp_of_thread();
     for (int l = 0, to = 0; l < p.layers; ++l) {
       if (!reads(l)) continue;
       const int size = layout.states[l + 1] - layout.states[l];
-      for (int g = begin; g < end; ++g) {
+      for (int g = begin; g < end && !(half && turn_of(l) == 1); ++g) {
         if (skip-- > 0) continue;
         skip = static_cast<int>(blockDim.x) / 32 - 1;
-        const int from = layout.buffers + (ring_of(layout.continual) * g + buffer) * layout.buffer + layout.states[l];
+        const int from = buffer_of(g, buffer) + layout.states[l];
         for (int i = hidden(lane); i < size / stride * pieces; i += 32) {
           const int at = i / pieces * stride + i % pieces * 16;
           team.bring(copy_of(g - begin, step) + to + at, from + at);
@@ -214,8 +216,8 @@ struct Jobs {
     int all = 0;
     for (int l = 0; l < p.layers && layout.first_octet[l] < end; ++l) {
       const int octets = max(min(end, layout.first_octet[l + 1]) - max(begin, layout.first_octet[l]), 0);
-      const int sources = (l > 0 ? padded(sources_of(units(l - 1))) : 0) +
-                          (is_output(l) ? 0 : padded(sources_of(units(l + 1))));
+      const int sources =
+          (l > 0 ? padded(sources_of(units(l - 1))) : 0) + (is_output(l) ? 0 : padded(sources_of(units(l + 1))));
       all += octets * sources * octet * bytes;
     }
     return all;

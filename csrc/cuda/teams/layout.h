@@ -93,14 +93,12 @@ struct Layout {
   unsigned output_readers;                   // bit b: block b has output units, which a loss takes together
   int states[most_layers + 1];               // of each layer within a buffer; behind the last those of output_readers
   int buffer;                                // bytes of a buffer
-  int copied_groups, copy;                   // a block of a grid copies so many bytes of so many groups at once
+  int copied_steps, copied_groups, copy;     // a block of a grid has copies of so many groups at once, bytes of each
   int buffers, jobs, own, blends, gram, copies, weights;  // places in shared memory; a grid's buffers are global
 
   CEPROP_INLINE int warps() const { return job_warps * group_warps; }
   CEPROP_INLINE int samples_at_once() const { return samples * groups; }
   CEPROP_INLINE int own_numbers() const { return continual ? 9 : 4; }
-  // Where weights move, they do so by the last two steps.
-  CEPROP_INLINE int copies_of_group() const { return kind != TeamKind::grid ? 0 : continual ? 2 : 1; }
   CEPROP_INLINE int64_t exchange_bytes() const { return int64_t(groups) * ring_of(continual) * buffer; }
   CEPROP_INLINE int layer_of(int octet) const {
     int layer = 0;

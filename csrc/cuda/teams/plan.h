@@ -197,18 +197,26 @@ inline int64_t lay_out(const Shape& shape, Layout& layout, int warps) {
   }
   if (layout.kind == TeamKind::grid) {
     layout.copy = static_cast<int>(most_copied(shape, layout));
-    place(layout.copies, int64_t(layout.copies_of_group()) * layout.copied_groups * layout.copy);
+    place(layout.copies, int64_t(layout.copied_steps) * layout.copied_groups * layout.copy);
   }
   place(layout.weights, weight_bytes(shape, layout));
   return next;
 }
 
-// Returns the microseconds of a step of the samples that a plan has at once; `moves`: weights move at it. Instructions
-// and latencies are assumed, not measured: what an octet takes beside its products, the pace of a warp's instructions,
-// and the time from a push to its arrival, or of a barrier. It serves the choice between plans only.
+// Returns the microseconds of a step of the samples that a plan has at once; `moves`: weights move at it. It serves the
+// choice between plans only. Its constants are fitted to steps of blocks and clusters on an H100, 1980 MHz
+// (benchmarks/results/gpu_micro.csv, free/...), within a fifth; `of_update`, and what an octet takes a grid, are
+// assumed.
 inline double step_microseconds(const Shape& shape, const Layout& layout, bool moves) {
-  constexpr double beside = 250, latency = 3, issue = 4, exchange = 300, barrier = 60, grid_barrier = 2500,
-                   gigahertz = 1.75;
+  constexpr double pace = 1.45;          // clocks of a scheduler for an instruction, of which there are four
+  constexpr double latency = 1.9;        // clocks of a warp for an instruction, if others do not hide them
+  constexpr double exchange = 700;       // clocks from a push to its arrival; measured: mailbox-6kB
+  constexpr double barrier = 60;         // of a block's threads
+  constexpr double grid_barrier = 2200;  // measured: grid-barrier
+  constexpr double copying = 300;        // clocks until the first copied bytes come; measured: l2-latency
+  constexpr double bytes_of_clock = 46;  // that come after them; measured: l2-80kB-rate
+  constexpr double gigahertz = 1.98;
+  const double beside = layout.kind == TeamKind::block ? 300 : layout.kind == TeamKind::cluster ? 600 : 400;
   const double of_number = shape.number_bytes == 4 ? 1 : 3;
   const auto turns = [](int items, int warps) { return (items + warps - 1) / warps; };
   double busiest = 0;
@@ -224,18 +232,18 @@ inline double step_microseconds(const Shape& shape, const Layout& layout, bool m
       parts += sources.chunks + sources.tails;
     }
     const int jobs = layout.first_of_block[block + 1] - layout.first_of_block[block];
-    double of_block = std::max(all * layout.groups / issue * 1.2, latency * longest * turns(jobs, layout.job_warps) *
-                                                                      turns(layout.groups, layout.group_warps));
+    double of_block = std::max(all * layout.groups / 4 * pace, latency * longest * turns(jobs, layout.job_warps) *
+                                                                   turns(layout.groups, layout.group_warps));
     if (moves) {
-      const double of_part = layout.groups * (60 + layout.samples * 74 * of_number);
-      of_block += std::max(of_part * parts / issue * 1.2, latency * of_part * turns(parts, layout.warps()));
+      const double of_update = layout.groups * (60 + layout.samples * 74 * of_number);  // instructions of a part
+      of_block += std::max(of_update * parts / 4 * pace, latency * of_update * turns(parts, layout.warps()));
     }
     busiest = std::max(busiest, of_block);
   }
-  // The groups of a cluster hide each other's exchange.
-  const double clocks = layout.kind == TeamKind::block  ? busiest + barrier
-                        : layout.kind == TeamKind::grid ? busiest + grid_barrier
-                                                        : std::max(busiest, busiest / layout.groups + exchange);
+  double clocks = busiest + (layout.kind == TeamKind::cluster ? exchange : barrier);
+  if (layout.kind == TeamKind::grid)
+    clocks += grid_barrier + copying * turns(layout.groups, layout.copied_groups) +
+              double(layout.groups) * layout.copy / bytes_of_clock;
   return clocks / gigahertz / 1000 * shape.network.turn_count();
 }
 
@@ -273,11 +281,14 @@ inline std::optional<Laid> try_layout(const Device& device, const Shape& shape, 
     return laid.shared_bytes <= device.shared_bytes;
   };
   const auto fits_in_parts = [&] {
-    // A block of a grid copies all groups at once, or in as few parts as it must.
-    for (int parts = 1; parts <= layout.groups; ++parts) {
+    // A block of a grid copies all groups at once, or in as few parts as it must. Weights move by two steps.
+    layout.copied_groups = layout.groups;
+    layout.copied_steps = is_grid ? 1 + continual : 0;
+    if (fits()) return true;
+    layout.copied_steps = is_grid;
+    for (int parts = 1; is_grid && parts <= layout.groups; ++parts) {
       layout.copied_groups = (layout.groups + parts - 1) / parts;
       if (fits()) return true;
-      if (!is_grid) break;
     }
     return false;
   };

@@ -161,12 +161,14 @@ class Relaxation {
           if (!has_copies) copy_states(begin, end, turn);
         for (int g = begin + jobs.first_group; g < end; g += layout.group_warps) {
           if constexpr (Team::has_mail) jobs.wait(turn, g, half_steps_, steps_);
-          const int from = Team::is_far ? jobs.copy_of(g - begin, step_that_is_read(turn)) : buffer_of(g, turn == 0 ? last_ : next_);
+          const int from = Team::is_far ? jobs.copy_of(g - begin, step_that_is_read(turn))
+                                        : jobs.buffer_of(g, turn == 0 ? last_ : next_);
           for (int i = jobs.first_job; i < jobs.count; i += layout.job_warps) {
             const Job job = jobs.job_of(i);
             if (job.is(Job::second_turn) != (turn == 1)) continue;
             if (!shows) move(job, g, from, beta);
-            const T shown = show(job, g, buffer_of(g, next_), jobs.memory.template get<T>(jobs.own(job, g, Own::state)));
+            const T state = jobs.memory.template get<T>(jobs.own(job, g, Own::state));
+            [[maybe_unused]] const T shown = show(job, g, jobs.buffer_of(g, next_), state);
             if constexpr (Moves)
               ContinualUpdate<Where>::note_shown(jobs, job, g, steps_, shown, !shows && !notes_state(job));
           }
@@ -177,14 +179,11 @@ class Relaxation {
     last_ = next_;
     next_ = next_ + 1 == ring ? 0 : next_ + 1;
   }
-  __device__ __forceinline__ int buffer_of(int g, int number) const {
-    return jobs.layout.buffers + (ring * g + number) * jobs.layout.buffer;
-  }
   // The first turn reads what the last step has left, the second what the first has.
-  __device__ __forceinline__ int step_that_is_read(int turn) const { return Moves ? steps_ - 1 + turn : 0; }
+  __device__ __forceinline__ int step_that_is_read(int turn) const { return steps_ - 1 + turn; }
   __device__ __forceinline__ void copy_states(int begin, int end, int turn) const {
     if (begin > 0) __syncthreads();  // nobody reads the copies any more
-    jobs.copy(begin, end, turn == 0 ? last_ : next_, step_that_is_read(turn));
+    jobs.copy(begin, end, turn == 0 ? last_ : next_, step_that_is_read(turn), turn == 1);
     jobs.team.wait_for_brought();
   }
   // Returns whether the copies have the states of the last step, of all groups.
@@ -264,7 +263,7 @@ class Relaxation {
   __device__ __forceinline__ T error(const Job& job, int g, T state) const {
     const T target = jobs.memory.template get<T>(jobs.own(job, g, Own::target));
     if (!jobs.joint()) return unit_error(p_.nudge.loss, target, state);
-    const int logits = buffer_of(g, last_) + jobs.layout.states[p_.layers] + Where::row * jobs.sample;
+    const int logits = jobs.buffer_of(g, last_) + jobs.layout.states[p_.layers] + Where::row * jobs.sample;
     return sample_error_of(job.units, state, target, [&](int64_t c) {
       const int unit = static_cast<int>(c);
       return jobs.team.template shown<T>(logits + unit / octet * octet_bytes(Samples, bytes) + unit % octet * bytes);
