@@ -32,7 +32,7 @@ if [[ ! -e $out/run.log && -n $(ls -A "$out") ]]; then
   echo "--out needs a new folder, or one of an earlier run, which is overwritten; got $out" >&2
   exit 2
 fi
-rm -f "$out"/{run.log,build.log,micro.csv,tests.txt,{cuda,cpu}_steps.csv,{cuda,cpu}.csv,ncu.csv,report.csv}
+rm -f "$out"/{run.log,build.log,micro.csv,tests.txt,{cuda,cpu}_steps.csv,{cuda,cpu}.csv,{calls,ncu,report}.csv}
 cd "$root"
 export PATH=$PATH:/usr/local/cuda/bin
 export PYTHONPATH=$root:$here${PYTHONPATH:+:$PYTHONPATH}
@@ -90,8 +90,11 @@ microbenchmarks() {
     say "micro: not compiled, there is no nvcc here"
     return
   fi
+  if $dry; then
+    step micro 5 120 "$here/build_micro.sh" --dry || true
+    return
+  fi
   step micro 5 120 "$here/build_micro.sh" || return 0
-  if $dry; then return; fi
   { cat "$work/facts" && echo "name,value,unit"; } >"$out/micro.csv"
   local part
   for part in clocks clusters barriers mailboxes l2 prototype; do
@@ -143,30 +146,34 @@ bench() {
   rm -f "$out"/{cuda,cpu}.png # report.csv has its numbers
 }
 
-# Free and nudged steps so that one kind is most of the launch.
+calls() {
+  if $dry; then
+    step calls 5 60 "$python" benchmarks/gpu/calls.py ep-1h-b1 --device cpu --out "$out" || true
+  else
+    step calls 10 60 "$python" benchmarks/gpu/calls.py ep-1h-b20 c-ep-1h-b20 ep-2h-b20 p-conv-b20 --out "$out" || true
+  fi
+}
+
+# Of launches by layouts.cu of which nearly all is steps of one kind: in a launch with clusters in which all blocks meet
+# the profiler sees nothing.
 profiles() {
   local profile=(ncu --clock-control none --section SpeedOfLight --section WarpStateStats --section InstructionStats
-    --section SourceCounters -k "regex:run_team" -s 2 -c 1 --csv --page raw)
+    --section SourceCounters -k "regex:run_team" -c 1 --csv --page raw)
   $dry || { cat "$work/facts" && echo "case,metric,value,unit"; } >"$out/ncu.csv"
-  local case call
-  while read -r case call; do
-    read -ra call <<<"$call"
+  local case layout
+  while read -r case layout; do
     if $dry; then
-      say "$case would be profiled by: ${profile[*]} python3 benchmarks/gpu/one_call.py ${call[*]}"
+      say "$case would be profiled by: ${profile[*]} build/gpu/layouts /dev/null $layout"
     else
-      step "profile of $case" 15 40 "${profile[@]}" --log-file "$work/$case" \
-        "$python" benchmarks/gpu/one_call.py "${call[@]}" || true
+      step "profile of $case" 15 40 "${profile[@]}" --log-file "$work/$case" build/gpu/layouts /dev/null "$layout" ||
+        true
       "$python" benchmarks/gpu/counters.py "$case" "$work/$case" >>"$out/ncu.csv" 2>>"$log" || failed=1
     fi
   done <<'CASES'
-free-steps ep-2h-b20 --steps 100 1
-free-steps-of-a-grid p-3h-b20 --steps 100 1
-nudged-steps c-ep-2h-b20 --steps 1 20
+free-steps 2h-b20/cluster-16x3-
+free-steps-of-a-grid 3h-b20/grid-132x4-
+nudged-steps 2h-b20/moving-112-
 CASES
-  if $dry; then
-    step "one call" 5 60 "$python" benchmarks/gpu/one_call.py ep-2h-b20 c-ep-1h-b20 --steps 2 1 --calls 1 --device cpu ||
-      true
-  fi
 }
 
 if $dry; then
@@ -182,6 +189,7 @@ if $building && end_step build; then
   tests "tests of teams" test_cuda.py
   steps
   tests "tests of the library" test_cuda_graphs.py
+  calls
   bench
   profiles
 else

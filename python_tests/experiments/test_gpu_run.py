@@ -71,11 +71,11 @@ def test_a_dry_run(tmp_path: Path) -> None:
     done = run(RUN, "--dry", "--out", tmp_path, PYTHON=sys.executable, COMMIT="1234abc")
     assert done.returncode == 0, done.stdout + done.stderr
     found = outcomes(done.stdout)
-    wanted = ("build", "tests of teams", "steps", "tests of the library", "bench", "one call")
+    wanted = ("build", "tests of teams", "steps", "tests of the library", "calls", "bench")
     assert {name: found.get(name) for name in wanted} == dict.fromkeys(wanted, "ok")
     assert found["micro"] == ("ok" if shutil.which("nvcc") else "not")
     files = {path.name for path in tmp_path.iterdir()}
-    assert files == {"run.log", "tests.txt", "cpu_steps.csv", "cpu.csv", "report.csv"}
+    assert files == {"run.log", "tests.txt", "cpu_steps.csv", "cpu.csv", "calls.csv", "report.csv"}
     assert done.stdout.count(" ncu --clock-control none ") == 3
     tests = (tmp_path / "tests.txt").read_text()
     assert tests.index("test_cuda.py::test_agreement") < tests.index("test_cuda_graphs.py::test_agreement")
@@ -175,9 +175,9 @@ def test_what_would_run_on_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     parts = [f"micro, {part}" for part in ("clocks", "clusters", "barriers", "mailboxes", "l2", "prototype")]
     profiles = [f"profile of {case}" for case in ("free-steps", "free-steps-of-a-grid", "nudged-steps")]
-    wanted = {"micro": "ok"} | dict.fromkeys([*parts, "micro, exact sigmoid"], "failed")
-    of_library = ["build", "tests of teams", "steps", "tests of the library", "bench"]
-    wanted |= dict.fromkeys([*of_library, *profiles], "ok")
+    wanted = {"micro": "ok"} | dict.fromkeys([*parts, "micro, exact sigmoid", "micro, layouts"], "failed")
+    wanted |= dict.fromkeys(["build", "tests of teams", "steps", "tests of the library", "calls", "bench"], "ok")
+    wanted |= dict.fromkeys(profiles, "failed")  # and leave what the profiler saw until then
     found = outcomes(done.stdout)
     assert found == wanted and list(found) == list(wanted)
     files = {path.name for path in out.iterdir()}
@@ -196,8 +196,7 @@ def test_what_would_run_on_a_gpu(tmp_path: Path) -> None:
     assert lines.splitlines() == [f"{case},inst.sum,1234,inst" for case in cases]
     log = (out / "run.log").read_text()
     assert "-- clocks at the end, of SM, at most, of memory: 1980 MHz" in log
-    for call in ("ep-2h-b20 --steps 100 1", "p-3h-b20 --steps 100 1", "c-ep-2h-b20 --steps 1 20"):
-        assert f"\ncalled benchmarks/gpu/one_call.py {call}\n" in log
+    assert "\ncalled benchmarks/gpu/calls.py ep-1h-b20 " in log
     assert " -m ceprop_cuda bench --device cuda --rounds 3 " in log
     assert "-p poisoned" in (out / "tests.txt").read_text()
 

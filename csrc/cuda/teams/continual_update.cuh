@@ -25,10 +25,10 @@ class ContinualUpdate {
   using T = typename Jobs::Number;
 
   // Computes x x^T, each product of two samples once: x_i x_j lies in row i of a triangle, whose rows i and B - 1 - i
-  // make one of B + 1. The next meeting ends it.
-  __device__ __forceinline__ static void prepare(const Jobs& jobs) {
-    const Problem<T>& p = jobs.p;
-    const int inputs = p.widths[0], batch = p.batch, warps = static_cast<int>(gridDim.x * blockDim.x / 32);
+  // make one of B + 1. All blocks meet before the first begin().
+  __device__ __forceinline__ static void prepare(const Problem<T>& p) {
+    const int inputs = p.widths[0], batch = p.batch, lane = lane_of_thread(),
+              warps = static_cast<int>(gridDim.x * blockDim.x / 32);
     const T one = p.biases[0] ? T(1) : T(0);
     const int64_t pairs = int64_t(batch + 1) / 2 * (batch + 1);
     for (int64_t pair = blockIdx.x + gridDim.x * warp_of_thread(); pair < pairs; pair += warps) {
@@ -40,7 +40,7 @@ class ContinualUpdate {
       T sum = 0;
       constexpr int at_once = 8;  // that are on their way
 #pragma unroll 1
-      for (int first = jobs.lane; first < inputs; first += 32 * at_once) {
+      for (int first = lane; first < inputs; first += 32 * at_once) {
         T of_x[at_once], of_y[at_once];
 #pragma unroll
         for (int n = 0; n < at_once; ++n) {
@@ -56,7 +56,7 @@ class ContinualUpdate {
       }
 #pragma unroll
       for (int bit = 16; bit > 0; bit /= 2) sum += with_partner(sum, bit);
-      if (jobs.lane == 0) p.gram[int64_t(i) * batch + j] = p.gram[int64_t(j) * batch + i] = sum + one;
+      if (lane == 0) p.gram[int64_t(i) * batch + j] = p.gram[int64_t(j) * batch + i] = sum + one;
     }
   }
 

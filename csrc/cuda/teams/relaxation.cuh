@@ -26,7 +26,6 @@ class Relaxation {
   __device__ __forceinline__ void run(int first_sample, int begin, int end) {
     jobs.first_sample = first_sample;
     jobs.for_each_own([&](const Job& job, int g) { prepare(job, g); });
-    if constexpr (Moves) ContinualUpdate<Where>::prepare(jobs);
     for (int index = begin; index < end; ++index) {
       const Stage& stage = p_.stages.stage[index];
       const bool starts = index == begin || stage.from != Kept::last;
@@ -34,13 +33,13 @@ class Relaxation {
       const T beta = static_cast<T>(stage.beta);
       const bool learns = Moves && stage.learns;
       gate_ = learns ? p_.gate : Gate::none;
+      if constexpr (Moves)
+        if (learns) ContinualUpdate<Where>::begin(jobs, stage.divisor);
       // Before the steps units may have to show where they start; after them weights may have to move once more.
       int count = starts ? -1 : 0;
       for (;; ++count) {
         const bool ends = count == stage.steps || (count > 0 && may_stop(count));
         if (ends && !learns) break;
-        if constexpr (Moves)
-          if (learns && count == 0) ContinualUpdate<Where>::begin(jobs, stage.divisor);
         stays_ = true;
         step(beta, count < 0, learns && count > 0, ends);
         if (ends) break;

@@ -60,6 +60,7 @@ __device__ __forceinline__ void run_continual(const Problem<T>& p) {
   constexpr bool changes = !std::is_same_v<Team, Grid>;
   const auto grid = cooperative_groups::this_grid();
   Sanity<T>(p, p.broken).begin();
+  ContinualUpdate<Jobs<T, most_samples(sizeof(T)), Grid>>::prepare(p);
   if constexpr (changes) {
     Relaxation<T, Samples, Team, false> resting(p, p.layout);
     run_rounds(resting, 1);
@@ -116,14 +117,16 @@ struct TeamOf<InCluster> {
 template <class T, int Samples, class TeamName, bool Moves>
 __global__ void __launch_bounds__(32 * most_warps(sizeof(T)), 1) run_team(const __grid_constant__ Problem<T> problem) {
   static_assert(sizeof(Problem<T>) <= 4096, "what a kernel argument may have");
-  refuse_wrong_labels(problem);
   using Team = typename TeamOf<TeamName>::type;
-  if constexpr (std::is_void_v<Team>)
+  if constexpr (std::is_void_v<Team>) {
     __trap();
-  else if constexpr (Moves)
-    run_continual<T, Samples, Team>(problem);
-  else
-    run<T, Samples, Team>(problem);
+  } else {
+    refuse_wrong_labels(problem);
+    if constexpr (Moves)
+      run_continual<T, Samples, Team>(problem);
+    else
+      run<T, Samples, Team>(problem);
+  }
 }
 
 }  // namespace ceprop::cuda::teams
