@@ -37,15 +37,15 @@ class Graph:
     def instructions_of(self, loop: Loop) -> list[Instruction]:
         return [i for block in sorted(loop.blocks) for i in self.blocks[block].instructions]
 
-    def loop_of(self, wanted: Callable[[Instruction], bool], share: float) -> Loop | None:
-        """The largest loop that has this share of the wanted instructions and whose own are wanted to this share; None
+    def loop_of(self, wanted: Callable[[Instruction], bool], share: float, own: float) -> Loop | None:
+        """The largest loop that has this share of the wanted instructions and of whose own so many are wanted; None
         if there is none. Instructions that no way leads to do not count: a warp whose threads have parted has its own.
         """
         counts = {block: sum(map(wanted, self.blocks[block].instructions)) for block in self.reached}
         least = share * sum(counts.values())
         for loop in reversed(self.loops):
             found = sum(counts[block] for block in loop.blocks)
-            if 0 < least <= found and found >= share * len(self.instructions_of(loop)):
+            if 0 < least <= found and found >= own * len(self.instructions_of(loop)):
                 return loop
         return None
 

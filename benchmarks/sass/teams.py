@@ -5,8 +5,8 @@
 Compiles the kernels of csrc/cuda/teams for sm_90. Follows what each warp of a block executes in a step, as the library
 that is built here plans the call on an H100: sigmoid, prototypical dynamics, not nudged, no loss that takes outputs
 together. Where weights move in the step, it follows their update, too. Replays that for all warps of each kind of
-block, and adds what the exchange takes, which is assumed. Prints Markdown tables and writes sass_teams.csv. No GPU has
-measured any of it: all times are predictions.
+block, and adds what the exchange takes, as measured alone. Prints Markdown tables and writes sass_teams.csv. All times
+are predictions.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CLOCKS_OF_A_COPY, COPIED_BYTES_OF_A_CLOCK = 280, 46
 
 @dataclass(frozen=True)
 class TeamRow:
-    """Of a step. Instructions are counted, clocks simulated, the exchange assumed."""
+    """Of a step. Instructions are counted, clocks simulated, the exchange is from what was measured alone."""
 
     case: str
     phase: str
@@ -290,7 +290,7 @@ def markdown_of(rows: Sequence[TeamRow]) -> str:
     from ceprop_cuda.tables import markdown
 
     lines = [["case", "steps", "team", "blocks", "teams", "samples", "rounds", "octets of a block", "warps"]]
-    lines[0] += ["instructions", "FFMA", "clocks", "of the update", "exchange (assumed)", "us a step, predicted"]
+    lines[0] += ["instructions", "FFMA", "clocks", "of the update", "exchange (measured alone)", "us a step, predicted"]
     for row in rows:
         samples = f"{row.groups} x {row.samples}"
         cells = [row.blocks, row.teams, samples, row.rounds, row.octets, row.warps, row.instructions, row.multiply_adds]

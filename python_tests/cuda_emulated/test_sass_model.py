@@ -76,13 +76,13 @@ def test_loops_are_found() -> None:
     inner, outer = graph.loops
 
     def loop_of(share: float, *wanted: int) -> flow.Loop | None:
-        return graph.loop_of(lambda i: i.address in wanted, share)
+        return graph.loop_of(lambda i: i.address in wanted, share, share)
 
     assert loop_of(0.6, 0x20, 0x30, 0x40, 0x50, 0x60) is outer  # five of its seven are wanted, and it has all five
     assert loop_of(0.8, 0x20, 0x30, 0x40, 0x50, 0x60) is inner  # of whose own all are wanted
     assert loop_of(0.8, 0x20, 0x30, 0x40, 0x50, 0x00) is inner  # it has four of five, and they are four of its five
     assert loop_of(0.9, 0x20, 0x30, 0x40, 0x50, 0x00) is None
-    assert graph.loop_of(lambda i: i.name == "HMMA", 0.1) is None
+    assert graph.loop_of(lambda i: i.name == "HMMA", 0.1, 0.1) is None
 
 
 def test_what_no_way_leads_to_does_not_count() -> None:
