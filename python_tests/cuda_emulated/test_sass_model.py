@@ -89,7 +89,7 @@ def test_what_no_way_leads_to_does_not_count() -> None:
     """As of a warp whose threads have parted: it goes on behind the end."""
     parted = "".join(line(0xA0 + 16 * n, "SHFL.IDX R1, R1, R2, R3") for n in range(5))
     graph = flow.graph_of(read(LOOPS + parted + line(0xF0, "BRA `(.L_x_2)")))
-    assert graph.loop_of(lambda i: i.name in ("LDS", "FFMA", "BRA", "IADD3", "SHFL"), 0.8) is graph.loops[1]
+    assert graph.loop_of(lambda i: i.name in ("LDS", "FFMA", "BRA", "IADD3", "SHFL"), 0.8, 0.8) is graph.loops[1]
 
 
 def test_a_walk_takes_the_shortest_way_that_does_what_it_must() -> None:
