@@ -201,8 +201,8 @@ class Ways:
             Event("sources", made_by(of_variant, sources, names=("LDS",)), at_least=True),
         ]
         move = made_by(self.kernel.lines(UPDATE, "move", "Part"), names=("FFMA",))
-        far = made_by(of_variant, sources, names=("LDG",))  # where there are copies of one step alone
-        return self._around(("part", is_chunk, from_above), move, events, far)
+        copies = self._around(("part", is_chunk, from_above), move, events, lambda i: i.name in ("LDG", "LDGSTS"))
+        return Way(copies.steps, 0)  # the few that no way can do without are in the exchange as well
 
     def _constant(self, of_input: bool) -> Way:
         """The update of a bias, in layer 0 with the input's drive, of an octet and a group."""
