@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,6 +27,7 @@ from not_finite_numbers import assert_not_finite_inputs_stay_visible, assert_ops
 from problems import relative_error
 from project import EMULATED_PROGRAMS, ROOT
 from settling import assert_tolerances_are_exact
+from torch import Tensor
 from variants import TOLERANCES, copy_of, name_of
 from variants import VARIANTS as DENSE
 from variants import build as dense_problem
@@ -33,6 +35,9 @@ from variants import build as dense_problem
 from ceprop_cuda import ops
 from ceprop_cuda.spec import reference
 from ceprop_cuda.spec.connections import Convolution
+from ceprop_cuda.spec.dynamics import Circuit, Nudge
+from ceprop_cuda.spec.reference import EPResult
+from ceprop_cuda.validate import dense_target
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -110,7 +115,12 @@ def test_every_chain(device: Device, number: int, feedback: str) -> None:
 
 @pytest.mark.parametrize("name", GOLDEN_CHAINS)
 def test_golden_cases(device: Device, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "ep_step", lambda *args, precision, engine, **phases: device().ep_step(*args, **phases))
+    def ep_step(circuit: Circuit, x: Tensor, nudge: Nudge, *, precision: str, engine: str, **phases: Any) -> EPResult:
+        """The op gives PyTorch's operators a target of floats."""
+        dense = replace(nudge, target=dense_target(nudge.target, x, circuit.classes))
+        return device().ep_step(circuit, x, dense, **phases)
+
+    monkeypatch.setattr(ops, "ep_step", ep_step)
     assert_chain_is_golden(name, "fused")
 
 
