@@ -23,7 +23,8 @@ class NotStored(Diverged):
 
 
 class _DenseWhenAsked:
-    """A target that may be given as class indices: a small network's step takes little longer than making it dense."""
+    """A target that may be given as class indices. It becomes dense when asked for, as that takes a small network's step
+    a part of its time."""
 
     def __get__(self, result: StepResult, owner: type | None = None) -> Tensor:
         given = vars(result)
@@ -37,10 +38,10 @@ class _DenseWhenAsked:
 @dataclass
 class StepResult:
     """What one call of a rule saw. ``output`` ``(B, classes)`` is the free phase's output units or logits, ``target``
-    ``(B, classes)`` what they should be, of class indices made when first asked for; states are lists in the order of
-    the network's ``layers``, of ``(B, n_l)`` or, of convolutions, ``(B, C, H, W)`` after the pooling; ``steps`` int64
-    holds the number of steps made in each phase that was run, in order: free, +beta (random_sign: its sign), and when
-    symmetric -beta, before it continual EP's way back."""
+    ``(B, classes)`` what they should be, of class indices made when first asked for, so that indices must not be
+    overwritten before; states are lists in the order of the network's ``layers``, of ``(B, n_l)`` or, of convolutions,
+    ``(B, C, H, W)`` after the pooling; ``steps`` int64 holds the number of steps made in each phase that was run, in
+    order: free, +beta (random_sign: its sign), and when symmetric -beta, before it continual EP's way back."""
 
     loss_kind: str  # "mse" or "cross_entropy"
     target: Tensor

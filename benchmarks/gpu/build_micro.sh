@@ -12,9 +12,10 @@ out=build/gpu
 sources=(benchmarks/gpu/{build_micro.sh,*.cu,*.cuh,prototype/*} csrc/cuda/device.h csrc/model/*.h csrc/cuda/teams/*)
 key=$(sha256sum "${sources[@]}" | sha256sum | cut -d ' ' -f 1)
 
-# Without arguments it says how it is called, and needs no GPU for that.
+# A program without arguments says how it is called, and needs no GPU for that.
 is_there() {
   [[ -f $out/$1.key && $(<"$out/$1.key") == "$key" ]] || return 1
+  [[ $1 == *.o ]] && return
   "$out/$1" >/dev/null 2>&1 || (($? == 2))
 }
 compile() {

@@ -7,11 +7,10 @@ does not wait for the GPU, and what the GPU runs for it.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ceprop_cuda.bench.cases import chosen_cases
 from ceprop_cuda.bench.contenders import by_engine
+from ceprop_cuda.bench.measure import clock_of_cpu, spread
 from ceprop_cuda.environment import environment
 from ceprop_cuda.tables import write_csv
 
@@ -35,16 +35,6 @@ class Call:
     kernel: str
     launches: float  # in a step
     us: float  # of the GPU, in a step
-
-
-def host_microseconds(step: Callable[[], object], wait: Callable[[], object]) -> float:
-    found = []
-    for _ in range(TIMED):
-        wait()
-        begin = time.perf_counter()
-        step()
-        found.append(1e6 * (time.perf_counter() - begin))
-    return statistics.median(found)
 
 
 def kernels(step: Callable[[], object]) -> dict[str, list[float]]:
@@ -71,14 +61,11 @@ def main() -> None:
     rows: list[Call] = []
     for case in chosen_cases(arguments.cases, arguments.device):
         net, x, y = case.problem(torch.float32)
-        train = by_engine("", case, net)
-
-        def step(train: Callable[..., object] = train, x: torch.Tensor = x, y: torch.Tensor = y) -> object:
-            return train(x, y)
-
-        for _ in range(WARM):
-            step()
-        host = host_microseconds(step, torch.cuda.synchronize if on_gpu else lambda: None)
+        step = partial(by_engine("", case, net), x, y)
+        clock_of_cpu(step, WARM)
+        if on_gpu:
+            torch.cuda.synchronize()
+        host = 1e6 * spread(clock_of_cpu(step, TIMED)).median
         print(f"{case.name}: {host:.1f} us of the host")
         found = kernels(step) if on_gpu else {"": []}
         for name, times in sorted(found.items(), key=lambda item: -sum(item[1])):

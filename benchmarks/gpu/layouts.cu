@@ -3,9 +3,12 @@
 //
 //   layouts TABLE [PART]  appends lines "name,value,unit" to the file, of layouts whose name contains PART
 //
-// A name is free/NETWORK-bBATCH/TEAM, or nudged/..., TEAM as "cluster-16x3": its blocks, and the samples of a group.
+// A name is free/NETWORK-bBATCH/TEAM for a free step, nudged/... for a nudged one of C-EP, once/... and "once of
+// EP"/... for a launch of one step a phase. TEAM says as in "cluster-16x3-7-1-1" a team's blocks, the samples of a
+// group, teams, groups and rounds; as in "moving-112-10-warps" the blocks and warps of the grid that moves weights.
 // build_micro.sh compiles it.
 #include <random>
+#include <set>
 
 #include "../../csrc/cuda/teams/kernels.h"
 #include "../../csrc/cuda/teams/problem_of.h"
@@ -70,6 +73,7 @@ void run(const Call& call, const Plan& plan, void* workspace) {
 struct Layouts {
   const Table& table;
   const std::string wanted;
+  std::set<std::string>& done;  // as fewer blocks may be all that have work
   const Device& device;
   std::string network;
   CepCall<float> call;
@@ -96,7 +100,7 @@ struct Layouts {
     const auto plan = planning::try_plan(part, continual ? shape_of(cep) : shape_of(relax), kind, blocks, samples);
     if (!plan) return;
     const std::string name = name_of(*plan, kind, samples);
-    if (name.find(wanted) == std::string::npos) return;
+    if (name.find(wanted) == std::string::npos || !done.insert(name).second) return;
     void* workspace;
     must(cudaMalloc(&workspace, static_cast<size_t>(plan->workspace_bytes)), "memory");
     if (continual) {
@@ -140,9 +144,10 @@ void measure_layouts(const Table& table, const std::string& wanted) {
                   {"2h", {784, 512, 512, 10}, {20, 64, 256}},
                   {"3h", {784, 512, 512, 512, 10}, {20}}};
   const auto groups = samples_of_groups(sizeof(float));
+  std::set<std::string> done;
   for (const auto& [name, units, batches] : networks)
     for (const int batch : batches) {
-      Layouts layouts{table, wanted, device, name, call_of(units, batch)};
+      Layouts layouts{table, wanted, done, device, name, call_of(units, batch)};
       for (size_t l = 0; l + 1 < units.size(); ++l) {
         layouts.gradients.push_back(random_numbers(units[l] * units[l + 1], 1));
         layouts.bias_gradients.push_back(random_numbers(units[l + 1], 1));

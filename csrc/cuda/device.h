@@ -41,12 +41,13 @@ __device__ __forceinline__ T* dynamic_shared_memory() {
 }
 #endif
 
-// Hides where a number comes from: what follows from it is worked out where it is needed, and takes no register from
-// the loops before.
+// Hides from the compiler where a number comes from: what follows from the number is worked out where it is needed, and
+// takes no register from the loops before; the number itself is not worked out again.
 #ifdef CUDA_EMULATION
 inline int hidden(int number) { return number; }
 #else
-__device__ __forceinline__ int hidden(int number) {
+template <class Number>
+__device__ __forceinline__ Number hidden(Number number) {
   asm volatile("" : "+r"(number));
   return number;
 }

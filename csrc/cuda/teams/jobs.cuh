@@ -80,9 +80,10 @@ struct Jobs {
     }
   }
 
-  // Returns where the numbers of all lanes are, for a job whose numbers lie at `job`, and where that of this lane is.
-  __device__ __forceinline__ int owns(int job, int g, Own number) const {
-    return job + (g * layout.own_numbers() + static_cast<int>(number)) * 32 * bytes;
+  // Returns where the numbers of all lanes are, of a job whose numbers begin at `first`, and where that of this lane
+  // is.
+  __device__ __forceinline__ int owns(int first, int g, Own number) const {
+    return first + (g * layout.own_numbers() + static_cast<int>(number)) * 32 * bytes;
   }
   __device__ __forceinline__ int own(const Job& job, int g, Own number) const {
     return owns(job.own, g, number) + lane * bytes;

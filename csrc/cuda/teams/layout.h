@@ -93,7 +93,8 @@ struct Layout {
   unsigned output_readers;                   // bit b: block b has output units, which a loss takes together
   int states[most_layers + 1];               // of each layer within a buffer; behind the last those of output_readers
   int buffer;                                // bytes of a buffer
-  int copied_steps, copied_groups, copy;     // a block of a grid has copies of so many groups at once, bytes of each
+  int copied_steps, copied_groups;           // a block of a grid has copies of so many steps, of so many groups at once
+  int copy;                                  // bytes of a copy of a group
   int buffers, jobs, own, blends, gram, copies, weights;  // places in shared memory; a grid's buffers are global
 
   CEPROP_INLINE int warps() const { return job_warps * group_warps; }

@@ -139,11 +139,8 @@ __device__ __forceinline__ void put_for_all(char* at, const Number& number) {
 
 class Memory {
  public:
-  // The compiler cannot see through this: else it would work the address out again at every use.
-  __device__ __forceinline__ Memory() {
-    begin_ = static_cast<unsigned>(__cvta_generic_to_shared(dynamic_shared_memory<char>()));
-    asm volatile("" : "+r"(begin_));
-  }
+  __device__ __forceinline__ Memory()
+      : begin_(hidden(static_cast<unsigned>(__cvta_generic_to_shared(dynamic_shared_memory<char>())))) {}
 
   template <class T>
   __device__ __forceinline__ T get(int place) const {

@@ -205,8 +205,7 @@ inline int64_t lay_out(const Shape& shape, Layout& layout, int warps) {
 
 // Returns the microseconds of a step of the samples that a plan has at once; `moves`: weights move at it. It serves the
 // choice between plans only. Its constants are fitted to steps of blocks and clusters on an H100, 1980 MHz
-// (benchmarks/results/gpu_micro.csv, free/...), within a fifth; `of_update`, and what an octet takes a grid, are
-// assumed.
+// (benchmarks/results/gpu_micro.csv, free/...); `of_update`, and what an octet takes a grid, are assumed.
 inline double step_microseconds(const Shape& shape, const Layout& layout, bool moves) {
   constexpr double pace = 1.45;          // clocks of a scheduler for an instruction, of which there are four
   constexpr double latency = 1.9;        // clocks of a warp for an instruction, if others do not hide them

@@ -196,7 +196,7 @@ class Relaxation {
     return false;
   }
 
-  // Moves the lane's unit: `from` has what neighbours show, `before` is the buffer of the last step.
+  // Moves the lane's unit: `from` has what neighbours show.
   __device__ __forceinline__ void move(const Job& job, int g, int from, T beta) {
     T sum[octet][Samples] = {};
     int weights = job.weights;
