@@ -23,8 +23,8 @@ class NotStored(Diverged):
 
 
 class _DenseWhenAsked:
-    """A target that may be given as class indices. It becomes dense when asked for, as that takes a small network's step
-    a part of its time."""
+    """A target that may be given as class indices. It becomes dense when first asked for: few callers do, and it takes
+    a part of a small network's step."""
 
     def __get__(self, result: StepResult, owner: type | None = None) -> Tensor:
         given = vars(result)
