@@ -18,7 +18,7 @@
 namespace ceprop {
 
 // At a barrier all workers wait until the last has come. It spins for some microseconds, the length of a step, then
-// gives the core away: where another process holds a core, spinning for it would cost its whole time slice.
+// sleeps: where another process holds a core, spinning, or a turn given away, would cost a time slice at each barrier.
 class Barrier {
  public:
   void wait(int workers) {
@@ -28,13 +28,14 @@ class Barrier {
       arrived_.store(0, std::memory_order_relaxed);
       ends_.store(is_wanted(), std::memory_order_relaxed);
       phase_.store(phase + 1, std::memory_order_release);
+      phase_.notify_all();  // asks the system only where one sleeps
       return;
     }
     for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
       if (spins < 2000)
         pause();
       else
-        std::this_thread::yield();
+        phase_.wait(phase, std::memory_order_acquire);
     }
   }
 

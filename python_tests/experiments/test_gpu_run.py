@@ -26,7 +26,7 @@ RUN = GPU / "run.sh"
 pytestmark = pytest.mark.skipif(shutil.which("timeout") is None, reason="needs timeout of the GNU coreutils")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def alone() -> Iterator[None]:
     """One worker at a time: all compile the microbenchmarks into the same folder."""
     with locked("microbenchmarks"):
@@ -67,6 +67,7 @@ def by_machine_code() -> list[tuple[str, float]]:
 # --- The dry run
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_dry_run(tmp_path: Path) -> None:
     done = run(RUN, "--dry", "--out", tmp_path, PYTHON=sys.executable, COMMIT="1234abc")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -121,6 +122,7 @@ esac
     )
 
 
+@pytest.mark.usefixtures("alone")
 def test_stopped_in_the_middle_it_leaves_what_it_has(stub: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     environment = os.environ | {"PYTHON": str(stub)}
@@ -140,7 +142,12 @@ def test_stopped_in_the_middle_it_leaves_what_it_has(stub: Path, tmp_path: Path)
     assert "# step steps: stopped" in (out / "report.csv").read_text()
 
 
-# What stands for the tools of a machine with a GPU. The microbenchmarks find none, and fail.
+# What stands for the tools of a machine with a GPU. The microbenchmarks find none, and fail. The dry run compiles them.
+NVCC = """while [ $# -gt 0 ] && [ "$1" != -o ]; do shift; done
+[ "$1" = -o ] || { echo "release 13.0, V13.0.1"; exit; }
+printf '#!/bin/sh\n[ $# = 0 ] && exit 2\necho no GPU >&2\nexit 1\n' >"$2"
+chmod +x "$2"
+"""
 INTERPRETER = f"""case "$*" in
 *report.py*|*counters.py*) exec {sys.executable} "$@" ;;
 *setup.py*) echo "built for $TORCH_CUDA_ARCH_LIST" ;;
@@ -164,14 +171,16 @@ shift 2
 """
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_what_would_run_on_a_gpu(tmp_path: Path) -> None:
-    tools = tmp_path / "tools"
+    tools, copy = tmp_path / "tools", tmp_path / "copy"  # what the copy compiles is not found where others look
+    for folder in ("benchmarks", "csrc"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    script(tools / "nvcc", NVCC)
     script(tools / "nvidia-smi", NVIDIA_SMI)
     script(tools / "ncu", NCU)
     python, out = script(tools / "python", INTERPRETER), tmp_path / "out"
     path = f"{tools}:{os.environ['PATH']}"
-    done = run(RUN, "--out", out, PYTHON=str(python), PATH=path, CUDA_VISIBLE_DEVICES="")
+    done = run(copy / RUN.relative_to(ROOT), "--out", out, PYTHON=str(python), PATH=path, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 1, done.stdout + done.stderr
     parts = [f"micro, {part}" for part in ("clocks", "clusters", "barriers", "mailboxes", "l2", "prototype")]
     profiles = [f"profile of {case}" for case in ("free-steps", "free-steps-of-a-grid", "nudged-steps")]
