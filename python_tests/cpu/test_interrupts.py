@@ -24,6 +24,12 @@ import ceprop_cuda as cep
 LONG = 10**8  # steps: minutes of any network
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """With its first optimizer torch imports its compiler, for a second. An interrupt then would not come in a call."""
+    torch.optim.SGD([torch.zeros(1)])
+
+
 @contextmanager
 def interrupted(after: float) -> Iterator[None]:
     """Expects a KeyboardInterrupt from the body, little later than it is sent."""
