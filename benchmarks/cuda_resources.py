@@ -295,7 +295,7 @@ def what_made(nvcc_version: str, scripts: Sequence[Path] = (), sources: Path | N
 
 def read_table(path: Path, made_by: Mapping[str, str], of: type = Resources) -> list[Any] | None:
     """The rows of this dataclass that stand there, if they were made by the same; None if not."""
-    from ceprop_cuda.tables import read_rows
+    from ceprop_cuda.output.tables import read_rows
 
     held = path.read_text().splitlines() if path.exists() else []
     is_same = {f"# {key}: {value}" for key, value in made_by.items()} <= set(held)
@@ -304,7 +304,7 @@ def read_table(path: Path, made_by: Mapping[str, str], of: type = Resources) -> 
 
 def write_table(path: Path, rows: Sequence[Any], made_by: Mapping[str, str]) -> None:
     from ceprop_cuda.environment import environment
-    from ceprop_cuda.tables import write_csv
+    from ceprop_cuda.output.tables import write_csv
 
     facts = environment()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from ceprop_cuda.bench.cases import Case, chosen_cases
 from ceprop_cuda.bench.contenders import ENGINES, by_engine
 from ceprop_cuda.bench.measure import CLOCKS, spread
 from ceprop_cuda.environment import environment
-from ceprop_cuda.tables import write_csv
+from ceprop_cuda.output.tables import write_csv
 
 CASES = ["*-1h-b20", "*-2h-b20", "p-3h-b20", "*-1h-b*", "*-2h-b*", "*-2h-n*", "p-conv-b20", "c-ep-conv-b20"]
 FREE, NUDGED = 50, 10

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from ceprop_cuda import Network, data
-from ceprop_cuda.choices import Gate, Schedule, words
+from ceprop_cuda.arguments.choices import Gate, Schedule, words
 from ceprop_cuda.environment import environment
+from ceprop_cuda.output.tables import write_csv
 from ceprop_cuda.presets import PRESETS, Preset
-from ceprop_cuda.tables import write_csv
 from ceprop_cuda.training import Trainer
 
 SAMPLES = 5000  # of the test set, which are watched

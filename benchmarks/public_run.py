@@ -15,7 +15,7 @@ import torch
 
 from ceprop_cuda import CEP, data, mlp
 from ceprop_cuda.environment import environment
-from ceprop_cuda.tables import write_csv
+from ceprop_cuda.output.tables import write_csv
 from ceprop_cuda.training import Trainer
 
 # fmt: off

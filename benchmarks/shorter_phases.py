@@ -19,8 +19,8 @@ import torch
 import ceprop_cuda as cep
 from ceprop_cuda.data import Batches, Dataset, load
 from ceprop_cuda.environment import environment
+from ceprop_cuda.output.tables import write_csv
 from ceprop_cuda.presets import PRESETS, Preset
-from ceprop_cuda.tables import write_csv
 
 # (preset, epochs, seeds)
 RUNS = [("c-ep-1h", 3, (0, 1, 2)), ("ep-2h", 1, (0,))]

@@ -21,9 +21,9 @@ from torch import Tensor
 from ceprop_cuda import Network, data
 from ceprop_cuda.cli.run_settings import preset_of
 from ceprop_cuda.environment import environment
+from ceprop_cuda.output.tables import write_csv
 from ceprop_cuda.presets import Preset
 from ceprop_cuda.run_directory import read_checkpoint
-from ceprop_cuda.tables import write_csv
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .choices import Backend, EngineName, Precision, Update
-from .messages import say
+from .arguments.choices import Backend, EngineName, Precision, Update
+from .output.messages import say
 from .spec import reference
 from .spec.dynamics import Circuit, Nudge
 from .spec.reference import CEPResult, EPResult, Relaxed

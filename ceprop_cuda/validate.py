@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import shown
+from .arguments.checks import shown
 from .spec.dynamics import Circuit, state_shapes
 
 

@@ -21,7 +21,7 @@ from ceprop_cuda.bench.cases import chosen_cases
 from ceprop_cuda.bench.contenders import by_engine
 from ceprop_cuda.bench.measure import clock_of_cpu, spread
 from ceprop_cuda.environment import environment
-from ceprop_cuda.tables import write_csv
+from ceprop_cuda.output.tables import write_csv
 
 WARM, TIMED, PROFILED = 5, 30, 10  # steps
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import ceprop_cuda as cep
-from ceprop_cuda.checks import shown
+from ceprop_cuda.arguments.checks import shown
 from ceprop_cuda.spec.dynamics import ACTIVATIONS
 
 NAN, INF = float("nan"), float("inf")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops
-from ceprop_cuda.choices import Update, words
+from ceprop_cuda.arguments.choices import Update, words
 from ceprop_cuda.spec.dynamics import Circuit, Nudge, logits, state_shapes
 from ceprop_cuda.spec.reference import CEPResult, EPResult, PerParameter, Relaxed
 

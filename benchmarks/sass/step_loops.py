@@ -138,14 +138,14 @@ def found_in_all(nvcc: Path, nvdisasm: Path, csrc: Path) -> dict[Key, Found]:
 
 
 def ceilings_in(path: Path) -> dict[Key, int]:
-    from ceprop_cuda.tables import read_rows
+    from ceprop_cuda.output.tables import read_rows
 
     rows = read_rows(path, Ceiling) if path.exists() else []
     return {(row.kernel, row.loop, row.kind): row.ceiling for row in rows}
 
 
 def table(ceilings: Mapping[Key, int]) -> str:
-    from ceprop_cuda.tables import markdown
+    from ceprop_cuda.output.tables import markdown
 
     loops = dict.fromkeys((kernel, loop) for kernel, loop, _ in ceilings)
     lines = [["kernel", "loop in which", *KINDS]]

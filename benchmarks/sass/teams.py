@@ -288,7 +288,7 @@ def rows_of(kernels: dict[str, Kernel], case: Any) -> list[TeamRow]:
 
 
 def markdown_of(rows: Sequence[TeamRow]) -> str:
-    from ceprop_cuda.tables import markdown
+    from ceprop_cuda.output.tables import markdown
 
     lines = [["case", "steps", "team", "blocks", "teams", "samples", "rounds", "octets of a block", "warps"]]
     lines[0] += ["instructions", "FFMA", "clocks", "of the update", "exchange (measured alone)", "us a step, predicted"]
@@ -301,7 +301,7 @@ def markdown_of(rows: Sequence[TeamRow]) -> str:
 
 
 def markdown_of_training(rows: Sequence[TeamRow]) -> str:
-    from ceprop_cuda.tables import markdown
+    from ceprop_cuda.output.tables import markdown
 
     lines = [["case", "steps", "us of all steps, predicted"]]
     for case in dict.fromkeys(row.case for row in rows):

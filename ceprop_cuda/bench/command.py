@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ..backends import FusedUnavailable
 from ..environment import environment
-from ..tables import write_csv
+from ..output.tables import write_csv
 from . import breakdown, suite
 from .cases import chosen_cases
 from .figure import chart

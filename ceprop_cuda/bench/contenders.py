@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..arguments.choices import Backend, EngineName
 from ..backends import Engine
-from ..choices import Backend, EngineName
 from ..networks import Network
 from ..spec.dynamics import Nudge
 from . import autograd_of_phi

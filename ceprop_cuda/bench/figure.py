@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from ..figures import import_matplotlib
+from ..output.figures import import_matplotlib
 from .report import threads_in_words
 from .suite import Row
 

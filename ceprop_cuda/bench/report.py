@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from ..tables import markdown
+from ..output.tables import markdown
 from .breakdown import Part
 from .suite import Row
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from .. import ops
+from ..arguments.options import Parser, folder, positive
 from ..backends import FusedUnavailable
 from ..bench.agreement import Disagreement
 from ..bench.cases import QUICK
 from ..bench.command import bench
-from ..messages import has_bar, provide_stderr, spare_stderr
-from ..options import Parser, folder, positive
+from ..output.messages import has_bar, provide_stderr, spare_stderr
 from ..records import Diverged
 from ..reproduce import command as reproduce_command
 from ..reproduce.runs import Ended

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ..choices import Gate, Nudging, Schedule, words
-from ..options import positive
+from ..arguments.choices import Gate, Nudging, Schedule, words
+from ..arguments.options import positive
 from ..presets import Preset
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checks import real_number, whole_number
+from ..arguments.checks import real_number, whole_number
 from ..presets import PRESETS, Preset
 from ..run_directory import read_checkpoint
 from .preset_options import OPTIONS, changes_of, is_text, is_whole

@@ -6,8 +6,8 @@ import argparse
 
 import torch
 
-from ..checks import one_of
-from ..options import folder
+from ..arguments.checks import one_of
+from ..arguments.options import folder
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:

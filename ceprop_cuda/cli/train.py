@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from ..checks import seed_number
-from ..choices import Backend, words
+from ..arguments.checks import seed_number
+from ..arguments.choices import Backend, words
+from ..arguments.options import folder, positive
 from ..data import DATASETS, Dataset, load
-from ..messages import has_bar
-from ..options import folder, positive
+from ..output.messages import has_bar
 from ..presets import PRESETS, Preset
 from ..run_directory import read_checkpoint, refuse_another_network
 from ..training import Trainer

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import one_of, seed_number, whole_number
+from ..arguments.checks import one_of, seed_number, whole_number
 from .images import Normalisation, random_crop
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import one_of
-from ..files import folder_path
+from ..arguments.checks import folder_path, one_of
 from .batches import Dataset
 from .images import Normalisation
 

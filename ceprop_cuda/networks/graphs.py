@@ -8,7 +8,7 @@ from itertools import chain as joined
 
 from torch import nn
 
-from ..checks import shown
+from ..arguments.checks import shown
 from ..spec.connections import INPUT, Connection, Convolution, Structure, chain
 from .layout import (
     POOLINGS,

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..checks import one_of, shown, whole_number
+from ..arguments.checks import one_of, shown, whole_number
 from ..spec.connections import POOLS_BY_LETTER, Convolution
 from .graphs import Graph
 from .network import Network

@@ -9,9 +9,20 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor, nn
 
+from ..arguments.checks import one_of, real_number, shown, tolerance_or_none, whole_number
+from ..arguments.choices import (
+    Backend,
+    DynamicsKind,
+    EngineName,
+    Feedback,
+    NudgeAt,
+    Precision,
+    Readout,
+    Schedule,
+    chosen,
+    words,
+)
 from ..backends import Kernels, engine_for, exact
-from ..checks import one_of, real_number, shown, tolerance_or_none, whole_number
-from ..choices import Backend, DynamicsKind, EngineName, Feedback, NudgeAt, Precision, Readout, Schedule, chosen, words
 from ..spec import losses, reference
 from ..spec.dynamics import ACTIVATIONS, Circuit, Dynamics, Nudge, energy, phi
 from ..validate import check_input, check_states, check_target, dense_target

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from ..choices import Backend, DynamicsKind, Feedback, Gate, NudgeAt, Nudging, Readout, Schedule
+from ..arguments.choices import Backend, DynamicsKind, Feedback, Gate, NudgeAt, Nudging, Readout, Schedule
 from ..networks import Network, convnet, mlp
 from ..training import BPTT, CEP, EP, Rule, groups_of
 

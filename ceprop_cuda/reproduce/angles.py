@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..data import load
-from ..figures import import_matplotlib
+from ..output.figures import import_matplotlib
 from ..presets import PRESETS
 from ..theorem import compare
 from .runs import Run

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from ..checks import whole_number
+from ..arguments.checks import whole_number
+from ..arguments.options import folder
 from ..data import DATASETS
 from ..environment import environment
-from ..figures import save_figure
-from ..files import in_words, lock
-from ..messages import has_bar
-from ..options import folder
-from ..tables import write_csv
+from ..output.figures import save_figure
+from ..output.files import in_words, lock
+from ..output.messages import has_bar
+from ..output.tables import write_csv
 from .angles import angle_figure, sweep
 from .report import curves, epochs_of, results, table
 from .rows import ROWS, chosen_rows

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..figures import import_matplotlib
-from ..tables import markdown
+from ..output.figures import import_matplotlib
+from ..output.tables import markdown
 from .rows import Published
 from .runs import Run
 

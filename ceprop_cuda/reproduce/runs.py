@@ -18,7 +18,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..environment import commit, cpu_model
-from ..files import write_atomically
+from ..output.files import write_atomically
 from ..presets import PRESETS
 from ..run_directory import CHECKPOINT, CONFIG, METRICS, Metrics, read_json_object, read_metrics
 from .rows import ROWS, Row

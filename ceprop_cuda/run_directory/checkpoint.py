@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..messages import warn
+from ..output.messages import warn
 from ..version import __version__
 
 KINDS_MATTER = ("optimizer", "scheduler")  # batches may come from anything that knows the state

@@ -14,9 +14,9 @@ from zlib import crc32
 
 import numpy as np
 
-from ..checks import shown
-from ..figures import save_figure
-from ..files import append, folder_path, lock, read, remove_unfinished, write_atomically
+from ..arguments.checks import folder_path, shown
+from ..output.figures import save_figure
+from ..output.files import append, lock, read, remove_unfinished, write_atomically
 from .checkpoint import Recorded, packed, refuse_what_cannot_be_kept, restore, unpacked, versions
 from .figure import curves
 

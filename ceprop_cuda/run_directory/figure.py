@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..figures import import_matplotlib
+from ..output.figures import import_matplotlib
 
 
 def curves(history: Sequence[Mapping[str, Any]]) -> bytes:

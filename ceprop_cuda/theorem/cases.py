@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..choices import Backend, DynamicsKind
+from ..arguments.choices import Backend, DynamicsKind
 from ..data import Dataset
 from ..networks import Network, convnet, mlp
 from ..training import CEP, EP, Rule

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..checks import seed_number, whole_number
-from ..choices import Backend, words
+from ..arguments.checks import seed_number, whole_number
+from ..arguments.choices import Backend, words
+from ..arguments.options import folder
 from ..data import DATASETS, Dataset, load
 from ..environment import environment
-from ..messages import warn
-from ..options import folder
+from ..output.messages import warn
+from ..output.tables import markdown, write_csv
 from ..presets import PRESETS
-from ..tables import markdown, write_csv
 from ..training import Rule
 from .cases import CASES
 from .comparison import Comparison, compare

@@ -23,8 +23,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..arguments.checks import whole_number
 from ..backends import exact
-from ..checks import whole_number
 from ..spec import reference
 from ..spec.dynamics import Circuit, Nudge
 from ..spec.gates import Slopes, slopes_at, step_with_slopes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..figures import import_matplotlib
+from ..output.figures import import_matplotlib
 from .comparison import Comparison, Match
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments.checks import shown
+from ..arguments.choices import Update
 from ..backends import Kernels, engine_for, exact
-from ..checks import shown
-from ..choices import Update
 from ..records import StepResult, refuse_not_finite
 from ..spec import reference
 from ..spec.dynamics import Circuit

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from ..checks import real_number, shown
+from ..arguments.checks import real_number, shown
 from ..networks import Network
 from .setting import Checked, Setting
 

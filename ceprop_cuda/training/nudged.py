@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments.checks import tolerance_or_none
+from ..arguments.choices import Gate, NudgeAt, Nudging, Precision, Update
 from ..backends import Kernels
-from ..checks import tolerance_or_none
-from ..choices import Gate, NudgeAt, Nudging, Precision, Update
 from ..records import StepResult
 from ..spec import reference
 from ..spec.dynamics import Circuit, Nudge

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .. import _C, ops
-from ..checks import whole_number
+from ..arguments.checks import whole_number
 from ..networks import Network
 from .nudged import NudgedRule, Work
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..arguments.choices import Backend, EngineName
 from ..backends import Kernels, engine_for, exact
-from ..choices import Backend, EngineName
 from ..networks import Network
 from ..records import StepResult
 from ..spec import reference

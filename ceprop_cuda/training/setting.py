@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from typing_extensions import dataclass_transform
 
-from ..checks import one_of, real_number, whole_number
-from ..choices import chosen
+from ..arguments.checks import one_of, real_number, whole_number
+from ..arguments.choices import chosen
 
 # Of a rule, the name of one of its settings and a value for it: what is kept of the value; ValueError or TypeError, by
 # the name, if it is wrong.

@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from ..checks import whole_number
-from ..files import folder_path
-from ..messages import has_bar, has_stderr, say
+from ..arguments.checks import folder_path, whole_number
 from ..networks import Network
+from ..output.messages import has_bar, has_stderr, say
 from ..records import Diverged, NotStored, StepResult, bad_parameters
 from ..run_directory import GeneratorState, Metrics, RunDirectory, json_values
 from .rule import Rule

@@ -31,8 +31,8 @@ template <class T, class Kernels>
 class Connections {
  public:
   // `options`: of the tensors.
-  Connections(const NetworkShape& shape, int64_t batch, const at::TensorOptions& options, bool tf32)
-      : shape_(shape), batch_(batch), options_(options), tf32_(tf32) {}
+  Connections(const NetworkShape& shape, const at::TensorOptions& options, bool tf32)
+      : shape_(shape), options_(options), tf32_(tf32) {}
 
   Parameters parameters;  // those that connections go by
 
@@ -69,7 +69,7 @@ class Connections {
   Tensor way_down(int c, const Tensor& above) const {
     const at::NoTF32Guard exact;
     const Tensor& weight = has_feedback(c) ? parameters.feedback[at(c).feedback] : parameters.weights[c];
-    const std::vector<int64_t> sizes = shape_.sizes(at(c).below, batch_);
+    const std::vector<int64_t> sizes = shape_.sizes(at(c).below, above.size(0));
     if (!shape_.is_convolution(c)) return dense_product(above.flatten(1), weight.t()).view(sizes);
     const Convolution& made = at(c).convolution;
     int64_t rest[2];  // of the map below, what no kernel reaches
@@ -158,15 +158,16 @@ class Connections {
       return (size + 2 * of.padding[i] - of.kernel[i]) / of.stride[i] + 1;
     };
     const int64_t height = places(below.height, 0), width = places(below.width, 1);
-    if (pooled) *pooled = at::empty({batch_, above.channels, above.height, above.width}, options_);
+    const int64_t samples = (map.defined() ? map : values).size(0);
+    if (pooled) *pooled = at::empty({samples, above.channels, above.height, above.width}, options_);
     if (unpooled) {
       const bool covers = above.height * of.window[0] == height && above.width * of.window[1] == width;
-      const std::vector<int64_t> sizes{batch_, above.channels, height, width};
+      const std::vector<int64_t> sizes{samples, above.channels, height, width};
       *unpooled = covers ? at::empty(sizes, options_) : at::zeros(sizes, options_);
     }
     const auto number = [](int64_t value) { return static_cast<int>(value); };
     Kernels::pool(Pooling<T>{.windows = {.pool = of.pool,
-                                         .count = batch_ * above.units(),
+                                         .count = samples * above.units(),
                                          .height = number(above.height),
                                          .width = number(above.width),
                                          .window_height = number(of.window[0]),
@@ -181,7 +182,6 @@ class Connections {
 
   static constexpr bool benchmarks = false, is_deterministic = true;
   const NetworkShape& shape_;
-  const int64_t batch_;
   const at::TensorOptions options_;
   const bool tf32_;
 };

@@ -1,6 +1,7 @@
 // A network of layers joined in any way, as tensors: its steps and what it learns.
 //
-// Kernels has pool(Pooling<T>), show(Showing<T>) and move(Move<T>), which enqueue them where the tensors live.
+// Kernels has pool(Pooling<T>), show(Showing<T>) and move(Move<T>), which enqueue them where the tensors live. Its
+// `gains_by_batches` says whether a convolution of twice the batch takes less time there than two.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +17,31 @@ namespace ceprop::aten {
 // Of every layer, [B, n] or [B, channels, height, width]. A step makes new tensors; none is changed.
 struct States {
   Tensors state;
-  Tensors seen;  // firing rates: rho(state) in energy dynamics, else the same tensors
+  Tensors seen;            // firing rates: rho(state) in energy dynamics, else the same tensors
+  bool both_ways = false;  // of the batch twice: a nudge pulls the second half the other way
 };
+
+// Each sample twice, to be nudged both ways at once.
+inline States both_ways(const States& states) {
+  const auto twice = [](const Tensors& of) {
+    Tensors result;
+    for (const Tensor& one : of) result.push_back(at::cat({one, one}));
+    return result;
+  };
+  States result{twice(states.state), {}, true};
+  const bool shows_itself = states.seen[0].is_same(states.state[0]);
+  result.seen = shows_itself ? result.state : twice(states.seen);
+  return result;
+}
+// Those of one way of states that are nudged both ways.
+inline States one_way(const States& states, int way) {
+  const auto half = [way](const Tensors& of) {
+    Tensors result;
+    for (const Tensor& one : of) result.push_back(one.chunk(2)[way]);
+    return result;
+  };
+  return {half(states.state), half(states.seen)};
+}
 
 // Of a gate, rho' by connection: of the layer above for W and b, of the layer below for V. Empty without a gate.
 struct Slopes {
@@ -31,9 +55,10 @@ struct Ends {
   const Slopes& slopes;
 };
 
-// What sample_error() of the model computes of each sample, by torch's operators; for every loss of samples one.
+// What sample_error() of the model computes of each sample, by torch's operators; for every loss of samples one. Of the
+// target [B, classes] and logits [ways, B, classes].
 inline Tensor cross_entropy_error(const Tensor& target, const Tensor& logits) {
-  return target - at::softmax(logits, 1);
+  return target - at::softmax(logits, 2);
 }
 
 template <class T, class Kernels>
@@ -42,7 +67,7 @@ class Graph {
   // `options`: of the tensors whose memory the network and the batch point to.
   // `largest`: of inputs, targets and states, see model/largest.h.
   Graph(const Network<T>& network, const Batch<T>& batch, const at::TensorOptions& options, bool tf32, T largest)
-      : connections(network.shape, batch.size, options, tf32),
+      : connections(network.shape, options, tf32),
         broken(at::zeros({1}, options.dtype(at::kInt))),
         network_(network),
         shape_(network.shape),
@@ -50,8 +75,8 @@ class Graph {
         options_(options),
         largest_(largest),
         arriving_(shape_.layer_count()),
-        leaving_(shape_.layer_count()),
-        input_drives_(shape_.connection_count()) {
+        leaving_(shape_.layer_count()) {
+    forget_input();
     connections.parameters = connections.wrap_all(network.weights, network.biases, network.feedback);
     for (int c = 0; c < inner_count(); ++c) {
       arriving_[at(c).above].push_back(c);
@@ -87,16 +112,16 @@ class Graph {
   Tensor error(Loss loss, const States& states) const {
     const Tensor& output = states.state[shape_.output];
     const Tensor read = shape_.has_readout() ? connections.way_up(inner_count(), output, false) : output;
-    const Tensor logits = read.flatten(1);
+    const Tensor logits = read.flatten(1).unflatten(0, {-1, batch_});
 #define CEPROP_ERROR(name) \
-  if (loss == Loss::name) return name##_error(target_, logits);
+  if (loss == Loss::name) return name##_error(target_, logits).flatten(0, 1);
     CEPROP_SAMPLE_LOSSES(CEPROP_ERROR)
 #undef CEPROP_ERROR
     return Tensor();
   }
 
-  // One step, nudged by `nudge.beta` if that is not 0. `moves` [1], if defined, becomes 1 where a unit moves by more
-  // than `limit`. `slopes`, of a gate, become those at the drives by which the units move.
+  // One step, nudged by `nudge.beta` if that is not 0, both ways if these states are. `moves` [1], if defined, becomes
+  // 1 where a unit moves by more than `limit`. `slopes`, of a gate, become those at the drives by which the units move.
   States step(const States& from, const Nudge& nudge, T limit, const Tensor& moves, Gate gate, Slopes& slopes) {
     States to = from;
     if (gate != Gate::none) slopes = empty_slopes();
@@ -116,7 +141,7 @@ class Graph {
   }
 
   // Weights have moved, those from the input among them: its drives are others.
-  void forget_input() { std::fill(input_drives_.begin(), input_drives_.end(), Tensor()); }
+  void forget_input() { input_drives_[0] = input_drives_[1] = Tensors(shape_.connection_count()); }
 
   // Sums over the batch of what a copy of the weights of connection c learns from, shaped like them; model/learning.h
   // has the terms.
@@ -183,7 +208,7 @@ class Graph {
     for (int c = 0; c < inner_count(); ++c) {
       const int above = at(c).above, below = at(c).below;
       if (below == from_input) {
-        if (is_in[above]) up[c] = input_drive(c);
+        if (is_in[above]) up[c] = input_drive(c, now.both_ways);
         continue;
       }
       Tensor goes_down;
@@ -195,31 +220,45 @@ class Graph {
       Tensor above = sum_of(down, leaving_[l]), pull;
       if (l == shape_.output && nudge.beta != 0) {
         pull = is_of_units(nudge.loss) ? target_ : error(nudge.loss, now).mul_(nudge.beta);
+        if (now.both_ways && !is_of_units(nudge.loss)) pull.chunk(2)[1].neg_();
         if (shape_.has_readout()) {
           above = connections.way_down(inner_count(), pull);
           pull = Tensor();
         }
       }
       const Tensor below = sum_of(up, arriving_[l]);
-      const auto fresh = [&] { return at::empty(shape_.sizes(l, batch_), options_); };
+      const auto fresh = [&] { return at::empty_like(now.state[l]); };
       const Tensor whole = gate == Gate::unit ? fresh() : Tensor();
       to.state[l] = fresh();
       to.seen[l] = is_energy() ? fresh() : to.state[l];
-      const auto memory = [](const Tensor& of) { return of.defined() ? of.mutable_data_ptr<T>() : nullptr; };
-      Kernels::move(Move<T>{.rule = network_.rules[l],
-                            .count = to.state[l].numel(),
-                            .below = pointer<T>(below),
-                            .above = pointer<T>(above),
-                            .state = pointer<T>(now.state[l]),
-                            .pull = pointer<T>(pull),
-                            .nudge = nudge,
-                            .next = memory(to.state[l]),
-                            .seen = is_energy() ? memory(to.seen[l]) : nullptr,
-                            .slopes = memory(whole),
-                            .limit = limit,
-                            .moves = moves.defined() ? moves.mutable_data_ptr<int>() : nullptr,
-                            .largest = largest_,
-                            .broken = broken.mutable_data_ptr<int>()});
+      // `count` units from the first one on, by target or error from the beginning.
+      const auto enqueue = [&](const Nudge& by, int64_t first, int64_t count) {
+        const auto from = [first](const Tensor& of) { return of.defined() ? of.const_data_ptr<T>() + first : nullptr; };
+        const auto into = [first](const Tensor& of) {
+          return of.defined() ? of.mutable_data_ptr<T>() + first : nullptr;
+        };
+        Kernels::move(Move<T>{.rule = network_.rules[l],
+                              .count = count,
+                              .below = from(below),
+                              .above = from(above),
+                              .state = from(now.state[l]),
+                              .pull = pointer<T>(pull),
+                              .nudge = by,
+                              .next = into(to.state[l]),
+                              .seen = is_energy() ? into(to.seen[l]) : nullptr,
+                              .slopes = into(whole),
+                              .limit = limit,
+                              .moves = moves.defined() ? moves.mutable_data_ptr<int>() : nullptr,
+                              .largest = largest_,
+                              .broken = broken.mutable_data_ptr<int>()});
+      };
+      const int64_t units = to.state[l].numel();
+      if (now.both_ways && pull.defined() && is_of_units(nudge.loss)) {
+        enqueue(nudge, 0, units / 2);
+        enqueue({-nudge.beta, nudge.at, nudge.loss}, units / 2, units / 2);
+      } else {
+        enqueue(nudge, 0, units);
+      }
       if (gate == Gate::none) continue;
       const auto slope = [&](const Tensor& part) {
         return whole.defined() ? whole : shown(network_.rules[l].activation, part, true);
@@ -229,10 +268,14 @@ class Graph {
     }
   }
 
-  // F of the input, computed once while weights rest.
-  const Tensor& input_drive(int c) {
-    if (!input_drives_[c].defined()) connections.lift(c, x_, {}, &input_drives_[c], nullptr);
-    return input_drives_[c];
+  // F of the input, or twice, computed once while weights rest.
+  const Tensor& input_drive(int c, bool twice) {
+    Tensor& drive = input_drives_[twice][c];
+    if (!drive.defined() && twice)
+      drive = at::cat({input_drive(c, false), input_drive(c, false)});
+    else if (!drive.defined())
+      connections.lift(c, x_, {}, &drive, nullptr);
+    return drive;
   }
 
   // Of what these connections bring; undefined if there are none.
@@ -255,7 +298,7 @@ class Graph {
   const T largest_;
   std::vector<std::vector<int>> arriving_, leaving_;  // connections by layer: that end there; that start there
   Tensor x_, target_;
-  Tensors input_drives_;  // by connection; undefined where it is not from the input, or not known
+  Tensors input_drives_[2];  // of the batch, and of it twice; undefined where not from the input, or not known
 };
 
 }  // namespace ceprop::aten

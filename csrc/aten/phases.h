@@ -98,22 +98,37 @@ class Phases {
   template <class Learn>
   Walked walk(OfGraph& graph, const LearnCall<T>& call, const Stages& stages, const Learn& learn) const {
     Walked walked{graph.start({}), {}, {}};
+    const auto end = [&](const Stage& stage, const States& states) {
+      walked.last = states;
+      if (stage.stores == 0) store(graph, states, call.free_states.data());
+      if (stage.stores > 0) store(graph, states, call.nudged_states.data() + (stage.stores - 1) * states.state.size());
+      if (stage.keeps == Kept::free) walked.free = states;
+      if (stage.keeps == Kept::plus) walked.plus = states;
+    };
     int number = 0;
     for (int index = 0; index < stages.count; ++index) {
       const Stage& stage = stages.stage[index];
       const Nudge nudge{stage.beta, call.nudge.at, call.nudge.loss};
+      if (stage.keeps == Kept::plus && nudges_both_ways_at_once(call, stages)) {
+        const States ends = relax(graph, both_ways(walked.free), stage.steps, nudge, call.stop, index);
+        end(stage, one_way(ends, 0));
+        end(stages.stage[++index], one_way(ends, 1));
+        continue;
+      }
       const auto after = [&](const States& from, const States& to, const Slopes& slopes) {
         if (stage.learns) learn(stage, {from, to, from, slopes}, number++);
       };
-      walked.last = relax(graph, walked.of(stage.from), stage.steps, nudge, call.stop, index,
-                          stage.learns ? call.gate : Gate::none, after);
-      if (stage.stores == 0) store(graph, walked.last, call.free_states.data());
-      if (stage.stores > 0)
-        store(graph, walked.last, call.nudged_states.data() + (stage.stores - 1) * walked.last.state.size());
-      if (stage.keeps == Kept::free) walked.free = walked.last;
-      if (stage.keeps == Kept::plus) walked.plus = walked.last;
+      end(stage, relax(graph, walked.of(stage.from), stage.steps, nudge, call.stop, index,
+                       stage.learns ? call.gate : Gate::none, after));
     }
     return walked;
+  }
+
+  // EP's nudged phases start from the same states with the same weights: as one batch they take half as many calls of a
+  // library. With a tolerance each ends by itself.
+  static bool nudges_both_ways_at_once(const LearnCall<T>& call, const Stages& stages) {
+    const bool gains = Kernels::gains_by_batches || !call.network.shape.has_convolutions();
+    return gains && stages.op == Op::ep_step && stages.nudged == 2 && !stages.steps_learn && !call.stop.tolerance;
   }
 
   static void apply(const Blend<double>& blend, Tensor out, const Tensor& sum) {
@@ -125,8 +140,9 @@ class Phases {
       out.add_((sum * blend.scale).sub_(out, blend.decay));  // rounded once by the size of `out`, not twice
   }
 
-  // At most `steps` steps; after(from, to, slopes) follows each. Phase number `phase` of the call. With a tolerance the
-  // host waits for the device after every few steps, to know whether to go on.
+  // At most `steps` steps; after(from, to, slopes) follows each. Phase number `phase` of the call, and the next one
+  // where the states go both ways. With a tolerance the host waits for the device after every few steps, to know
+  // whether to go on.
   template <class After>
   States relax(OfGraph& graph, States states, int steps, const Nudge& nudge, const Stop& stop, int phase, Gate gate,
                const After& after) const {
@@ -142,7 +158,7 @@ class Phases {
       stays = asks && moves.template item<int>() == 0;
       if (after_step_) after_step_();
     }
-    tensor_on(stop.steps_used + phase, {1}, options_).fill_(count);
+    tensor_on(stop.steps_used + phase, {states.both_ways ? 2 : 1}, options_).fill_(count);
     return states;
   }
   States relax(OfGraph& graph, const States& states, int steps, const Nudge& nudge, const Stop& stop, int phase) const {

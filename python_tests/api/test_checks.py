@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ceprop_cuda as cep
-from ceprop_cuda.checks import one_of, real_number, shown, whole_number
+from ceprop_cuda.arguments.checks import one_of, real_number, shown, whole_number
 
 HUGE = [
     pytest.param(value, id=str(number))

@@ -10,8 +10,8 @@ import pytest
 from small_network import X, Y, network
 
 import ceprop_cuda as cep
-from ceprop_cuda import choices
-from ceprop_cuda.choices import words
+from ceprop_cuda.arguments import choices
+from ceprop_cuda.arguments.choices import words
 from ceprop_cuda.spec.losses import LOSSES
 
 TYPES = {name: of for name, of in vars(choices).items() if get_origin(of) is Literal}

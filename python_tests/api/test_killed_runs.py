@@ -20,7 +20,7 @@ from training_runs import (
 )
 
 import ceprop_cuda
-from ceprop_cuda.files import append, write_atomically
+from ceprop_cuda.output.files import append, write_atomically
 
 
 def test_a_kill_between_any_two_calls_of_the_system_is_followed_by_the_same_run(tmp_path: Path) -> None:

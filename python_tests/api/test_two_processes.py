@@ -17,8 +17,9 @@ import pytest
 from command_line import ENVIRONMENT, assert_refused, metrics_of
 from training_runs import FILES, assert_same_run, contents, ep_trainer, fit, started, train_batches
 
-from ceprop_cuda import cli, files
+from ceprop_cuda import cli
 from ceprop_cuda.data import Batches
+from ceprop_cuda.output import files
 from ceprop_cuda.reproduce import runs
 
 TAKEN = "another process is training in a: wait until it has ended, or name another folder"

@@ -214,6 +214,23 @@ def test_not_finite_inputs_of_a_graph_store_nothing(bad: float) -> None:
     assert all(s[0].isfinite().all() for s in states)
 
 
+@pytest.mark.parametrize("feedback", ["tied", "free"])
+@pytest.mark.parametrize(("settings", "by_one"), [({}, 1), ({"tolerance": 0.0}, 2)], ids=["at once", "tolerance"])
+def test_ep_nudges_both_ways_at_once(feedback: str, settings: dict[str, Any], by_one: int) -> None:
+    """Of dense layers, a step of both nudged phases asks PyTorch for no more products than one of a single phase."""
+    dense = next(variant for variant in GRAPHS if not variant["maps"] and variant["feedback"] == feedback)
+    problem, nudge = build_graph(dense, torch.float64)
+
+    def products(symmetric: bool, nudged_steps: int) -> int:
+        with torch.profiler.profile() as found:
+            phases = {"free_steps": 2, "nudged_steps": nudged_steps, "symmetric": symmetric}
+            ops.ep_step(problem.circuit, problem.x, nudge, **phases, **settings)
+        return sum(e.count for e in found.key_averages() if e.key == "aten::mm")
+
+    one, both = (products(symmetric, 3) - products(symmetric, 2) for symmetric in (False, True))
+    assert both == by_one * one > 0
+
+
 def test_autocast_changes_nothing() -> None:
     problem, nudge = build_graph(GRAPHS[1], torch.float32)
     phases: dict[str, Any] = {"free_steps": 5, "nudged_steps": 3}

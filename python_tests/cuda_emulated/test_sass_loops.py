@@ -14,7 +14,7 @@ import teams
 from kernel import MOVING, RELAXATION, RESTING, Kernel
 from sass_text import LOOPS, line, made_at, read
 
-from ceprop_cuda.tables import read_rows
+from ceprop_cuda.output.tables import read_rows
 
 FLOAT, DOUBLE = "float, Team4, InGrid", "double, Team2, InGrid"
 REST = (FLOAT, RESTING)

@@ -19,7 +19,7 @@ from ceprop_cuda.bench.report import breakdown_table, lost, markdown_table
 from ceprop_cuda.bench.suite import Row
 from ceprop_cuda.cli import main
 from ceprop_cuda.environment import environment
-from ceprop_cuda.tables import read_rows, write_csv
+from ceprop_cuda.output.tables import read_rows, write_csv
 
 
 # Many samples make the same algebra and the kernels take other forms than few.

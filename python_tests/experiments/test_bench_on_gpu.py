@@ -25,7 +25,7 @@ from ceprop_cuda.bench.cases import Case
 from ceprop_cuda.bench.contenders import ENGINES, contenders
 from ceprop_cuda.bench.report import markdown_table
 from ceprop_cuda.cli import main
-from ceprop_cuda.tables import read_rows
+from ceprop_cuda.output.tables import read_rows
 
 
 class EventOfCpu:

@@ -17,7 +17,7 @@ WITH_FAULT = """
 import sys
 sys.path[:0] = [{scripts!r}, {tests!r}]
 import fuzz_judge
-from ceprop_cuda import choices
+from ceprop_cuda.arguments import choices
 from ceprop_cuda.spec import reference
 {fault}
 for number in range(150):

@@ -18,7 +18,7 @@ from compiled import RESULTS
 from kept_programs import locked
 from project import ROOT
 
-from ceprop_cuda.tables import read_rows
+from ceprop_cuda.output.tables import read_rows
 
 GPU = ROOT / "benchmarks" / "gpu"
 RUN = GPU / "run.sh"

@@ -14,6 +14,8 @@ PACKAGE = ROOT / "ceprop_cuda"
 GROUND = "the ground floor"  # the modules of no folder
 ROOMS = [
     "spec",  # what must be computed
+    "arguments",
+    "output",
     GROUND,  # what computes it, and what every room above may need
     "networks",
     "data",

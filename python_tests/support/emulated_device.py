@@ -15,7 +15,7 @@ from cuda_emulation.builds import build
 from torch import Tensor
 
 from ceprop_cuda import ops
-from ceprop_cuda.choices import Gate, words
+from ceprop_cuda.arguments.choices import Gate, words
 from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge, logits, state_shapes
 from ceprop_cuda.spec.reference import CEPResult, EPResult, PerParameter, Relaxed
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from training_runs import MAKERS, assert_same_run, fit, started, uninterrupted
 
-from ceprop_cuda import files
+from ceprop_cuda.output import files
 from ceprop_cuda.run_directory import directory
 
 EPOCHS = 2

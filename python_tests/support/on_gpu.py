@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ceprop_cuda as cep
 from ceprop_cuda import ops
-from ceprop_cuda.choices import EngineName
+from ceprop_cuda.arguments.choices import EngineName
 from ceprop_cuda.spec.dynamics import Circuit
 
 GPU = "cuda"

@@ -13,6 +13,7 @@ void run_on_cpu(const Call& call, bool tf32);
 // The kernels that it calls, under the emulation.
 template <class T>
 struct EmulatedKernels {
+  static constexpr bool gains_by_batches = true;
   static void pool(const aten::Pooling<T>& given);
   static void show(const aten::Showing<T>& given);
   static void move(const aten::Move<T>& given);

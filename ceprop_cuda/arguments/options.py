@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .files import folder_path
+from .checks import folder_path
 
 
 class Parser(argparse.ArgumentParser):

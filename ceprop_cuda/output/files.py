@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .checks import shown
 from .messages import warn
 
 LOCK = ".lock"  # in a folder that a process works in
@@ -23,18 +22,6 @@ REASONS = {
     errno.EDQUOT: "your quota of its disk is used up; make room there and try again",
     errno.EFBIG: "it would be larger than the largest file allowed here (`ulimit -f`)",
 }
-
-
-def folder_path(name: str, path: str | os.PathLike[str]) -> Path:
-    """``path`` with ~ expanded; refused, by this ``name``, if it is none."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"{name} must be the path of a folder, got {shown(path)}")
-    if not str(path).strip():
-        raise ValueError(f"{name} must be the path of a folder, got {str(path)!r}: the current one is '.'")
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise ValueError(f"{name} begins with the home of a user who has none here: {path}") from None
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -66,3 +68,15 @@ def seed_number(name: str, seed: object) -> int:
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= int(seed) < 2**64:
         raise ValueError(f"{name} must be an int in [-2**63, 2**64), got {shown(seed)}")
     return int(seed)
+
+
+def folder_path(name: str, path: str | os.PathLike[str]) -> Path:
+    """``path`` with ~ expanded; refused, by this ``name``, if it is none."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{name} must be the path of a folder, got {shown(path)}")
+    if not str(path).strip():
+        raise ValueError(f"{name} must be the path of a folder, got {str(path)!r}: the current one is '.'")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{name} begins with the home of a user who has none here: {path}") from None

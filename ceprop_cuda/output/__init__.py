@@ -1,0 +1,1 @@
+"""What goes out to people and to disks: messages, files, tables, figures."""
