@@ -17,6 +17,7 @@ from torch import Tensor
 from ceprop_cuda import ops
 from ceprop_cuda.arguments.choices import Gate, words
 from ceprop_cuda.spec.dynamics import ACTIVATIONS, Circuit, Nudge, logits, state_shapes
+from ceprop_cuda.spec.losses import LOSSES
 from ceprop_cuda.spec.reference import CEPResult, EPResult, PerParameter, Relaxed
 
 OPS = ("relax", "ep_step", "cep_step")
@@ -194,7 +195,7 @@ class _Call:
         self.array(None if is_index else target)
         self.array(target if is_index else None)
         self.reals(0.0 if nudge is None else nudge.beta)
-        self.integers(nudge is not None and nudge.at == "drive", nudge is not None and nudge.loss == "cross_entropy")
+        self.integers(nudge is not None and nudge.at == "drive", 0 if nudge is None else LOSSES.index(nudge.loss))
         self.reals(-1.0 if tolerance is None else tolerance)
 
 
