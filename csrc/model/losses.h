@@ -10,8 +10,8 @@ namespace ceprop {
 // These losses are sums over units: their names, and the error of a unit with state s and target y. A unit's pull is
 // computed where it moves.
 #define CEPROP_UNIT_LOSSES(ENTRY) ENTRY(mse, y - s)
-// These losses take all outputs of a sample together; each is a branch of sample_error(). Their errors are computed
-// before a step.
+// These losses take all outputs of a sample together. Their errors are computed before a step, by sample_error() and
+// sample_error_of(): a second loss needs a branch in both, for which they have to be told the loss.
 #define CEPROP_SAMPLE_LOSSES(ENTRY) ENTRY(cross_entropy)
 
 enum class Loss { CEPROP_UNIT_LOSSES(CEPROP_NAME) CEPROP_SAMPLE_LOSSES(CEPROP_NAME) };
