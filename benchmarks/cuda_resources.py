@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
-FILES = tuple(SOURCES / folder / "kernels.cu" for folder in ("teams", "aten"))
+FILES = tuple(SOURCES / folder / "kernels.cu" for folder in ("teams", "maps", "aten"))
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FIRST_CLUSTERS = 90  # architecture
 REGISTERS_OF_A_MULTIPROCESSOR, MOST_REGISTERS_OF_A_THREAD = 65536, 255
@@ -42,6 +42,7 @@ MOST_GENERIC_LOADS = 0.03  # of the instructions
 FRAME = ("stack_bytes", "spill_store_bytes", "spill_load_bytes")  # in ptxas' order
 
 TYPES = {"f": "float", "d": "double"}
+MAPS = "Maps"  # of clusters that have them
 AROUND_A_LIBRARY = {"pool_windows": "Pooling", "show_units": "Showing", "move_units": "Move"}
 SAMPLES = {"float": (1, 3, 4), "double": (2,)}  # of a group
 KERNELS = [  # as those files instantiate them; a grid takes groups of the most samples
@@ -49,7 +50,7 @@ KERNELS = [  # as those files instantiate them; a grid takes groups of the most 
     for number, counts in SAMPLES.items()
     for count, place, moves in product(counts, ("InBlock", "InCluster", "InGrid"), ("", ", Moves"))
     if place != "InGrid" or count == max(counts)
-] + [f"{number}, {name}" for number in SAMPLES for name in AROUND_A_LIBRARY.values()]
+] + [f"{number}, {name}" for number in SAMPLES for name in (MAPS, *AROUND_A_LIBRARY.values())]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def readable(symbol: str) -> str:
         return f"{TYPES[of_team[1]]}, Team{of_team[2]}, {of_team[3]}{moves}"
     if around := re.search(rf"4cuda\d+({'|'.join(AROUND_A_LIBRARY)})I([fd])E", symbol):
         return f"{TYPES[around[2]]}, {AROUND_A_LIBRARY[around[1]]}"
+    if of_maps := re.search(r"relax_mapsI([fd])E", symbol):
+        return f"{TYPES[of_maps[1]]}, {MAPS}"
     return symbol
 
 
@@ -142,19 +145,20 @@ def resources(architecture: int, report: str, disassembly: str) -> list[Resource
 
 def exists_on(kernel: str, architecture: int) -> bool:
     """Whether the architecture has what the kernel is made of."""
-    return architecture >= FIRST_CLUSTERS or "InCluster" not in kernel
+    return architecture >= FIRST_CLUSTERS or not ("InCluster" in kernel or kernel.endswith(MAPS))
 
 
 def faults(rows: Sequence[Resources], architectures: Sequence[int], threads: Mapping[str, int]) -> list[str]:
-    """What is wrong with the kernels, in words; ``threads`` of a block by the kernel's numbers. A multiprocessor must
-    hold one block."""
+    """What is wrong with the kernels, in words; ``threads`` of a block as of :func:`block_threads`. A multiprocessor
+    must hold one block."""
     found = []
     there = {(row.architecture, row.kernel) for row in rows}
     for architecture, kernel in product(architectures, KERNELS):
         if (architecture, kernel) not in there:
             found.append(f"sm_{architecture}, {kernel}: not found in what the compiler reports")
     for row in rows:
-        of_block = threads[row.kernel.partition(",")[0]]
+        number, _, kind = row.kernel.partition(", ")
+        of_block = threads[kind if kind == MAPS else number]
         most = min(MOST_REGISTERS_OF_A_THREAD, REGISTERS_OF_A_MULTIPROCESSOR // of_block)
         who = f"sm_{row.architecture}, {row.kernel}"
         if row.spill_store_bytes or row.spill_load_bytes:
@@ -176,14 +180,17 @@ def faults(rows: Sequence[Resources], architectures: Sequence[int], threads: Map
 
 
 def block_threads() -> dict[str, int]:
-    """By a kernel's numbers the most threads of a block, as the launch bounds of teams have them."""
+    """By a kernel's numbers the most threads of a block, as the launch bounds of teams have them; and those of maps."""
     layout = SOURCES / "teams" / "layout.h"
+    of_maps = re.search(r"constexpr int .*\bwarps = (\d+);", (SOURCES / "maps" / "layout.h").read_text())
+    if of_maps is None:
+        sys.exit(f"no 'constexpr int warps = ...;' in {SOURCES / 'maps' / 'layout.h'}")
     found = re.search(
         r"most_warps\(int number_bytes\) { return number_bytes == 4 \? (\d+) : (\d+); }", layout.read_text()
     )
     if found is None:
         sys.exit(f"no 'most_warps(int number_bytes) {{ return number_bytes == 4 ? ... : ...; }}' in {layout}")
-    return {"float": 32 * int(found[1]), "double": 32 * int(found[2])}
+    return {"float": 32 * int(found[1]), "double": 32 * int(found[2]), MAPS: 32 * int(of_maps[1])}
 
 
 def table(rows: Sequence[Resources]) -> str:
@@ -279,7 +286,8 @@ def compile_all(nvcc: Path, disassembler: Path, architectures: Sequence[int], jo
 def fingerprint(scripts: Sequence[Path] = (), sources: Path | None = None) -> str:
     """Of all files that a result depends on: the kernels, what they include, this script, and others that make it."""
     sources = sources or SOURCES
-    shared = [*(sources.parent / "model").glob("*.h"), sources.parent / "aten" / "pointwise.h"]
+    of_aten = [sources.parent / "aten" / name for name in ("pointwise.h", "whole_phase.h")]
+    shared = [*(sources.parent / "model").glob("*.h"), *of_aten]
     included = [*shared, *(path for path in sources.rglob("*") if path.suffix != ".cpp")]
     digest = hashlib.sha256()
     for path in (*sorted(path for path in included if path.is_file()), Path(__file__), *scripts):

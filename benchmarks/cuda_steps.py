@@ -1,7 +1,8 @@
 """What a step of the dynamics takes on a GPU, beside the planner's estimate: by differences between training steps, one
 with 2 free and 2 nudged steps, one with 50 more free ones, one with 10 more nudged ones.
 
-A case runs by teams of blocks ("teams") where it can, else by PyTorch's operators ("library"), or as --engine says.
+A case runs by teams of blocks ("teams"; with convolutions the phases in which weights rest) where it can, else by
+PyTorch's operators ("library"), or as --engine says.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Steps:
     team: str  # in the free phase: "block", "cluster" or "grid", or "" without teams
     blocks: int  # of the launch
     predicted_free_us: float  # by the planner; 0 without teams
-    predicted_nudged_us: float
+    predicted_nudged_us: float  # 0 as well where PyTorch's operators run these steps
     free_us: float
     nudged_us: float
     once_us: float  # a training step of 2 free and 2 nudged steps
@@ -75,7 +76,7 @@ def measured(case: Case, engine: str) -> Steps:
         plan.get("team", ""),
         plan.get("launch_blocks", 0),
         free_us,
-        plan.get("moving_step_us", free_us),
+        plan.get("moving_step_us", free_us if not case.preset.continual else 0.0),
         (with_free - short) / FREE,
         (with_nudged - short) / NUDGED,
         short,

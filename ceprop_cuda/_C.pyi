@@ -44,3 +44,18 @@ def launch_plan(
     continual: bool,
     tolerance: bool,
 ) -> dict[str, Any]: ...
+def map_plan(
+    *,
+    multiprocessors: int,
+    shared_bytes: int,
+    cluster_blocks: int,
+    clusters: int,
+    maps: Sequence[tuple[int, int, int]],
+    convolutions: Sequence[tuple[int, ...]],
+    pools: Sequence[str],
+    readout: bool,
+    free_feedback: bool,
+    asynchronous: bool,
+    batch: int,
+    number_bytes: int,
+) -> dict[str, Any]: ...

@@ -2,10 +2,10 @@
 
 The ops themselves are ``torch.ops.ceprop_cuda.{relax, ep_step, cep_step}``; ``csrc/library.cpp`` holds their
 contracts. Every function takes ``engine``, what computes the call: "fused", the fused kernels of a CPU, which take
-chains of layers; "teams", those of a GPU, one launch in which teams of blocks own samples or units, which take chains
-of dense layers; "graph", PyTorch's operators around kernels of this library, which take any network and on a GPU are
-recorded in a CUDA graph; or "auto", the device's fused kernels where they can run, else PyTorch's operators. Forced
-engines are for tests and measurements.
+chains of layers; "teams", those of a GPU, in which teams of blocks own samples or units, chains of dense layers in one
+launch, of chains with convolutions the phases in which weights rest in a launch each; "graph", PyTorch's operators
+around kernels of this library, which take any network and on a GPU are recorded in a CUDA graph; or "auto", the
+device's fused kernels where they can run, else PyTorch's operators. Forced engines are for tests and measurements.
 """
 
 from __future__ import annotations
@@ -89,28 +89,40 @@ def _team_obstacle(circuit: Circuit, x: Tensor, precision: str) -> str | None:
     """Why no team takes this network. What it does not run of an op the op itself refuses."""
     if not x.is_cuda:
         return "this tensor is on the CPU"
-    if not circuit.structure.is_chain or circuit.structure.convolutions or circuit.structure.has_readout:
-        return "they take chains of dense layers without a readout"
+    if not circuit.structure.is_chain or circuit.structure.has_readout:
+        return "they take chains of layers without a readout"
     if precision != "exact":
         return f"they have precision 'exact' alone, got {precision!r}"
-    return _no_team(**_team_settings(circuit, x, continual=False, tolerance=False))
+    return _no_team(**team_settings(circuit, x, continual=False, tolerance=False))
 
 
-def _team_settings(circuit: Circuit, x: Tensor, continual: bool, tolerance: bool) -> dict[str, Any]:
-    return {
+def team_settings(circuit: Circuit, x: Tensor, continual: bool, tolerance: bool) -> dict[str, Any]:
+    settings = {
         "index": x.device.index,
-        "widths": (x.shape[1], *(w.shape[0] for w in circuit.weights)),
         "asynchronous": circuit.dynamics.schedule == "asynchronous",
         "batch": len(x),
         "number_bytes": x.element_size(),
-        "continual": continual,
-        "tolerance": tolerance,
+    }
+    made = circuit.structure.convolutions
+    if not made:
+        widths = (x.shape[1], *(w.shape[0] for w in circuit.weights))
+        return settings | {"widths": widths, "continual": continual, "tolerance": tolerance}
+    shapes = [tuple(x.shape[1:]), *state_shapes(circuit, x.shape[2:])]
+    return settings | {
+        "maps": tuple((*shape, 1, 1)[:3] for shape in shapes),
+        "convolutions": tuple(
+            (*w.shape[2:], *c.stride, *c.padding, *((1, 1) if c.pool == "none" else c.window))
+            for c, w in zip(made, circuit.weights, strict=False)
+        ),
+        "pools": tuple(c.pool for c in made),
+        "readout": False,
+        "free_feedback": circuit.free_feedback is not None,
     }
 
 
 def _team_plan(index: int, **settings: Any) -> dict[str, Any]:
     device: dict[str, Any] = dict(_C.cuda_device(index))
-    return _C.launch_plan(**device, **settings)
+    return (_C.map_plan if "maps" in settings else _C.launch_plan)(**device, **settings)
 
 
 @functools.lru_cache(maxsize=256)  # asked before every call
@@ -138,7 +150,7 @@ def launch_plan(
     tolerance: bool = False,
 ) -> dict[str, Any]:
     """How a call without a gate runs on x's CUDA device, ``continual`` for continual EP: by "engine" "teams", and then
-    by which teams (see plan.h in csrc/cuda/teams), or by "graph".
+    by which teams (see plan.h in csrc/cuda/teams; where there are convolutions, in csrc/cuda/maps), or by "graph".
 
     Raises:
         ValueError: it cannot run, or not by ``engine``.
@@ -147,7 +159,7 @@ def launch_plan(
         raise ValueError(reason)
     if engine != "graph" and _team_obstacle(circuit, x, precision) is None:
         try:
-            return {"engine": "teams", **_team_plan(**_team_settings(circuit, x, continual, tolerance))}
+            return {"engine": "teams", **_team_plan(**team_settings(circuit, x, continual, tolerance))}
         except ValueError:
             if engine == "teams":
                 raise

@@ -2,6 +2,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include <array>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -13,6 +14,7 @@
 #include "cuda/build_facts.h"
 #include "cuda/devices.h"
 #endif
+#include "cuda/maps/plan.h"
 #include "cuda/teams/plan.h"
 #include "model/chain.h"
 #include "model/costs.h"
@@ -113,7 +115,7 @@ std::pair<bool, bool> contrast_terms(bool free_feedback, bool shared_update, boo
 #ifdef CEPROP_WITH_CUDA
 // Returns the arguments of launch_plan that say what a device is.
 std::map<std::string, int64_t> cuda_device(int index) {
-  const ceprop::cuda::teams::Device device = ceprop::cuda::properties_of(index);
+  const ceprop::cuda::Device device = ceprop::cuda::properties_of(index);
   return {{"multiprocessors", device.multiprocessors},
           {"shared_bytes", device.shared_bytes},
           {"cluster_blocks", device.cluster_blocks},
@@ -167,6 +169,61 @@ pybind11::dict launch_plan(int multiprocessors, int64_t shared_bytes, int cluste
   return facts;
 }
 
+using Sizes = std::vector<std::array<int64_t, 3>>;
+// Kernel, stride, padding, window, each height and width.
+using Convolutions = std::vector<std::array<int64_t, 8>>;
+
+// Returns how clusters of a device's blocks would take the phases of a chain with convolutions in which weights rest;
+// ValueError if none can. `maps`: of the input and above each connection. See cuda/maps/layout.h.
+pybind11::dict map_plan(int multiprocessors, int64_t shared_bytes, int cluster_blocks, int clusters, const Sizes& maps,
+                        const Convolutions& convolutions, const std::vector<std::string>& pools, bool readout,
+                        bool free_feedback, bool asynchronous, int64_t batch, int number_bytes) {
+  namespace maps_room = ceprop::cuda::maps;
+  std::vector<ceprop::MapShape> shapes;
+  for (const auto& [channels, height, width] : maps) shapes.push_back({channels, height, width});
+  std::vector<ceprop::Convolution> made;
+  for (size_t i = 0; i < convolutions.size(); ++i) {
+    const auto& c = convolutions[i];
+    using ceprop::Pool;
+    const Pool pool = pools[i] == "max" ? Pool::max : pools[i] == "avg" ? Pool::avg : Pool::none;
+    made.push_back({{c[0], c[1]}, {c[2], c[3]}, {c[4], c[5]}, {c[6], c[7]}, pool});
+  }
+  const ceprop::NetworkShape network = ceprop::chain_of(shapes, made, readout, free_feedback, asynchronous);
+  maps_room::Planned planned = maps_room::obstacle_of(network, free_feedback);
+  if (std::get<std::string>(planned).empty())
+    planned =
+        maps_room::plan_maps({multiprocessors, shared_bytes, cluster_blocks, clusters}, network, batch, number_bytes);
+  if (const std::string* reason = std::get_if<std::string>(&planned)) throw pybind11::value_error(*reason);
+  const auto& plan = std::get<maps_room::Plan>(planned);
+  pybind11::dict facts;
+  facts["team"] = "cluster";
+  facts["blocks"] = plan.layout.blocks;
+  facts["teams"] = plan.clusters;
+  facts["rounds"] = plan.rounds;
+  facts["shared_bytes"] = plan.shared_bytes;
+  facts["step_us"] = plan.step_microseconds;
+  std::vector<std::map<std::string, int>> joints;
+  for (int l = 1; l < plan.layout.layers; ++l) {
+    const maps_room::Joint& joint = plan.layout.joint[l];
+    const maps_room::Layer &below = plan.layout.layer[l - 1], &above = plan.layout.layer[l];
+    joints.push_back({{"kernel", joint.kernel},
+                      {"groups", joint.groups},
+                      {"up_items", joint.tile_sets << joint.up_shift},
+                      {"up_parts", 1 << joint.up_shift},
+                      {"of_up", joint.of_up},
+                      {"places", joint.window_height * joint.window_width},
+                      {"patches", joint.patches},
+                      {"down_parts", 1 << joint.down_shift},
+                      {"of_down", joint.of_down},
+                      {"own_below", below.most_own * below.height * below.width},
+                      {"own_above", above.most_own * above.height * above.width},
+                      {"units_above", above.channels * above.height * above.width},
+                      {"packs_below", below.height * below.packs_of_row(16 / number_bytes)}});
+  }
+  facts["joints"] = joints;
+  return facts;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -201,4 +258,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("cluster_blocks"), py::arg("clusters"), py::arg("widths"), py::arg("asynchronous"), py::arg("batch"),
         py::arg("number_bytes"), py::arg("continual"), py::arg("tolerance"),
         "How teams of a CUDA device's blocks would run a call, as a dict.");
+  m.def("map_plan", &map_plan, py::kw_only(), py::arg("multiprocessors"), py::arg("shared_bytes"),
+        py::arg("cluster_blocks"), py::arg("clusters"), py::arg("maps"), py::arg("convolutions"), py::arg("pools"),
+        py::arg("readout"), py::arg("free_feedback"), py::arg("asynchronous"), py::arg("batch"),
+        py::arg("number_bytes"),
+        "How clusters of a CUDA device would take the phases of a chain with convolutions, as a dict.");
 }

@@ -9,7 +9,8 @@ export LC_ALL=C PATH=$PATH:/usr/local/cuda/bin
 cd "$(dirname "$0")/../.."
 dry=${1:-}
 out=build/gpu
-sources=(benchmarks/gpu/{build_micro.sh,*.cu,*.cuh,prototype/*} csrc/cuda/device.h csrc/model/*.h csrc/cuda/teams/*)
+sources=(benchmarks/gpu/{build_micro.sh,*.cu,*.cuh,prototype/*} csrc/cuda/device.h csrc/model/*.h csrc/aten/whole_phase.h
+  csrc/cuda/{block,maps,teams}/*)
 key=$(sha256sum "${sources[@]}" | sha256sum | cut -d ' ' -f 1)
 
 # A program without arguments says how it is called, and needs no GPU for that.
@@ -41,6 +42,6 @@ layouts=(--expt-relaxed-constexpr --extended-lambda -lineinfo benchmarks/gpu/lay
 if [[ $dry == --dry ]]; then
   compile layouts.o -c "${layouts[@]}"
 else
-  compile layouts "${layouts[@]}" csrc/cuda/teams/kernels.cu
+  compile layouts "${layouts[@]}" csrc/cuda/{maps,teams}/kernels.cu
 fi
 echo "$out has micro and layouts"

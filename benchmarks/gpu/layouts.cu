@@ -5,11 +5,12 @@
 //
 // A name is free/NETWORK-bBATCH/TEAM for a free step, nudged/... for a nudged one of C-EP, once/... and "once of
 // EP"/... for a launch of one step a phase. TEAM says as in "cluster-16x3-7-1-1" a team's blocks, the samples of a
-// group, teams, groups and rounds; as in "moving-112-10-warps" the blocks and warps of the grid that moves weights.
-// build_micro.sh compiles it.
+// group, teams, groups and rounds; as in "moving-112-10-warps" the blocks and warps of the grid that moves weights; as
+// in "maps-4" the blocks of a cluster for maps. build_micro.sh compiles it.
 #include <random>
 #include <set>
 
+#include "../../csrc/cuda/maps/kernels.h"
 #include "../../csrc/cuda/teams/kernels.h"
 #include "../../csrc/cuda/teams/problem_of.h"
 #include "../../csrc/model/chain.h"
@@ -19,6 +20,7 @@ namespace micro {
 namespace {
 
 using namespace ceprop;
+using namespace ceprop::cuda;
 using namespace ceprop::cuda::teams;
 
 constexpr const char* names[] = {"block", "cluster", "grid"};
@@ -163,12 +165,52 @@ void measure_layouts(const Table& table, const std::string& wanted) {
     }
 }
 
+// A free phase of P-conv's network by clusters of so many blocks.
+void measure_maps(const Table& table, const std::string& wanted) {
+  Device device;
+  must(read_device(device), "device");
+  const Convolution made{{5, 5}, {1, 1}, {0, 0}, {2, 2}, Pool::max};
+  Network<float> network;
+  network.shape = chain_of({{1, 28, 28}, {32, 12, 12}, {64, 4, 4}, {10, 1, 1}}, {made, made}, false, false, false);
+  for (int l = 0; l < 3; ++l)
+    network.rules.push_back({Activation::hard_sigmoid, Dynamics::prototypical, l < 2, true, 1});
+  for (const int64_t batch : {20, 28, 33, 66}) {
+    aten::WholePhase<float> phase{.network = network, .batch = batch, .both_ways = false};
+    for (int l = 0; l < 3; ++l) {
+      const int64_t units = batch * network.shape.layers[l].units();
+      phase.weights.push_back(random_numbers(network.shape.weight_count(l), 0.05f));
+      phase.biases.push_back(random_numbers(network.shape.above(l).channels, 0.1f));
+      phase.state.push_back(random_numbers(units, 1));
+      phase.next.push_back(random_numbers(units, 1));
+      phase.next_seen.push_back(nullptr);
+    }
+    phase.seen = phase.state;
+    phase.drive = random_numbers(batch * network.shape.layers[0].units(), 1);
+    phase.largest = 1e30f;
+    phase.broken = reinterpret_cast<int*>(random_numbers(1, 1));
+    for (const int blocks : {4, 5, 6, 8, 16}) {
+      const auto plan = maps::planning::try_plan(device, network.shape, sizeof(float), blocks);
+      const std::string name = "p-conv-b" + std::to_string(batch) + "/maps-" + std::to_string(blocks);
+      if (!plan || name.find(wanted) == std::string::npos) continue;
+      const auto steps = [&](int count) {
+        phase.steps = count;
+        must(maps::relax(*plan, maps::problem_of(phase, plan->layout), static_cast<int>(batch), nullptr), "launch");
+      };
+      table.add("free/" + name, microseconds_a_round(steps, 10, 110), "us");
+      table.add("once/" + name, microseconds([&] { steps(1); }), "us");
+    }
+  }
+}
+
 }  // namespace
 }  // namespace micro
 
 int main(int count, char** words) {
   if (count == 2 || count == 3) {
-    micro::measure_layouts(micro::Table(words[1]), count == 3 ? words[2] : "");
+    const micro::Table table(words[1]);
+    const std::string wanted = count == 3 ? words[2] : "";
+    micro::measure_maps(table, wanted);
+    micro::measure_layouts(table, wanted);
     return 0;
   }
   std::printf("layouts TABLE [PART]\n");

@@ -121,7 +121,7 @@ tests() {
   fi
 }
 
-# Of teams first, then of convolutions.
+# Of dense layers first, then of convolutions.
 steps() {
   if $dry; then
     step steps 5 60 "$python" benchmarks/cuda_steps.py --device cpu --cases ep-1h-b1 --out "$out" || true
@@ -158,7 +158,7 @@ calls() {
 # the profiler sees nothing.
 profiles() {
   local profile=(ncu --clock-control none --section SpeedOfLight --section WarpStateStats --section InstructionStats
-    --section SourceCounters -k "regex:run_team" -c 1 --csv --page raw)
+    --section SourceCounters -k "regex:run_team|relax_maps" -c 1 --csv --page raw)
   $dry || { cat "$work/facts" && echo "case,metric,value,unit"; } >"$out/ncu.csv"
   local case layout
   while read -r case layout; do
@@ -173,6 +173,7 @@ profiles() {
 free-steps 2h-b20/cluster-16x3-
 free-steps-of-a-grid 3h-b20/grid-132x4-
 nudged-steps 2h-b20/moving-112-
+free-steps-of-maps p-conv-b20/maps-4
 CASES
 }
 
@@ -187,6 +188,7 @@ facts # the first import of torch on a machine takes long
 microbenchmarks
 if $building && end_step build; then
   tests "tests of teams" test_cuda.py
+  tests "tests of maps" test_cuda_maps.py
   steps
   tests "tests of the library" test_cuda_graphs.py
   calls

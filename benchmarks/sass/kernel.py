@@ -14,7 +14,7 @@ from walk import NoWay, Test
 
 # The compiler gives these any line that is near.
 CONTROL = ("BRA", "BRX", "BREAK", "BSSY", "BSYNC", "BMOV", "NOP", "WARPSYNC", "YIELD")
-RELAXATION = "cuda/teams/relaxation.cuh"
+RELAXATION, OF_MAPS = "cuda/teams/relaxation.cuh", "cuda/maps/phase.cuh"
 # A loop over steps has so much of what its source makes, and so many of its own instructions are made by it: the loop
 # over phases has few more.
 OF_A_STEP, OWN = 0.9, 0.97
@@ -50,6 +50,9 @@ class Kernel:
 
     def step_loops(self) -> dict[str, Loop]:
         """The loops over steps, by whether weights rest or move in them. ValueError if there is none."""
+        if self.name.endswith("Maps"):
+            body = sources.loop_around(self.csrc / OF_MAPS, self.lines(OF_MAPS, "run", "Phase"), "compute")
+            return {RESTING: self._only_loop(body)}
         body = sources.loop_around(self.csrc / RELAXATION, self.lines(RELAXATION, "run"), "step")
         rounds = self.lines("cuda/teams/run.cuh", "run_rounds")  # whose weights rest
         found = {}
@@ -61,6 +64,12 @@ class Kernel:
         if list(found) != expected:
             raise ValueError(f"{self.name}: loops over steps are {[*found]}, expected {expected}")
         return found
+
+    def _only_loop(self, body: Lines) -> Loop:
+        loop = self.graph.loop_of(body.made, OF_A_STEP, OWN)
+        if loop is None:
+            raise ValueError(f"{self.name}: there is no loop over steps")
+        return loop
 
     @property
     def moves(self) -> bool:

@@ -2,7 +2,7 @@
 
     python benchmarks/sass/step_loops.py [--if-changed] [--update] [--sources csrc] [--out benchmarks/results]
 
-Of every kernel of csrc/cuda/teams, in the machine code of the loop over steps in ``run``: divisions by numbers known at
+Of every kernel of csrc/cuda/teams and csrc/cuda/maps, in the machine code of the loop over steps in ``run``: divisions by numbers known at
 run time only, loads and stores whose memory the compiler does not know, fences, local memory and, in kernels of floats,
 arithmetic in doubles; and how many instructions it has. Kernels of continual EP have two such loops, one where weights
 rest and one where they move; a grid's have the latter alone. A barrier of the whole grid has fences and such a load of
@@ -31,7 +31,7 @@ from disassembly import Instruction
 from kernel import Kernel
 from walk import Test
 
-FILE = "cuda/teams/kernels.cu"
+FILES = ("cuda/teams/kernels.cu", "cuda/maps/kernels.cu")
 SCRIPTS = tuple(
     Path(__file__).resolve().with_name(f"{name}.py")
     for name in ("compiled", "disassembly", "flow", "kernel", "sources", "step_loops")
@@ -132,8 +132,9 @@ def faults(found: Mapping[Key, Found], ceilings: Mapping[Key, int]) -> tuple[lis
 def found_in_all(nvcc: Path, nvdisasm: Path, csrc: Path) -> dict[Key, Found]:
     """Of all kernels."""
     found: dict[Key, Found] = {}
-    for name, instructions in sorted(compiled.kernels(nvcc, nvdisasm, csrc / FILE).items()):
-        found |= found_in(Kernel(name, instructions, csrc))
+    for file in FILES:
+        for name, instructions in sorted(compiled.kernels(nvcc, nvdisasm, csrc / file).items()):
+            found |= found_in(Kernel(name, instructions, csrc))
     return found
 
 

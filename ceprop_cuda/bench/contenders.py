@@ -129,9 +129,10 @@ OF_DENSE_LAYERS = ("same_algebra",)
 CONTENDERS_OF_CONVOLUTIONS: dict[str, Callable[[], Build]] = {
     "autograd": lambda: partial(_by_engine, AUTOGRAD_OF_PHI),
 }
-CONTENDERS_ON_CUDA: dict[str, Callable[[], Build]] = {"graph": lambda: _in_graph}
-# Of dense layers, which "fused" runs by teams; it runs convolutions by the library itself.
-DENSE_ON_CUDA: dict[str, Callable[[], Build]] = {"library": lambda: partial(by_engine, "library")}
+CONTENDERS_ON_CUDA: dict[str, Callable[[], Build]] = {
+    "graph": lambda: _in_graph,
+    "library": lambda: partial(by_engine, "library"),  # where "fused" runs by teams
+}
 
 # What these are made of fails in as many ways as there are machines that lack something it needs.
 MAY_FAIL = ("compile", "graph")
@@ -145,5 +146,4 @@ def contenders(device: str, convolutional: bool = False) -> dict[str, Build]:
         makers |= CONTENDERS_OF_CONVOLUTIONS
     if device == "cuda":
         makers |= CONTENDERS_ON_CUDA
-        makers |= {} if convolutional else DENSE_ON_CUDA
     return {name: make() for name, make in makers.items()}

@@ -96,13 +96,13 @@ def _step(case: Case, build: Build) -> tuple[Callable[[], object], Callable[[], 
 
 def _predicted_ms(case: Case) -> float | None:
     """What the planner of teams expects of all steps, by arithmetic: without what a call does before and after them.
-    None of what teams do not run."""
+    None of what teams do not run, or not in all steps."""
     if case.device == "cpu":
         return None
     net, x, _ = case.problem(torch.float32)
     continual = case.preset.continual and not case.relaxes_only
     plan = ops.launch_plan(net.circuit(), x, continual=continual)
-    if plan["engine"] != "teams":
+    if plan["engine"] != "teams" or (continual and "moving_step_us" not in plan):
         return None
     free_us = plan["rounds"] * plan["step_us"]
     nudged_us = plan["moving_step_us"] if continual else free_us

@@ -120,7 +120,7 @@ class Key {
     add(call.lr, call.weight_decay);
   }
 
-  bool operator==(const Key&) const = default;
+  auto operator<=>(const Key&) const = default;
 
  private:
   std::vector<int64_t> numbers_;

@@ -1,7 +1,8 @@
 // A network of layers joined in any way, as tensors: its steps and what it learns.
 //
 // Kernels has pool(Pooling<T>), show(Showing<T>) and move(Move<T>), which enqueue them where the tensors live. Its
-// `gains_by_batches` says whether a convolution of twice the batch takes less time there than two.
+// `gains_by_batches` says whether a convolution of twice the batch takes less time there than two; if
+// `takes_whole_phases`, it has relax(WholePhase<T>) as well.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include "../model/gates.h"
 #include "../model/learning.h"
 #include "connections.h"
+#include "whole_phase.h"
 
 namespace ceprop::aten {
 
@@ -126,6 +128,34 @@ class Graph {
     States to = from;
     if (gate != Gate::none) slopes = empty_slopes();
     for (const std::vector<int>& turn : shape_.turns) move(turn, States(to), to, nudge, limit, moves, gate, slopes);
+    return to;
+  }
+
+  // `count` steps at once, of a chain that Kernels::relax() takes, whose weights rest. `moves` is of the last of them.
+  States whole_steps(const States& from, int count, const Nudge& nudge, T limit, const Tensor& moves) {
+    States to{{}, {}, from.both_ways};
+    WholePhase<T> phase{.network = network_,
+                        .batch = batch_,
+                        .both_ways = from.both_ways,
+                        .drive = pointer<T>(input_drive(0, from.both_ways)),
+                        .target = pointer<T>(target_),
+                        .nudge = nudge,
+                        .steps = count,
+                        .limit = limit,
+                        .moves = moves.defined() ? moves.mutable_data_ptr<int>() : nullptr,
+                        .largest = largest_,
+                        .broken = broken.mutable_data_ptr<int>()};
+    for (int l = 0; l < shape_.layer_count(); ++l) {
+      phase.weights.push_back(pointer<T>(connections.parameters.weights[l]));
+      phase.biases.push_back(pointer<T>(connections.parameters.biases[l]));
+      phase.state.push_back(pointer<T>(from.state[l]));
+      phase.seen.push_back(pointer<T>(from.seen[l]));
+      to.state.push_back(at::empty_like(from.state[l]));
+      to.seen.push_back(is_energy() ? at::empty_like(from.state[l]) : to.state[l]);
+      phase.next.push_back(to.state[l].template mutable_data_ptr<T>());
+      phase.next_seen.push_back(is_energy() ? to.seen[l].template mutable_data_ptr<T>() : nullptr);
+    }
+    Kernels::relax(phase);
     return to;
   }
 

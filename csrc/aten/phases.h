@@ -23,10 +23,11 @@ struct Plainly {
 template <class T, class Kernels>
 class Phases {
  public:
-  // `options`: of the call's tensors. after_step() follows every step of the dynamics, if there is one; by throwing it
-  // ends the call, which then has changed no parameter.
-  Phases(const at::TensorOptions& options, bool tf32, std::function<void()> after_step = {})
-      : options_(options), tf32_(tf32), after_step_(std::move(after_step)) {}
+  // `options`: of the call's tensors. If `takes_whole_phases`, Kernels::relax() takes those where weights rest.
+  // after_step() follows every step of the dynamics, or a whole phase, if there is one; by throwing it ends the call,
+  // which then has changed no parameter.
+  Phases(const at::TensorOptions& options, bool tf32, bool takes_whole_phases, std::function<void()> after_step = {})
+      : options_(options), tf32_(tf32), takes_whole_phases_(takes_whole_phases), after_step_(std::move(after_step)) {}
 
   void run(const RelaxCall<T>& call) const {
     OfGraph graph(call.network, call.batch, options_, tf32_, largest_state(call));
@@ -118,7 +119,7 @@ class Phases {
       const auto after = [&](const States& from, const States& to, const Slopes& slopes) {
         if (stage.learns) learn(stage, {from, to, from, slopes}, number++);
       };
-      end(stage, relax(graph, walked.of(stage.from), stage.steps, nudge, call.stop, index,
+      end(stage, relax(graph, walked.of(stage.from), stage.steps, nudge, call.stop, index, stage.learns,
                        stage.learns ? call.gate : Gate::none, after));
     }
     return walked;
@@ -144,17 +145,24 @@ class Phases {
   // where the states go both ways. With a tolerance the host waits for the device after every few steps, to know
   // whether to go on.
   template <class After>
-  States relax(OfGraph& graph, States states, int steps, const Nudge& nudge, const Stop& stop, int phase, Gate gate,
-               const After& after) const {
+  States relax(OfGraph& graph, States states, int steps, const Nudge& nudge, const Stop& stop, int phase, bool learns,
+               Gate gate, const After& after) const {
+    const bool whole = Kernels::takes_whole_phases && takes_whole_phases_ && !learns;
+    const int at_once = !whole ? 1 : stop.tolerance ? steps_per_check : steps;
+    const T limit = limit_of<T>(stop.tolerance.value_or(0));
     int count = 0;
     for (bool stays = false; count < steps && !stays;) {
-      const bool asks = stop.tolerance && (count + 1) % steps_per_check == 0;
+      const int taken = std::min(at_once, steps - count);
+      const bool asks = stop.tolerance && (count + taken) % steps_per_check == 0;
       const Tensor moves = asks ? at::zeros({1}, options_.dtype(at::kInt)) : Tensor();
       Slopes slopes;
-      const States to = graph.step(states, nudge, limit_of<T>(stop.tolerance.value_or(0)), moves, gate, slopes);
+      States to;
+      if constexpr (Kernels::takes_whole_phases)
+        if (whole) to = graph.whole_steps(states, taken, nudge, limit, moves);
+      if (!whole) to = graph.step(states, nudge, limit, moves, gate, slopes);
       after(states, to, slopes);
       states = to;
-      ++count;
+      count += taken;
       stays = asks && moves.template item<int>() == 0;
       if (after_step_) after_step_();
     }
@@ -163,7 +171,7 @@ class Phases {
   }
   States relax(OfGraph& graph, const States& states, int steps, const Nudge& nudge, const Stop& stop, int phase) const {
     const auto nothing = [](const States&, const States&, const Slopes&) {};
-    return relax(graph, states, steps, nudge, stop, phase, Gate::none, nothing);
+    return relax(graph, states, steps, nudge, stop, phase, false, Gate::none, nothing);
   }
 
   template <class Body>
@@ -225,7 +233,7 @@ class Phases {
 
   const Plainly plainly_;
   const at::TensorOptions options_;
-  const bool tf32_;
+  const bool tf32_, takes_whole_phases_;
   const std::function<void()> after_step_;
 };
 

@@ -41,6 +41,9 @@ __device__ __forceinline__ T* dynamic_shared_memory() {
 }
 #endif
 
+__device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) & 31; }
+__device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x) / 32; }
+
 // Hides from the compiler where a number comes from: what follows from the number is worked out where it is needed, and
 // takes no register from the loops before; the number itself is not worked out again.
 #ifdef CUDA_EMULATION

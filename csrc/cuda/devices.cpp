@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "../aten/call_arrays.h"
 #include "teams/kernels.h"
 
 namespace ceprop::cuda {
@@ -33,11 +34,11 @@ class Known {
 
 }  // namespace
 
-teams::Device properties_of(int index) {
-  static Known<int, teams::Device> known;
+Device properties_of(int index) {
+  static Known<int, Device> known;
   return known.get(index, [&] {
     const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));
-    teams::Device device;
+    Device device;
     C10_CUDA_CHECK(teams::read_device(device));
     return device;
   });
@@ -51,6 +52,13 @@ teams::Planned plan_for(int index, const teams::Shape& shape) {
                            shape.continual, shape.tolerance,      network.input.units()};
   for (int c = 0; c < network.connection_count(); ++c) key.push_back(network.units_above(c));
   return known.get(key, [&] { return teams::plan_team(properties_of(index), shape); });
+}
+
+maps::Planned maps_for(int index, const NetworkShape& network, int64_t samples, int number_bytes) {
+  static Known<aten::Key, maps::Planned> known;
+  aten::Key key;
+  key.add(index, samples, number_bytes, network);
+  return known.get(key, [&] { return maps::plan_maps(properties_of(index), network, samples, number_bytes); });
 }
 
 }  // namespace ceprop::cuda

@@ -27,12 +27,13 @@ class Cuda {
 
   template <class Call>
   void run(const Call& call) const {
-    if (engine_ != Engine::graph) {
-      const cuda::teams::Planned planned = planned_for(call);
-      if (const auto* plan = std::get_if<cuda::teams::Plan>(&planned)) return run_by_team(call, *plan);
-      TORCH_CHECK_VALUE(engine_ != Engine::teams, "engine must not be 'teams': ", std::get<std::string>(planned));
-    }
-    run_by_aten(call);
+    if (engine_ == Engine::graph) return run_by_aten(call, false);
+    const cuda::teams::Planned planned = planned_for(call);
+    if (const auto* plan = std::get_if<cuda::teams::Plan>(&planned)) return run_by_team(call, *plan);
+    const std::string obstacle =
+        call.network.shape.has_convolutions() ? obstacle_of_maps(call) : std::get<std::string>(planned);
+    TORCH_CHECK_VALUE(engine_ != Engine::teams || obstacle.empty(), "engine must not be 'teams': ", obstacle);
+    run_by_aten(call, obstacle.empty());
   }
 
   // The kernels do it, without the host's waiting for the steps.
@@ -47,6 +48,19 @@ class Cuda {
     if (const std::string obstacle = cuda::teams::obstacle_of(call); !obstacle.empty()) return obstacle;
     return cuda::plan_for(guard_.current_device().index(), cuda::teams::shape_of(call));
   }
+  // Why clusters do not take the phases of a network with convolutions in which weights rest; nothing if they do.
+  template <class Call>
+  std::string obstacle_of_maps(const Call& call) const {
+    if (const std::string obstacle = ceprop::obstacle_of(call.network.shape); !obstacle.empty()) return obstacle;
+    if (precision_ != Precision::exact) return "teams have precision 'exact' alone";
+    const std::string obstacle = cuda::maps::obstacle_of(call.network, call.nudge.loss);
+    if (!obstacle.empty()) return obstacle;
+    const int bytes = static_cast<int>(options_.dtype().itemsize());
+    const cuda::maps::Planned planned =
+        cuda::maps_for(guard_.current_device().index(), call.network.shape, call.batch.size, bytes);
+    const auto* reason = std::get_if<std::string>(&planned);
+    return reason ? *reason : "";
+  }
   template <class Call>
   void run_by_team(const Call& call, const cuda::teams::Plan& plan) const {
     const Tensor workspace = at::empty({plan.workspace_bytes}, options_.dtype(at::kByte));
@@ -56,7 +70,7 @@ class Cuda {
 
   // Torch's operators want floats for class indices.
   template <class Call>
-  void run_by_aten(Call call) const {
+  void run_by_aten(Call call, bool takes_whole_phases) const {
     Tensor target;
     if (call.batch.labels) {
       const Tensor labels = aten::tensor_on(call.batch.labels, {call.batch.size, 1}, options_);
@@ -64,7 +78,7 @@ class Cuda {
       call.batch.target = target.const_data_ptr<std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>>();
       call.batch.labels = nullptr;
     }
-    cuda::run_by_aten(call, options_, rounds());
+    cuda::run_by_aten(call, options_, rounds(), takes_whole_phases);
   }
 
   // Whether torch's operators round their factors.

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from backend_calls import BATCH, CALLS, SIZES, batch, cep_rule, ep_rule, flat, mlp
 from emulated_device import EmulatedDevice
+from known_devices import DEVICES
 from problems import relative_error
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -84,25 +85,39 @@ def test_engines_say_what_they_cannot_run() -> None:
         ep_rule(mlp(), engine="grid")
 
 
-def test_convolutions_on_a_gpu_run_by_the_operators_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked without a GPU: of tensors without memory."""
-    monkeypatch.setattr(ops._C, "cuda_device", lambda index: {}, raising=False)
+def test_convolutions_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked without a GPU, of tensors without memory: clusters take the phases in which weights rest, or PyTorch's
+    operators take all."""
+    of_device: dict[str, int] = {}
+    monkeypatch.setattr(ops._C, "cuda_device", lambda index: of_device, raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    circuit = cep.convnet((1, 6, 6), channels=(2,), kernels=3, pools="m", fc=(3,)).circuit()
+    circuit = cep.convnet((1, 8, 8), channels=(4, 6), kernels=3, pools="im", fc=(5,)).circuit()
+    small = cep.convnet((1, 8, 8), channels=(4, 6), kernels=2, pools="im", fc=(5,)).circuit()
     with FakeTensorMode():
-        x = torch.empty(2, 1, 6, 6, device="cuda:0")
+        x = torch.empty(2, 1, 8, 8, device="cuda:0")
+        of_device.update(DEVICES["H100"])
+        for engine in ("auto", "teams"):
+            assert ops.obstacle(circuit, x, engine=engine) is None
+            plan = ops.launch_plan(circuit, x, engine=engine)
+            assert (plan["engine"], plan["team"], plan["rounds"]) == ("teams", "cluster", 1)
         for engine in ("auto", "graph"):
             for precision in ("exact", "tf32"):
-                assert ops.obstacle(circuit, x, precision, engine=engine) is None
-                assert ops.launch_plan(circuit, x, precision=precision, engine=engine) == {"engine": "graph"}
+                assert ops.obstacle(small, x, precision, engine=engine) is None
+                assert ops.launch_plan(small, x, precision=precision, engine=engine) == {"engine": "graph"}
             reason = "precision='tf32' takes float32 on a GPU of compute capability 8.0 or more"
             assert ops.obstacle(circuit, x.double(), "tf32", engine=engine) == reason
             with pytest.raises(ValueError, match=reason):
                 ops.launch_plan(circuit, x.double(), precision="tf32", engine=engine)
+        assert ops.launch_plan(circuit, x, engine="graph") == {"engine": "graph"}
         assert "this tensor is on a GPU" in str(ops.obstacle(circuit, x, engine="fused"))
-        assert "they take chains of dense layers" in str(ops.obstacle(circuit, x, engine="teams"))
-        with pytest.raises(ValueError, match="they take chains of dense layers"):
-            ops.launch_plan(circuit, x, engine="teams")
+        assert "kernels of 3 x 3 or 5 x 5" in str(ops.obstacle(small, x, engine="teams"))
+        with pytest.raises(ValueError, match="kernels of 3 x 3 or 5 x 5"):
+            ops.launch_plan(small, x, engine="teams")
+        of_device.update(DEVICES["A100"])
+        ops._no_team.cache_clear()
+        assert "no clusters" in str(ops.obstacle(circuit, x, engine="teams"))
+        assert ops.launch_plan(circuit, x) == {"engine": "graph"}
+    ops._no_team.cache_clear()
 
 
 @pytest.mark.parametrize("call", ["EP", "CEP"])

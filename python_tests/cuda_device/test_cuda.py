@@ -351,7 +351,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "deep": (lambda: cep.mlp(*[4] * 10), "the CUDA kernels take networks of at most 8 layers, got 9"),
     "wide": (lambda: cep.mlp(4, 4096, 4096, 3), "do not fit into the shared memory of the blocks"),
     "readout": (lambda: cep.mlp(4, 5, 3, readout="softmax"), "teams have no readout"),
-    "convolutions": (lambda: cep.convnet((1, 2, 2), (2,), 1, fc=(3,)), "teams take dense layers"),
+    "convolutions": (lambda: cep.convnet((1, 8, 8), (2, 3), 2, fc=(3,)), "kernels of 3 x 3 or 5 x 5"),
+    "free convolutions": (lambda: cep.convnet((1, 8, 8), (2, 3), 3, fc=(3,), feedback="free"), "take tied weights"),
 }
 
 

@@ -17,7 +17,7 @@ def symbol(number: str, samples: int, place: str, moves: int) -> str:
 
 
 GRID, CLUSTER = symbol("f", 4, "InGrid", 0), symbol("f", 3, "InCluster", 1)
-THREADS = {"float": 384, "double": 256}
+THREADS = {"float": 384, "double": 256, "Maps": 256}
 
 
 def report(
@@ -130,7 +130,7 @@ def sound(architecture: int) -> list:
 
 @pytest.mark.parametrize("architecture", cuda_resources.ARCHITECTURES)
 def test_sound_kernels_pass(architecture: int) -> None:
-    assert len(cuda_resources.KERNELS) == len(set(cuda_resources.KERNELS)) == 26
+    assert len(cuda_resources.KERNELS) == len(set(cuda_resources.KERNELS)) == 28
     assert cuda_resources.faults(sound(architecture), [architecture], THREADS) == []
 
 
@@ -138,7 +138,7 @@ def test_what_architectures_have() -> None:
     exist = {
         a: sum(cuda_resources.exists_on(kernel, a) for kernel in cuda_resources.KERNELS) for a in (75, 80, 89, 90, 120)
     }
-    assert exist == {75: 18, 80: 18, 89: 18, 90: 26, 120: 26}
+    assert exist == {75: 18, 80: 18, 89: 18, 90: 28, 120: 28}
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_larger_blocks_leave_fewer_registers() -> None:
     assert all("168 registers, where blocks of 512 threads leave 128" in fault for fault in faults)
 
 
-@pytest.mark.parametrize("kernel", ["float, Team1, InCluster", "double, Team2, InCluster, Moves"])
+@pytest.mark.parametrize("kernel", ["float, Team1, InCluster", "double, Team2, InCluster, Moves", "float, Maps"])
 def test_kernels_that_cannot_run_must_be_stubs(kernel: str) -> None:
     rows = [replace(row, instructions=9000) if row.kernel == kernel else row for row in sound(75)]
     (fault,) = cuda_resources.faults(rows, [75], THREADS)

@@ -116,7 +116,7 @@ def test_the_graph_does_what_it_captured(name: str, relaxes_only: bool, gpu: Non
 def test_an_engine_is_that_of_its_own_rule_only(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     monkeypatch.setattr(of_contenders, "_by_rule", lambda backend, case, net, engine="auto": seen.append(engine))
-    assert [*contenders("cuda", convolutional=True)] == ["fused", "eager", "compile", "autograd", "graph"]
+    assert [*contenders("cuda", convolutional=True)] == ["fused", "eager", "compile", "autograd", "graph", "library"]
     assert [*contenders("cuda")][-1] == "library"
     case = replace(small_convolutional(False), device="cuda")
     net, *_ = case.problem(torch.float32)

@@ -72,12 +72,12 @@ def test_a_dry_run(tmp_path: Path) -> None:
     done = run(RUN, "--dry", "--out", tmp_path, PYTHON=sys.executable, COMMIT="1234abc")
     assert done.returncode == 0, done.stdout + done.stderr
     found = outcomes(done.stdout)
-    wanted = ("build", "tests of teams", "steps", "tests of the library", "calls", "bench")
+    wanted = ("build", "tests of teams", "tests of maps", "steps", "tests of the library", "calls", "bench")
     assert {name: found.get(name) for name in wanted} == dict.fromkeys(wanted, "ok")
     assert found["micro"] == ("ok" if shutil.which("nvcc") else "not")
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"run.log", "tests.txt", "cpu_steps.csv", "cpu.csv", "calls.csv", "report.csv"}
-    assert done.stdout.count(" ncu --clock-control none ") == 3
+    assert done.stdout.count(" ncu --clock-control none ") == 4
     tests = (tmp_path / "tests.txt").read_text()
     assert tests.index("test_cuda.py::test_agreement") < tests.index("test_cuda_graphs.py::test_agreement")
     predicted = [line["name"] for line in csv.DictReader((GPU / "predictions.csv").open())]
@@ -136,7 +136,13 @@ def test_stopped_in_the_middle_it_leaves_what_it_has(stub: Path, tmp_path: Path)
     assert process.returncode == 128 + signal.SIGTERM
     found = outcomes((out / "run.log").read_text())
     compiled = "ok" if shutil.which("nvcc") else "not"
-    assert found == {"micro": compiled, "build": "ok", "tests of teams": "failed", "steps": "stopped"}
+    assert found == {
+        "micro": compiled,
+        "build": "ok",
+        "tests of teams": "failed",
+        "tests of maps": "failed",
+        "steps": "stopped",
+    }
     assert found == {line[0]: line[1].split()[0] for line in cells(shown, "step")}
     assert "one test failed" in (out / "tests.txt").read_text()
     assert "# step steps: stopped" in (out / "report.csv").read_text()
@@ -183,9 +189,12 @@ def test_what_would_run_on_a_gpu(tmp_path: Path) -> None:
     done = run(copy / RUN.relative_to(ROOT), "--out", out, PYTHON=str(python), PATH=path, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 1, done.stdout + done.stderr
     parts = [f"micro, {part}" for part in ("clocks", "clusters", "barriers", "mailboxes", "l2", "prototype")]
-    profiles = [f"profile of {case}" for case in ("free-steps", "free-steps-of-a-grid", "nudged-steps")]
+    profiles = [
+        f"profile of {case}" for case in ("free-steps", "free-steps-of-a-grid", "nudged-steps", "free-steps-of-maps")
+    ]
     wanted = {"micro": "ok"} | dict.fromkeys([*parts, "micro, exact sigmoid", "micro, layouts"], "failed")
-    wanted |= dict.fromkeys(["build", "tests of teams", "steps", "tests of the library", "calls", "bench"], "ok")
+    wanted |= dict.fromkeys(["build", *("tests of " + part for part in ("teams", "maps"))], "ok")
+    wanted |= dict.fromkeys(["steps", "tests of the library", "calls", "bench"], "ok")
     wanted |= dict.fromkeys(profiles, "failed")  # and leave what the profiler saw until then
     found = outcomes(done.stdout)
     assert found == wanted and list(found) == list(wanted)
@@ -260,7 +269,7 @@ def test_the_table_of_predictions(tmp_path: Path) -> None:
     columns = "case,engine,team,blocks,predicted_free_us,predicted_nudged_us,free_us,nudged_us,once_us,ms"
     (tmp_path / "cuda_steps.csv").write_text(
         f"# gpu: a GPU\n{columns}\nc-ep-2h-b20,teams,cluster,112,1.5,2.9,2.25,4.35,150,1.2\n"
-        "p-conv-b20,library,,0,0,0,70,1,2,3\n"
+        "p-conv-b20,teams,cluster,0,35,0,70,1,2,3\n"
     )
     (tmp_path / "cuda.csv").write_text("case,contender,status,ms\na,fused,ok,1.5\na,graph,n/a: why,\nb,fused,ok,2\n")
     done = run(sys.executable, GPU / "report.py", tmp_path)
@@ -277,12 +286,12 @@ def test_the_table_of_predictions(tmp_path: Path) -> None:
         ("l2-latency", "0.35"): ["-", "-", "-"],
         ("free/c-ep-2h-b20/teams", "1.5"): ["2.25", "1.5", "-"],  # the planner's
         ("nudged/c-ep-2h-b20/teams", "2.9"): ["4.35", "1.5", "-"],
-        ("free/p-conv-b20/library", "35"): ["70", "2", "x"],
+        ("free/p-conv-b20/teams", "35"): ["70", "2", "x"],
     }
     assert {key: table[key][3:6] for key in wanted} == wanted
     assert table["nudged/c-ep-2h-b20/teams", of_model][6] == "model of the machine code (benchmarks/sass)"
     assert table["nudged/c-ep-2h-b20/teams", "2.9"][6] == "planner"
-    assert [key for key in table if "p-conv" in key[0]] == [("free/p-conv-b20/library", "35")]
+    assert [key for key in table if "p-conv" in key[0]] == [("free/p-conv-b20/teams", "35")]
     assert cells(done.stdout, "case, ms") == [["a", "1.5", "n/a: why"], ["b", "2", ""]]
     assert cells(done.stdout, "step") == [["micro", "ok after 3 s"], ["tests", "failed after 2 s, with status 1"]]
     lines = (tmp_path / "report.csv").read_text().splitlines()

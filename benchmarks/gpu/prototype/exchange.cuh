@@ -1,17 +1,17 @@
 // The mail of the kernels' teams, to which the prototype adds one number at a time: each of its outputs is sent alone.
 #pragma once
 
-#include "teams/mail.cuh"
+#include "block/mail.cuh"
 
 namespace prototype {
 
-using ceprop::cuda::teams::mailbox_bytes;
-using ceprop::cuda::teams::Memory;
-using Four = ceprop::cuda::teams::Four<float>;
+using ceprop::cuda::mailbox_bytes;
+using ceprop::cuda::Memory;
+using Four = ceprop::cuda::Four<float>;
 
-class Peer : public ceprop::cuda::teams::Peer {
+class Peer : public ceprop::cuda::Peer {
  public:
-  using ceprop::cuda::teams::Peer::Peer;
+  using ceprop::cuda::Peer::Peer;
 
   __device__ __forceinline__ void push(int place, int box, const Four& value) const { push_if(1, place, box, value); }
   __device__ __forceinline__ void push(int place, int box, const float& value) const {

@@ -16,7 +16,6 @@ namespace prototype {
 
 using ceprop::cuda::teams::added_up;
 using ceprop::cuda::teams::is_first;
-using ceprop::cuda::teams::lane_of_thread;
 using ceprop::cuda::teams::over_samples;
 using ceprop::cuda::teams::sample_of;
 using ceprop::cuda::teams::turn;

@@ -29,7 +29,8 @@ inline void raise_flag(int* flag) { std::atomic_ref<int>(*flag).store(1, std::me
 template <class T>
 struct OnThreads {
   static constexpr bool gains_by_batches = false;  // their maps leave the caches
-  static constexpr int64_t least = 16384;          // units that are worth a thread
+  static constexpr bool takes_whole_phases = false;
+  static constexpr int64_t least = 16384;  // units that are worth a thread
 
   static void pool(const aten::Pooling<T>& given) {
     const aten::Windows& w = given.windows;

@@ -37,7 +37,7 @@ bool run_by_aten(const Call& call, const at::TensorOptions& options) {
     if (watch.sees_interrupt()) throw Interrupted();
   };
   try {
-    aten::Phases<T, OnThreads<T>>(options, false, after_step).run(call);
+    aten::Phases<T, OnThreads<T>>(options, false, false, after_step).run(call);
   } catch (const Interrupted&) {
     return true;
   }

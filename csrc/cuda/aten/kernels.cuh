@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../../aten/pointwise.h"
-#include "units.cuh"
+#include "../block/units.cuh"
 
 namespace ceprop::cuda {
 

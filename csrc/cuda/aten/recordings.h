@@ -86,11 +86,13 @@ template <class Call>
 class Recordings {
  public:
   template <class Enqueue>
-  void run(const Call& call, const at::TensorOptions& options, bool tf32, const Enqueue& enqueue) {
+  void run(const Call& call, const at::TensorOptions& options, bool tf32, bool takes_whole_phases,
+           const Enqueue& enqueue) {
     aten::Key key;
     key.add(call);
     // Libraries set themselves up for each thread.
-    key.add(options.device().index(), tf32, std::hash<std::thread::id>{}(std::this_thread::get_id()));
+    key.add(options.device().index(), tf32, takes_whole_phases,
+            std::hash<std::thread::id>{}(std::this_thread::get_id()));
     const std::lock_guard lock(mutex_);
     auto found = std::find_if(known_.begin(), known_.end(), [&](const Known& one) { return one.key == key; });
     if (found == known_.end()) {

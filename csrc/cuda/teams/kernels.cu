@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "launch.h"
+#include "../block/launch.h"
 #include "run.cuh"
 
 namespace ceprop::cuda::teams {

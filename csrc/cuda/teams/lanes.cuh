@@ -11,13 +11,10 @@
 #pragma once
 
 #include "../../model/activations.h"
+#include "../block/mail.cuh"
 #include "layout.h"
-#include "mail.cuh"
 
 namespace ceprop::cuda::teams {
-
-__device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) & 31; }
-__device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x) / 32; }
 
 // These return the unit of an octet, and the sample, that a lane has when all sums are added up.
 __device__ __forceinline__ int turn(int lane) { return (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane & 1); }

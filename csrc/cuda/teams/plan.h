@@ -10,17 +10,10 @@
 
 #include "../../model/shares.h"
 #include "../../model/stages.h"
+#include "../block/properties.h"
 #include "layout.h"
 
 namespace ceprop::cuda::teams {
-
-// Plans depend on these of a device's properties.
-struct Device {
-  int multiprocessors;
-  int64_t shared_bytes;  // most that one block may have
-  int cluster_blocks;    // most of a cluster that has that much shared memory each; 0: no clusters
-  int clusters;          // of so many blocks, that run at once
-};
 
 // How many numbers of global memory the kernels note things in: one in four, then settled flags.
 inline constexpr int words_of_workspace = 4 + 2 * most_blocks;
@@ -47,7 +40,7 @@ using Planned = std::variant<Plan, std::string>;
 
 // Returns why no team runs a call like this on a chain of layers, or nothing if one may.
 inline std::string obstacle_of(const NetworkShape& shape) {
-  if (shape.has_convolutions()) return "teams take dense layers";
+  if (shape.has_convolutions()) return "these teams take dense layers";
   if (shape.has_readout()) return "teams have no readout";
   if (shape.layer_count() > most_layers)
     return "the CUDA kernels take networks of at most " + std::to_string(most_layers) + " layers, got " +

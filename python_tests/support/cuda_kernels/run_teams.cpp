@@ -5,6 +5,7 @@
 #include "../../../csrc/cuda/teams/problem_of.h"
 #include "calls.h"
 
+using namespace ceprop::cuda;
 using namespace ceprop::cuda::teams;
 
 template <class T, int Samples, class Name>

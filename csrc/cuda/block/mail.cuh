@@ -8,9 +8,9 @@
 
 #include <type_traits>
 
-#include "../device.h"
+#include "pack.cuh"
 
-namespace ceprop::cuda::teams {
+namespace ceprop::cuda {
 
 // These are neighbouring units of one sample.
 template <class T>
@@ -98,11 +98,14 @@ class Peer {
  public:
   __device__ __forceinline__ Peer(const Memory& memory, unsigned rank)
       : begin_(cooperative_groups::this_cluster().map_shared_rank(memory.at<char>(0), rank)) {}
-  template <class T>
-  __device__ __forceinline__ void push_if(unsigned wanted, int place, int box, const Four<T>& value) const {
-    if (!wanted) return;
-    move(&value, reinterpret_cast<Four<T>*>(begin_ + place));
-    cuda_emulation::send_to_mailbox(begin_ + box, sizeof(Four<T>));
+  template <class Value>
+  __device__ __forceinline__ void push_if(unsigned wanted, int place, int box, const Value& value) const {
+    if (wanted) push(place, box, value);
+  }
+  template <class Value>
+  __device__ __forceinline__ void push(int place, int box, const Value& value) const {
+    move(&value, reinterpret_cast<Value*>(begin_ + place));
+    cuda_emulation::send_to_mailbox(begin_ + box, sizeof(Value));
   }
 
  protected:
@@ -209,6 +212,18 @@ class Memory {
     asm volatile("ld.shared.v2.f64 {%0, %1}, [%2];" : "=d"(got.v[0]), "=d"(got.v[1]) : "r"(at) : "memory");
     asm volatile("ld.shared.v2.f64 {%0, %1}, [%2];" : "=d"(got.v[2]), "=d"(got.v[3]) : "r"(at + 16) : "memory");
   }
+  __device__ __forceinline__ static void load(unsigned at, Pack<float>& got) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(got.v[0]), "=f"(got.v[1]), "=f"(got.v[2]), "=f"(got.v[3])
+                 : "r"(at)
+                 : "memory");
+  }
+  __device__ __forceinline__ static void load(unsigned at, Pack<double>& got) {
+    asm volatile("ld.shared.v2.f64 {%0, %1}, [%2];" : "=d"(got.v[0]), "=d"(got.v[1]) : "r"(at) : "memory");
+  }
+  __device__ __forceinline__ static void load(unsigned at, int& got) {
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(got) : "r"(at) : "memory");
+  }
   __device__ __forceinline__ static void load(unsigned at, Words& got) {
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(got.v[0]), "=r"(got.v[1]), "=r"(got.v[2]), "=r"(got.v[3])
@@ -229,6 +244,17 @@ class Memory {
   __device__ __forceinline__ static void store(unsigned at, const Four<double>& value) {
     asm volatile("st.shared.v2.f64 [%0], {%1, %2};" ::"r"(at), "d"(value.v[0]), "d"(value.v[1]) : "memory");
     asm volatile("st.shared.v2.f64 [%0], {%1, %2};" ::"r"(at + 16), "d"(value.v[2]), "d"(value.v[3]) : "memory");
+  }
+  __device__ __forceinline__ static void store(unsigned at, const Pack<float>& value) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(value.v[0]), "f"(value.v[1]),
+                 "f"(value.v[2]), "f"(value.v[3])
+                 : "memory");
+  }
+  __device__ __forceinline__ static void store(unsigned at, const Pack<double>& value) {
+    asm volatile("st.shared.v2.f64 [%0], {%1, %2};" ::"r"(at), "d"(value.v[0]), "d"(value.v[1]) : "memory");
+  }
+  __device__ __forceinline__ static void store(unsigned at, int value) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(value) : "memory");
   }
   __device__ __forceinline__ static void store(unsigned at, const Words& value) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(value.v[0]), "r"(value.v[1]),
@@ -259,6 +285,24 @@ class Peer {
     half(wanted, place + 16, box, value.v[2], value.v[3]);
   }
 
+  // The same of one number or of 16 bytes, always.
+  __device__ __forceinline__ void push(int place, int box, float value) const {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %2, [%1];" ::"r"(begin_ + place),
+                 "r"(begin_ + box), "f"(value)
+                 : "memory");
+  }
+  __device__ __forceinline__ void push(int place, int box, double value) const {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f64 [%0], %2, [%1];" ::"r"(begin_ + place),
+                 "r"(begin_ + box), "d"(value)
+                 : "memory");
+  }
+  __device__ __forceinline__ void push(int place, int box, const Pack<float>& value) const {
+    push_if(1, place, box, Four<float>{value.v[0], value.v[1], value.v[2], value.v[3]});
+  }
+  __device__ __forceinline__ void push(int place, int box, const Pack<double>& value) const {
+    half(1, place, box, value.v[0], value.v[1]);
+  }
+
  private:
   __device__ __forceinline__ void half(unsigned wanted, int place, int box, double first, double second) const {
     asm volatile(
@@ -276,4 +320,4 @@ class Peer {
 
 #endif
 
-}  // namespace ceprop::cuda::teams
+}  // namespace ceprop::cuda

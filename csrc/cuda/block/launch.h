@@ -8,7 +8,7 @@
 #include <set>
 #include <utility>
 
-namespace ceprop::cuda::teams {
+namespace ceprop::cuda {
 
 // Allows the kernel all shared memory that there is, not what one launch takes: another thread may be about to launch
 // with more. In clusters it also allows more blocks than 8. It asks a device once for each kernel.
@@ -52,4 +52,4 @@ struct Launch : cudaLaunchConfig_t {
   cudaLaunchAttribute attributes_[2] = {};
 };
 
-}  // namespace ceprop::cuda::teams
+}  // namespace ceprop::cuda
