@@ -157,8 +157,7 @@ def faults(rows: Sequence[Resources], architectures: Sequence[int], threads: Map
         if (architecture, kernel) not in there:
             found.append(f"sm_{architecture}, {kernel}: not found in what the compiler reports")
     for row in rows:
-        number, _, kind = row.kernel.partition(", ")
-        of_block = threads[kind if kind == MAPS else number]
+        of_block = threads[row.kernel if row.kernel.endswith(MAPS) else row.kernel.partition(",")[0]]
         most = min(MOST_REGISTERS_OF_A_THREAD, REGISTERS_OF_A_MULTIPROCESSOR // of_block)
         who = f"sm_{row.architecture}, {row.kernel}"
         if row.spill_store_bytes or row.spill_load_bytes:
@@ -180,17 +179,16 @@ def faults(rows: Sequence[Resources], architectures: Sequence[int], threads: Map
 
 
 def block_threads() -> dict[str, int]:
-    """By a kernel's numbers the most threads of a block, as the launch bounds of teams have them; and those of maps."""
-    layout = SOURCES / "teams" / "layout.h"
-    of_maps = re.search(r"constexpr int .*\bwarps = (\d+);", (SOURCES / "maps" / "layout.h").read_text())
-    if of_maps is None:
-        sys.exit(f"no 'constexpr int warps = ...;' in {SOURCES / 'maps' / 'layout.h'}")
-    found = re.search(
-        r"most_warps\(int number_bytes\) { return number_bytes == 4 \? (\d+) : (\d+); }", layout.read_text()
-    )
-    if found is None:
-        sys.exit(f"no 'most_warps(int number_bytes) {{ return number_bytes == 4 ? ... : ...; }}' in {layout}")
-    return {"float": 32 * int(found[1]), "double": 32 * int(found[2]), MAPS: 32 * int(of_maps[1])}
+    """The most threads of a block, as launch bounds have them: of teams by a kernel's numbers, of maps by its name."""
+    found = {}
+    for folder, function, kind in (("teams", "most_warps", ""), ("maps", "warps_of", f", {MAPS}")):
+        layout = SOURCES / folder / "layout.h"
+        pattern = rf"{function}\(int number_bytes\) {{ return number_bytes == 4 \? (\d+) : (\d+); }}"
+        warps = re.search(pattern, layout.read_text())
+        if warps is None:
+            sys.exit(f"no '{function}(int number_bytes) {{ return number_bytes == 4 ? ... : ...; }}' in {layout}")
+        found |= {number + kind: 32 * int(count) for number, count in zip(SAMPLES, warps.groups(), strict=True)}
+    return found
 
 
 def table(rows: Sequence[Resources]) -> str:

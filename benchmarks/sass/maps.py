@@ -2,16 +2,16 @@
 
     python benchmarks/sass/maps.py [--sources csrc] [--out benchmarks/results]
 
-Compiles the kernel of csrc/cuda/maps for sm_90. Follows what each warp of a block executes in a step of P-conv's network,
-as the library that is built here plans it on an H100: synchronous, prototypical, not nudged, with an activation that
-takes no time. Replays that for all warps of a block, and adds twice what an exchange by mail takes, as measured alone.
-Prints a Markdown table and writes sass_maps.csv. All times are predictions.
+Compiles the kernel of csrc/cuda/maps for sm_90. Follows what each warp of a block executes in a step of P-conv's
+network, as the library that is built here plans it on an H100: synchronous, prototypical, not nudged, with an
+activation that takes no time. Replays that for all warps of a block, and adds twice what an exchange by mail takes, as
+measured alone. Prints a Markdown table and writes sass_maps.csv. All times are predictions.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,7 @@ from walk import Event, Test, around, never
 
 FILE, NAME, CASE = "cuda/maps/kernels.cu", "float, Maps", "p-conv-b20"
 UP, DOWN, PHASE = "cuda/maps/way_up.cuh", "cuda/maps/way_down.cuh", "cuda/maps/phase.cuh"
-WARPS, LANES = 8, 32
-THREADS = WARPS * LANES
+WARPS, LANES = 16, 32
 
 
 @dataclass(frozen=True)
@@ -147,28 +146,29 @@ def rows_of(kernel: Kernel, facts: dict[str, Any]) -> list[MapRow]:
     parts, joints = Parts(kernel, facts["blocks"]), facts["joints"]
     found: list[tuple[str, list[list[Step]]]] = []
 
-    def add(part: str, items: int, of_item: Callable[[], list[Step]], ends: bool = True) -> None:
-        """Items of a part shared among the warps, and the barrier at its end."""
-        own, end = of_item(), [parts.barrier] if ends else []
-        found.append((part, [own * len(range(warp, items, WARPS)) + end for warp in range(WARPS)]))
+    def add(part: str, items: int, own: list[Step], is_dense: bool = False) -> None:
+        """Items of a part shared among the warps; those of dense connections go to the last warps first, the others end
+        with a barrier."""
+        traces = [own * len(range(warp, items, WARPS)) for warp in range(WARPS)]
+        found.append((part, traces[::-1] if is_dense else [[*trace, parts.barrier] for trace in traces]))
 
     def of_threads(count: int) -> int:
         """How many items of 32 lanes."""
         return -(-count // LANES)
 
-    for joint in joints:
+    for joint in reversed(joints):
         if not joint["kernel"]:
             above, below = parts.multiply(joint)
-            add("dense, up", joint["units_above"], lambda own=above: own, ends=False)
-            add("dense, down", of_threads(joint["own_below"]), lambda own=below: own)
+            add("dense, up", joint["units_above"], above, is_dense=True)
+            add("dense, down", of_threads(joint["own_below"]), below, is_dense=True)
             continue
-        add("convolution, up", joint["up_items"], lambda joint=joint: parts.way_up(joint))
-        add("pooling", of_threads(joint["own_above"]), lambda joint=joint: parts.pool(joint))
+        add("convolution, up", joint["up_items"], parts.way_up(joint))
+        add("pooling", of_threads(joint["own_above"]), parts.pool(joint))
         for _ in range(joint["groups"]):
-            add("convolution, down", joint["patches"] * joint["down_parts"], lambda joint=joint: parts.way_down(joint))
-            add("sums of regions", joint["packs_below"], parts.gather)
+            add("convolution, down", joint["patches"] * joint["down_parts"], parts.way_down(joint))
+            add("sums of regions", joint["packs_below"], parts.gather())
     packs = sum(of_threads(joint["own_below"] // 4) for joint in joints) + 1
-    add("moves", packs, parts.move, ends=False)
+    add("moves", packs, parts.move())
     rows = [row_of(part, traces) for part, traces in found]
     whole = [[step for _, traces in found for step in traces[warp]] for warp in range(WARPS)]
     clocks = simulate(whole).clocks + 2 * EXCHANGE_CLOCKS["cluster"]

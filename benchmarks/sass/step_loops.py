@@ -2,11 +2,11 @@
 
     python benchmarks/sass/step_loops.py [--if-changed] [--update] [--sources csrc] [--out benchmarks/results]
 
-Of every kernel of csrc/cuda/teams and csrc/cuda/maps, in the machine code of the loop over steps in ``run``: divisions by numbers known at
-run time only, loads and stores whose memory the compiler does not know, fences, local memory and, in kernels of floats,
-arithmetic in doubles; and how many instructions it has. Kernels of continual EP have two such loops, one where weights
-rest and one where they move; a grid's have the latter alone. A barrier of the whole grid has fences and such a load of
-its own: they are a kind of their own, and no other is allowed any.
+Of every kernel of csrc/cuda/teams and csrc/cuda/maps, in the machine code of the loop over steps in ``run``: divisions
+by numbers known at run time only, loads and stores whose memory the compiler does not know, fences, local memory and,
+in kernels of floats, arithmetic in doubles; and how many instructions it has. Kernels of continual EP have two such
+loops, one where weights rest and one where they move; a grid's have the latter alone. A barrier of the whole grid has
+fences and such a load of its own: they are a kind of their own, and no other is allowed any.
 
 sass_loops.csv has a ceiling for each. Fails if a count is over its ceiling, and says where in the sources; fails, too,
 if one is below, until --update lowers the ceiling. A loop may grow or shrink by a tenth of its instructions. --update

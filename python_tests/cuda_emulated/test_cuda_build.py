@@ -17,7 +17,7 @@ def symbol(number: str, samples: int, place: str, moves: int) -> str:
 
 
 GRID, CLUSTER = symbol("f", 4, "InGrid", 0), symbol("f", 3, "InCluster", 1)
-THREADS = {"float": 384, "double": 256, "Maps": 256}
+THREADS = {"float": 384, "double": 256, "float, Maps": 512, "double, Maps": 256}
 
 
 def report(
@@ -124,7 +124,8 @@ def sound(architecture: int) -> list:
     for kernel in cuda_resources.KERNELS:
         there = cuda_resources.exists_on(kernel, architecture)
         counted = (14000, 130, 9) if there else (3, 0, 1)
-        rows.append(cuda_resources.Resources(architecture, kernel, 168 if there else 4, 0, 0, 0, 0, *counted))
+        registers = (128 if kernel == "float, Maps" else 168) if there else 4
+        rows.append(cuda_resources.Resources(architecture, kernel, registers, 0, 0, 0, 0, *counted))
     return rows
 
 

@@ -11,16 +11,18 @@ import re
 import shutil
 from pathlib import Path
 
+import emulated_maps
 import pytest
 from cuda_emulation.builds import build
 from emulated_device import EmulatedDevice
+from emulated_library import library_program
 from emulated_teams import SOME_TEAMS, SOURCE, TEAMS, call_every_op
 from kept_programs import run
 from project import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
-Turns = dict[str, int]  # most of any access, by line of the kernels' source: "file.cuh:123"
+Turns = dict[str, int]  # most of any access, by line of the kernels' source: "teams/file.cuh:123"
 
 
 def places_of(program: Path, addresses: list[str]) -> list[str]:
@@ -29,8 +31,8 @@ def places_of(program: Path, addresses: list[str]) -> list[str]:
     assert done.returncode == 0, done.stderr
     places = []
     for frames in re.split(r"^0x\w+\n", done.stdout, flags=re.MULTILINE)[1:]:
-        lines = re.findall(r"/csrc/cuda/teams/(\w+\.cuh:\d+)", frames)
-        places.append(next((line for line in lines if not line.startswith(("mail.cuh", "team.cuh"))), ""))
+        lines = re.findall(r"/csrc/cuda/((?:teams|maps)/\w+\.cuh:\d+)", frames)
+        places.append(next((line for line in lines if not line.startswith("teams/team.cuh")), ""))
     assert len(places) == len(addresses)
     return places
 
@@ -43,6 +45,10 @@ def turns_of(program: Path, folder: Path, teams: tuple[str, ...]) -> Turns:
                 device = EmulatedDevice(program, folder, shared_bytes=4 << 20, seed=seed, counts_turns=True,
                                         turns=of_addresses, **TEAMS[team])  # fmt: skip
                 call_every_op(device, what)
+    return by_place(program, of_addresses)
+
+
+def by_place(program: Path, of_addresses: dict[str, int]) -> Turns:
     found: Turns = {}
     for place, turns in zip(places_of(program, list(of_addresses)), of_addresses.values(), strict=True):
         found[place] = max(found.get(place, 0), turns)
@@ -52,7 +58,7 @@ def turns_of(program: Path, folder: Path, teams: tuple[str, ...]) -> Turns:
 
 def text_of(place: str, csrc: Path = ROOT / "csrc") -> str:
     file, line = place.split(":")
-    return (csrc / "cuda" / "teams" / file).read_text().splitlines()[int(line) - 1].strip()
+    return (csrc / "cuda" / file).read_text().splitlines()[int(line) - 1].strip()
 
 
 # Lanes that push to different blocks, which have banks of their own; a tail's weights, which move once a step; jobs,
@@ -73,7 +79,38 @@ def test_no_line_of_a_kernel_has_conflicts(tmp_path: Path) -> None:
     turns = turns_of(program, tmp_path, SOME_TEAMS)
     assert {text_of(place): most for place, most in turns.items() if most > 1} == MEANT
     for file in ("lanes.cuh", "jobs.cuh", "relaxation.cuh", "continual_update.cuh", "contrast.cuh"):
-        assert any(place.startswith(file) for place in turns)
+        assert any(place.startswith(f"teams/{file}") for place in turns)
+
+
+# With maps: what happens once a call; cells, of which a channel may end within a warp; every second sum of a row; what
+# is spread out over patches; lanes that push to different blocks. None is in the loops of products.
+MEANT_OF_MAPS = {
+    "memory_.put(joint.weights + (row * of_lanes + from % lanes) * bytes, weights[i]);": 3,
+    "memory_.put(layout_.constants + cell * bytes, constant);": 2,
+    "memory_.put(layout_.own_states + cell * bytes, p_.state[l][at]);": 2,
+    "const auto state = memory_.get<Pack<T>>(layout_.own_states + own.v[3] * bytes);": 2,
+    "const auto state = memory_.get<Pack<T>>(layout_.own_states + cell * bytes);": 2,
+    "memory_.put(layout_.own_states + cell * bytes, next);": 2,
+    "auto drive = memory_.get<Pack<T>>(layout_.constants + cell * bytes);": 2,
+    "sum += memory_.get<Pack<T>>(first + block * joint.inbox_block * bytes);": 2,
+    "if (k < there) sum.v[k] = memory_.get<T>(first + k * bytes);": 2,
+    "if (part < parts) number += memory_.get<T>(at + part * of_part);": 2,
+    "memory_.put(joint.spread + static_cast<int>(at + y % patch * patch + x % patch) * bytes,": 4,
+    "if (exists) peer.push(to + (y * below.cell_row + x) * bytes, box_of_parts(turn, step), sum);": 3,
+    "peer.push(to, box, shown);": 2,
+}
+
+
+def test_no_line_of_a_kernel_with_maps_has_conflicts(tmp_path: Path) -> None:
+    program = library_program("race", flags=FLAGS)
+    of_addresses: Turns = {}
+    device = EmulatedDevice(program, tmp_path, shared_bytes=4 << 20, team="cluster", cluster_blocks=3,
+                            counts_turns=True, turns=of_addresses)  # fmt: skip
+    emulated_maps.call_every_op(device, "tied")  # with maps like those of MNIST's network
+    turns = by_place(program, of_addresses)
+    assert {text_of(place): most for place, most in turns.items() if most > 1} == MEANT_OF_MAPS
+    for file in ("phase.cuh", "way_up.cuh", "way_down.cuh"):
+        assert any(place.startswith(f"maps/{file}") for place in turns)
 
 
 # Layouts with conflicts: what is put where in the source, and the lines that then have them.

@@ -26,11 +26,17 @@ POOLS = ("none", "max", "avg")
 
 
 @cache
-def compiled_kernels(name: str, source: Path, others: tuple[object, ...] = (), copy: Path | None = None) -> Path:
+def compiled_kernels(
+    name: str,
+    source: Path,
+    others: tuple[object, ...] = (),
+    copy: Path | None = None,
+    flags: tuple[str, ...] = (),
+) -> Path:
     """The program of ``source`` in one of the ways of ``cuda_emulation.builds``, linked with ``others``."""
     fused = ["-mfma"] if "avx2" in ops.build_info()["cpu_kernels_runnable"] else []
     quick = ["-O0"] if name == "asan" else []  # compiles in half
-    return build(name, source, *fused, *quick, others=others, copy=copy)
+    return build(name, source, *fused, *quick, *flags, others=others, copy=copy)
 
 
 class Refused(RuntimeError):

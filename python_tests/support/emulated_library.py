@@ -40,10 +40,12 @@ class Served(EmulatedDevice):
 
 
 @cache
-def library_program(name: str, programs: Path = EMULATED_PROGRAMS, copy: Path | None = None) -> Path:
+def library_program(
+    name: str, programs: Path = EMULATED_PROGRAMS, copy: Path | None = None, flags: tuple[str, ...] = ()
+) -> Path:
     """One of the builds, of these programs or of those in a ``copy`` of the project."""
     includes = [f"-I{path}" for path in include_paths()]
     sequence = object_of(EMULATED_PROGRAMS / "library_on_cpu.cpp", *COMPILE, "-O1", *includes)
     libraries = [word for path in library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
     others = (sequence, *libraries, "-ltorch_cpu", "-lc10")
-    return compiled_kernels(name, programs / "run_library.cpp", others, copy)
+    return compiled_kernels(name, programs / "run_library.cpp", others, copy, flags)

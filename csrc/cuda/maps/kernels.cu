@@ -9,7 +9,7 @@ template <class T>
 cudaError_t relax(const Plan& plan, const Problem<T>& problem, int samples, cudaStream_t stream) {
   if (const cudaError_t error = allow(relax_maps<T>, true); error != cudaSuccess) return error;
   const int blocks = plan.layout.blocks;
-  Launch launch(samples * blocks, 32 * warps, plan.shared_bytes, blocks, false);
+  Launch launch(samples * blocks, 32 * warps_of(sizeof(T)), plan.shared_bytes, blocks, false);
   launch.stream = stream;
   return cudaLaunchKernelEx(&launch, relax_maps<T>, problem);
 }

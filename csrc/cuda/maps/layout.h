@@ -12,7 +12,9 @@
 
 namespace ceprop::cuda::maps {
 
-inline constexpr int most_layers = 8, most_blocks = 16, warps = 8;
+inline constexpr int most_layers = 8, most_blocks = 16;
+// A block has so many warps; one of float64 takes twice the registers.
+CEPROP_INLINE constexpr int warps_of(int number_bytes) { return number_bytes == 4 ? 16 : 8; }
 inline constexpr int lanes = 32;         // channels below a convolution that the way down has at once
 inline constexpr int of_lanes = 33;      // numbers of a tap: odd, so that channels above lie in different banks
 inline constexpr int tile_channels = 4;  // a lane on the way up has so many channels and positions of a row
@@ -55,6 +57,7 @@ struct Joint {
   int groups;               // of 32 channels below
   int tile_sets, tiles;     // 32 tiles each; place: of a lane's tile, where its input, weights and sums begin
   int up_shift, of_up;      // channels below are split in 1 << up_shift parts of so many
+  int segments;             // of a row: so many tiles lie side by side
   int map_row, map;         // numbers: of a row of sums; of all sums of a part
   int spots;                // place: of every own unit, where its window begins
   int patch_columns;        // of the map

@@ -39,7 +39,7 @@ class Phase {
   }
 
  private:
-  static constexpr int bytes = sizeof(T), pack = Pack<T>::size;
+  static constexpr int bytes = sizeof(T), pack = Pack<T>::size, warps = warps_of(bytes);
 
   // ---- what happens once ----
 
@@ -201,7 +201,8 @@ class Phase {
 
   __device__ __forceinline__ void compute(int turn, int step) {
     if (p_.beta != 0 && moves_in(turn, layout_.layers - 1)) note_pulls(turn, step);
-    for (int l = 1; l < layout_.layers; ++l) {
+    // Dense connections come first, and take the last warps first: most convolutions begin with the first ones.
+    for (int l = layout_.layers - 1; l > 0; --l) {
       const bool above_moves = moves_in(turn, l), below_moves = moves_in(turn, l - 1);
       if (!above_moves && !below_moves) continue;
       const Joint& joint = layout_.joint[l];
@@ -299,7 +300,7 @@ class Phase {
     const int own = below.own(rank_) * below.channel, lane = lane_of_thread();
     if (above_moves) {
       const int states = states_at(l - 1, turn, step) + below.first_own[rank_] * below.channel * bytes;
-      for (int row = warp_of_thread(); row < above.channels; row += warps) {
+      for (int row = warps - 1 - warp_of_thread(); row < above.channels; row += warps) {
         T sum = 0;
 #pragma unroll 4
         for (int i = lane; i < own; i += 32)
@@ -315,7 +316,7 @@ class Phase {
     }
     if (!below_moves) return;
     const int states = states_at(l, turn, step);
-    for (int i = thread_; i < own; i += threads()) {
+    for (int i = threads() - 1 - thread_; i < own; i += threads()) {
       T sum = 0;
 #pragma unroll 4
       for (int row = 0; row < above.channels; ++row)
@@ -412,7 +413,7 @@ class Phase {
     return sum;
   }
 
-  __device__ __forceinline__ static int threads() { return static_cast<int>(blockDim.x); }
+  __device__ __forceinline__ static int threads() { return 32 * warps; }
 
   const Problem<T>& p_;
   const Layout& layout_;
@@ -425,7 +426,7 @@ class Phase {
 #endif
 
 template <class T>
-__global__ void __launch_bounds__(32 * warps, 1) relax_maps(const __grid_constant__ Problem<T> problem) {
+__global__ void __launch_bounds__(32 * warps_of(sizeof(T)), 1) relax_maps(const __grid_constant__ Problem<T> problem) {
   static_assert(sizeof(Problem<T>) <= 4096, "what a kernel argument may have");
 #if DEVICE_HAS_CLUSTERS
   Phase<T>(problem).run();

@@ -78,7 +78,7 @@ class Places {
 };
 
 // How often to split what is below, or above, so that all warps have work: 1 << shift parts.
-inline int shift_of(int items, int depth) {
+inline int shift_of(int items, int depth, int warps) {
   int best = 0;
   double least = 0;
   for (int shift = 0; 1 << shift <= std::min(depth, most_parts); ++shift) {
@@ -100,7 +100,8 @@ inline Layer layer_of(const NetworkShape& shape, int l, int blocks, int pack) {
   layer.width = static_cast<int>(layer.is_map ? map.width : 1);
   layer.row = layer.width;
   layer.channel = layer.height * layer.width;
-  if (l + 1 < shape.layer_count() && shape.is_convolution(l + 1)) {
+  const bool is_below_convolution = l + 1 < shape.layer_count() && shape.is_convolution(l + 1);
+  if (is_below_convolution) {
     const Convolution& made = shape.connections[l + 1].convolution;
     const int kernel = static_cast<int>(made.kernel[0]);
     layer.margin = static_cast<int>(made.padding[0]);
@@ -116,12 +117,15 @@ inline Layer layer_of(const NetworkShape& shape, int l, int blocks, int pack) {
   const bool aligned = layer.row % pack == 0 && layer.channel % pack == 0;
   layer.in_packs = layer.is_map && aligned && layer.margin % pack == 0 && layer.width % pack == 0;
   layer.cell_row = layer.is_map ? filled(layer.width, pack) : 1;
-  layer.cell_channel = layer.is_map ? (parts(layer.height * layer.cell_row, pack) | 1) * pack : 1;
+  layer.cell_channel = layer.height * layer.cell_row;
+  // What comes from a convolution above comes to many channels at once: those lie in different banks.
+  if (is_below_convolution) layer.cell_channel = (parts(layer.cell_channel, pack) | 1) * pack;
   return layer;
 }
 
 // All but the places.
-inline Joint joint_of(const NetworkShape& shape, const Layout& layout, int l) {
+inline Joint joint_of(const NetworkShape& shape, const Layout& layout, int l, int number_bytes) {
+  const int pack = 16 / number_bytes, warps = warps_of(number_bytes);
   const Layer &below = layout.layer[l - 1], &above = layout.layer[l];
   Joint joint{};
   joint.is_convolution = shape.is_convolution(l);
@@ -141,14 +145,15 @@ inline Joint joint_of(const NetworkShape& shape, const Layout& layout, int l) {
   joint.groups = parts(below.channels, lanes);
   const int segments = parts(joint.positions, tile_positions);
   joint.tile_sets = parts(int64_t(joint.own_channels) / tile_channels * height * segments, lanes);
-  joint.up_shift = shift_of(joint.tile_sets, below.channels);
+  joint.up_shift = shift_of(joint.tile_sets, below.channels, warps);
   joint.of_up = parts(below.channels, 1 << joint.up_shift);
-  joint.map_row = segments * tile_positions;
+  joint.segments = segments;
+  joint.map_row = (parts(segments * tile_positions, pack) | 1) * pack;
   joint.map = joint.own_channels * height * joint.map_row;
   joint.patch_columns = parts(joint.positions, patch);
   joint.patches = parts(height, patch) * joint.patch_columns;
   // Parts are added up one after another, each by other warps.
-  joint.down_shift = 2 * joint.patches > warps ? 0 : shift_of(joint.patches, joint.own_channels);
+  joint.down_shift = 2 * joint.patches > warps ? 0 : shift_of(joint.patches, joint.own_channels, warps);
   while (joint.patches << joint.down_shift > warps && joint.down_shift > 0) --joint.down_shift;
   joint.of_down = parts(joint.own_channels, 1 << joint.down_shift);
   joint.height = height;
@@ -198,12 +203,14 @@ inline std::optional<Plan> try_plan(const Device& device, const NetworkShape& sh
   layout.constants = places.numbers(cells);
   layout.own_states = places.numbers(cells);
   layout.pulls = places.numbers(filled(layout.layer[layers - 1].most_own, pack));
-  layout.ups = places.numbers(cells);
-  layout.picks = places.bytes(4 * cells);
+  // Of layers above others only.
+  const int first = layout.layer[1].first_cell;
+  layout.ups = places.numbers(cells - first) - first * number_bytes;
+  layout.picks = places.bytes(4 * (cells - first)) - first * 4;
   int64_t scratch = 0;
   for (int l = 1; l < layers; ++l) {
     const Layer& above = layout.layer[l];
-    Joint& joint = layout.joint[l] = joint_of(shape, layout, l);
+    Joint& joint = layout.joint[l] = joint_of(shape, layout, l, number_bytes);
     joint.inbox = places.numbers(filled(int64_t(blocks) * joint.inbox_block, pack));
     if (!joint.is_convolution) {
       joint.weights = places.numbers(int64_t(above.channels) * joint.numbers);
@@ -225,29 +232,43 @@ inline std::optional<Plan> try_plan(const Device& device, const NetworkShape& sh
   return plan;
 }
 
-// Returns about how many clocks a step takes a cluster. It serves the choice of how many blocks it has only; all of its
-// constants are assumed, but for the exchange, which was measured on an H100 (benchmarks/results/gpu_micro.csv,
-// mailbox-6kB).
+// Returns about how many clocks a step takes a cluster. It serves the choice of how many blocks it has only. The
+// exchange was measured on an H100 (benchmarks/results/gpu_micro.csv, mailbox-6kB); the other constants are fitted to
+// what benchmarks/sass/maps.py simulates for it.
 inline double step_clocks(const Layout& layout, int number_bytes) {
   constexpr double exchange = 700;
-  const double pace = (number_bytes == 4 ? 1 : 3) * warps / 4 * 1.1;  // clocks of a scheduler for an instruction a warp
-  double clocks = layout.turns * (2 * exchange + 500);
-  for (int l = 1; l < layout.layers; ++l) {
+  constexpr double up_pace = 1.15,
+                   down_pace = 1.36;  // clocks of a scheduler for an instruction, of which there are four
+  constexpr double stored = 8;        // clocks for 32 numbers of a region
+  constexpr double pooling = 300;     // for a position of a window
+  constexpr double summing = 480;     // of 16 bytes of all regions
+  constexpr double moving = 1300;     // of 16 bytes
+  const double of_number = number_bytes == 4 ? 1 : 3;
+  const int warps = warps_of(number_bytes), pack = 16 / number_bytes;
+  double clocks = 2 * exchange * layout.turns;
+  for (int l = 0; l < layout.layers; ++l) {
+    const Layer& layer = layout.layer[l];
+    const int own = layer.most_own * layer.height * layer.width;
+    clocks += moving * parts(parts(own, pack), lanes * warps);
     const Joint& joint = layout.joint[l];
+    if (l == 0) continue;
     const Layer& below = layout.layer[l - 1];
     if (!joint.is_convolution) {
-      const double rows = parts(layout.layer[l].channels, warps), columns = parts(joint.numbers, lanes);
-      clocks += pace * rows * (3 * columns + 60) + layout.layer[l].channels * 4.0 * parts(joint.numbers, 32 * warps);
+      const double of_row = 3.0 * parts(joint.numbers, lanes) + 60, of_unit = 4.0 * layer.channels;
+      clocks += of_number * (parts(layer.channels, warps) * of_row + parts(joint.numbers, lanes * warps) * of_unit);
       continue;
     }
-    const double taps = joint.kernel * joint.kernel;
-    const double sums = joint.pool == Pool::max ? 1.0 / (joint.window_height * joint.window_width) : 1;
-    const double up = parts(int64_t(joint.tile_sets) << joint.up_shift, warps) * joint.of_up *
-                      (taps * (tile_channels * tile_positions + tile_channels) + 12 * joint.kernel);
-    const double down = joint.groups * parts(int64_t(joint.patches) << joint.down_shift, warps) * joint.of_down *
-                        (taps * (1 + patch * patch * sums) + 60);
-    const double sent = joint.groups * 130.0 * parts(below.height * below.packs_of_row(16 / number_bytes), warps);
-    clocks += pace * (up + down + sent);
+    const int taps = joint.kernel * joint.kernel, side = patch + joint.kernel - 1;
+    const int up_items = joint.tile_sets << joint.up_shift, down_items = joint.patches << joint.down_shift;
+    const double up = parts(up_items, 4) * double(joint.of_up) *
+                      (taps * (tile_channels * tile_positions + tile_channels) + 9 * joint.kernel);
+    const int windows = joint.window_height * joint.window_width;
+    const double values = patch * patch / (joint.pool == Pool::max ? double(windows) : 1);
+    const double down = parts(down_items, 4) * double(joint.of_down) * (taps * (1 + values) + 60);
+    clocks += of_number * (up_pace * up + joint.groups * down_pace * down);
+    clocks += parts(own, lanes * warps) * pooling * windows;
+    clocks += joint.groups * (stored * side * side * (1 << joint.down_shift) * parts(joint.patches, warps) +
+                              summing * parts(below.height * below.packs_of_row(pack), warps));
   }
   return clocks;
 }

@@ -8,47 +8,46 @@
 
 namespace ceprop::cuda::maps {
 
-// Of one group of channels below. A patch's region comes to `regions`, [patch][row][column][lane]. All threads of the
-// block call it.
+// Of one group of channels below. A patch's region comes to `regions`, [patch][row][column][lane]: parts add theirs one
+// after another. All threads of the block call it.
 template <class T, int Kernel>
 __device__ __forceinline__ void way_down(const Memory& memory, const Joint& joint, int group, int regions) {
-  constexpr int bytes = sizeof(T), pack = Pack<T>::size, taps = Kernel * Kernel, side = patch + Kernel - 1;
+  constexpr int bytes = sizeof(T), taps = Kernel * Kernel, side = patch + Kernel - 1;
   const int lane = lane_of_thread(), parts = 1 << joint.down_shift;
   // Where there are several parts, a warp has one patch at most.
-  const int items = joint.patches << joint.down_shift, turns = joint.down_shift == 0 ? 1 : parts;
-  for (int item = warp_of_thread(), again = 1; again; item += warps, again = joint.down_shift == 0 && item < items) {
+  const int items = joint.patches << joint.down_shift;
+  for (int item = warp_of_thread(), again = 1; again;
+       item += warps_of(sizeof(T)), again = joint.down_shift == 0 && item < items) {
     const int part = item & (parts - 1), at = item >> joint.down_shift;
     T sum[side * side] = {};
     if (item < items) {
       const int first = part * joint.of_down, end = min(first + joint.of_down, joint.own_channels);
       int weights = joint.weights + ((group * joint.own_channels + first) * taps * of_lanes + lane) * bytes;
       int values = joint.spread + (at * joint.own_channels + first) * patch * patch * bytes;
+      const int of_lane = lane % (patch * patch) * bytes;
+      T next = memory.get<T>(values + of_lane);
 #pragma unroll 1
-      for (int c = first; c < end; ++c, weights += taps * of_lanes * bytes, values += patch * patch * bytes) {
-        // The whole warp passes over a position or none of it does.
-        const unsigned there =
-            __ballot_sync(0xffffffffu, memory.get<T>(values + lane % (patch * patch) * bytes) != T(0));
+      for (int c = first; c < end; ++c, weights += taps * of_lanes * bytes) {
+        const T own = next;
+        values += patch * patch * bytes;
+        if (c + 1 < end) next = memory.get<T>(values + of_lane);
         T weight[taps];
 #pragma unroll
         for (int i = 0; i < taps; ++i) weight[i] = memory.get<T>(weights + i * of_lanes * bytes);
+        // The whole warp passes over a position or none of it does.
+        const unsigned there = __ballot_sync(0xffffffffu, own != T(0));
 #pragma unroll
-        for (int y = 0; y < patch; ++y)
+        for (int i = 0; i < patch * patch; ++i) {
+          if (!(there >> i & 1)) continue;
+          const T value = __shfl_sync(0xffffffffu, own, i);
 #pragma unroll
-          for (int i = 0; i < patch / pack; ++i) {
-            const auto some = memory.get<Pack<T>>(values + (y * patch + i * pack) * bytes);
-#pragma unroll
-            for (int j = 0; j < pack; ++j) {
-              if (!(there >> (y * patch + i * pack + j) & 1)) continue;
-              const T value = some.v[j];
-#pragma unroll
-              for (int k = 0; k < taps; ++k)
-                sum[(y + k / Kernel) * side + i * pack + j + k % Kernel] += weight[k] * value;
-            }
-          }
+          for (int k = 0; k < taps; ++k)
+            sum[(i / patch + k / Kernel) * side + i % patch + k % Kernel] += weight[k] * value;
+        }
       }
     }
     const int to = regions + (at * side * side * lanes + lane) * bytes;
-    for (int turn = 0; turn < turns; ++turn) {
+    for (int turn = 0; turn < parts; ++turn) {
       if (turn > 0) __syncthreads();
       if (item >= items || part != turn) continue;
 #pragma unroll
@@ -60,7 +59,6 @@ __device__ __forceinline__ void way_down(const Memory& memory, const Joint& join
   }
 }
 
-// Rows and columns of patches.
 struct Patches {
   int rows, columns;
 };
@@ -101,7 +99,7 @@ __device__ __forceinline__ void gather_regions(const Memory& memory, const Joint
   const int of_lane = regions + lane_of_thread() * static_cast<int>(sizeof(T));
   const int packs = below.packs_of_row(pack), height = below.height, margin = below.margin;
   const Patches patches{(joint.height + patch - 1) / patch, joint.patch_columns};
-  for (int y = 0, column = warp_of_thread();; column += warps) {
+  for (int y = 0, column = warp_of_thread();; column += warps_of(sizeof(T))) {
     for (; column >= packs; column -= packs) ++y;
     if (y >= height) break;
     const unsigned from_y = y + margin, from_x = column * pack + margin;

@@ -14,7 +14,7 @@ __device__ __forceinline__ void way_up(const Memory& memory, const Joint& joint,
   constexpr int bytes = sizeof(T), pack = Pack<T>::size, read = tile_positions + Kernel - 1;
   constexpr int packs = (read + pack - 1) / pack, taps = Kernel * Kernel, channel = taps * of_lanes * bytes;
   const int lane = lane_of_thread(), of_group = joint.own_channels * channel;
-  for (int item = warp_of_thread(); item < joint.tile_sets << joint.up_shift; item += warps) {
+  for (int item = warp_of_thread(); item < joint.tile_sets << joint.up_shift; item += warps_of(sizeof(T))) {
     const int part = item & ((1 << joint.up_shift) - 1);
     const auto tile = memory.get<Words>(joint.tiles + ((item >> joint.up_shift) * lanes + lane) * 16);
     const int first = part * joint.of_up, end = min(first + joint.of_up, below.channels);
@@ -60,7 +60,7 @@ __device__ __forceinline__ void way_up(const Memory& memory, const Joint& joint,
 // Writes where the tiles of lanes begin: among the states of a channel, the first channel of weights, among the sums;
 // and whether there is one.
 __device__ __forceinline__ void write_tiles(const Memory& memory, const Joint& joint, const Layer& below) {
-  const int segments = joint.map_row / tile_positions, of_channels = joint.height * segments;
+  const int segments = joint.segments, of_channels = joint.height * segments;
   const int count = joint.own_channels / tile_channels * of_channels;
   for (int i = static_cast<int>(threadIdx.x); i < joint.tile_sets * lanes; i += static_cast<int>(blockDim.x)) {
     // Neighbouring lanes have neighbouring rows, which lie in different banks.

@@ -53,7 +53,7 @@ void EmulatedKernels<T>::relax(const aten::WholePhase<T>& given) {
   const auto plan = cuda::maps::planning::try_plan(device, given.network.shape, sizeof(T), blocks);
   if (!plan) throw std::runtime_error("does not fit");
   cuda_emulation::launch({.grid = static_cast<unsigned>(given.samples() * blocks),
-                          .block = 32 * cuda::maps::warps,
+                          .block = 32 * cuda::maps::warps_of(sizeof(T)),
                           .dynamic_shared_bytes = static_cast<size_t>(plan->shared_bytes),
                           .cluster = static_cast<unsigned>(blocks)},
                          cuda::maps::relax_maps<T>, cuda::maps::problem_of(given, plan->layout));
