@@ -11,6 +11,7 @@ import disassembly
 import flow
 import kernel
 import machine
+import maps
 import pytest
 import sources
 import teams
@@ -197,6 +198,17 @@ def test_the_kernels_have_what_the_model_looks_for() -> None:
         (teams.UPDATE, "sum_of_moves", r"factor\(b\) \*"),
         ("cuda/teams/run.cuh", "run_rounds", ""),
         (kernel.RELAXATION, "move_weights", "__syncthreads"),
+        (maps.UP, "way_up", ""),
+        (maps.DOWN, "way_down", r"memory\.put\(place"),
+        (maps.DOWN, "gather_regions", ""),
+        (maps.DOWN, "sum_of_regions", ""),
+        (maps.PHASE, "run", "Phase", "compute"),
+        (maps.PHASE, "pool", r"number \+="),
+        (maps.PHASE, "pool", r"memory_.put\(joint.spread"),
+        (maps.PHASE, "multiply", r"i \* bytes"),
+        (maps.PHASE, "multiply", "below.downs"),
+        (maps.PHASE, "from_above", r"sum \+="),
+        (maps.PHASE, "move", r"peer.push\(to, box, shown\)"),
     ]:
         assert here.lines(*place).matching(lines).numbers, (place, lines)
     for name in ("error", "show"):
