@@ -28,7 +28,10 @@ class Barrier {
       arrived_.store(0, std::memory_order_relaxed);
       ends_.store(is_wanted(), std::memory_order_relaxed);
       phase_.store(phase + 1, std::memory_order_release);
-      phase_.notify_all();  // asks the system only where one sleeps
+      // notify_all() asks the system only where it knows of one who sleeps. Without the fence it may look for one
+      // before the new phase can be seen: who goes to sleep just then sees the old one, and is never woken.
+      std::atomic_thread_fence(std::memory_order_seq_cst);
+      phase_.notify_all();
       return;
     }
     for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {

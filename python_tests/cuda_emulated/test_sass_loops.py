@@ -224,6 +224,7 @@ def test_the_table_of_ceilings_has_all_kernels_and_allows_nothing() -> None:
     of_teams = [name for name in cuda_resources.KERNELS if "Team" in name]
     loops = [(name, RESTING) for name in of_teams if not name.endswith("InGrid, Moves")]
     loops += [(name, MOVING) for name in of_teams if name.endswith("Moves")]
+    loops += [(name, RESTING) for name in cuda_resources.KERNELS if name.endswith("Maps")]
     assert set(ceilings) == {
         (name, loop, kind)
         for name, loop in loops
