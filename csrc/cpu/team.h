@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
+#include <mutex>
 #include <thread>
 #include <vector>
 #if defined(__x86_64__)
@@ -27,18 +29,16 @@ class Barrier {
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == workers - 1) {
       arrived_.store(0, std::memory_order_relaxed);
       ends_.store(is_wanted(), std::memory_order_relaxed);
-      phase_.store(phase + 1, std::memory_order_release);
-      // notify_all() asks the system only where it knows of one who sleeps. Without the fence it may look for one
-      // before the new phase can be seen: who goes to sleep just then sees the old one, and is never woken.
-      std::atomic_thread_fence(std::memory_order_seq_cst);
-      phase_.notify_all();
+      // In one order with what a worker does before it sleeps: this one sees it, or it sees the new phase.
+      phase_.store(phase + 1, std::memory_order_seq_cst);
+      if (sleepers_.load(std::memory_order_seq_cst) > 0) wake();
       return;
     }
     for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
       if (spins < 2000)
         pause();
       else
-        phase_.wait(phase, std::memory_order_acquire);
+        sleep(phase);
     }
   }
 
@@ -49,6 +49,20 @@ class Barrier {
   bool ends() const { return ends_.load(std::memory_order_relaxed); }
 
  private:
+  void sleep(int phase) {
+    sleepers_.fetch_add(1, std::memory_order_seq_cst);
+    {
+      std::unique_lock lock(mutex_);
+      has_moved_.wait(lock, [&] { return phase_.load(std::memory_order_seq_cst) != phase; });
+    }
+    sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  }
+  void wake() {
+    // Who has seen the old phase sleeps as soon as the mutex is free.
+    mutex_.lock();
+    mutex_.unlock();
+    has_moved_.notify_all();
+  }
   static void pause() {
 #if defined(__x86_64__)
     _mm_pause();
@@ -58,6 +72,9 @@ class Barrier {
   }
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> phase_{0};
+  alignas(64) std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable has_moved_;
   alignas(64) std::atomic<bool> wanted_{false}, ends_{false};
 };
 

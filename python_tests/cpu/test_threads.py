@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+from kept_programs import object_of, program_of
+from project import SUPPORT
 
 import ceprop_cuda as cep
 from ceprop_cuda import _C
@@ -91,3 +94,13 @@ def test_the_number_of_threads_changes_no_bits() -> None:
     sums = {run(f"torch.set_num_threads({count})\nprint(work(2))").stdout for count in (1, 2)}
     assert len(sums) == 1
     assert len(cep.mlp(784, 256, 10).layers) == 2
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_that_sleep_at_a_barrier_are_woken(workers: int) -> None:
+    """Else this never ends. Seen once, with a barrier that left it to std::atomic who sleeps and who is woken."""
+    flags = ("-std=c++20", "-O2", "-fopenmp", "-pthread")
+    program = program_of("barriers", object_of(SUPPORT / "barriers.cpp", *flags), "-fopenmp", "-pthread")
+    done = subprocess.run([program, str(workers), "10000"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{workers * 10000}\n"
