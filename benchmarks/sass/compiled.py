@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import disassembly
 from disassembly import Instruction
@@ -43,3 +45,19 @@ def kernels(
         text = cuda_resources.run(nvdisasm, "-hex", "-gi", "-c", binary)
     found = disassembly.read(text.splitlines(), lambda symbol: wanted(cuda_resources.readable(symbol)))
     return {cuda_resources.readable(symbol): instructions for symbol, instructions in found.items()}
+
+
+def asked(description: str | None) -> tuple[Path, Path | None]:
+    """Of a program's arguments: whose kernels, and in which folder a table of them is to lie; None: in none."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sources", type=Path, default=CSRC, metavar="csrc", help="whose kernels")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results, for the sources that lie beside it")
+    args = parser.parse_args()
+    csrc = args.sources.resolve()
+    return csrc, args.out or (RESULTS if csrc == CSRC else None)
+
+
+def write_table(path: Path, rows: Sequence[Any], nvcc: Path, csrc: Path) -> None:
+    made_by = cuda_resources.what_made(cuda_resources.version_of(nvcc), SCRIPTS, csrc / "cuda")
+    cuda_resources.write_table(path, rows, made_by)
+    print(f"{path} is written")

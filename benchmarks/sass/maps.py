@@ -10,14 +10,11 @@ measured alone. Prints a Markdown table and writes sass_maps.csv. All times are 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import compiled
-from compiled import cuda_resources
 from flow import Loop
 from kernel import RESTING, Kernel, any_of, made_by
 from machine import Step, simulate
@@ -197,21 +194,15 @@ def markdown_of(rows: Sequence[MapRow]) -> str:
 
 
 def main() -> None:
-
     import torch
 
     from ceprop_cuda import _C, ops
     from ceprop_cuda.bench.cases import chosen_cases
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", type=Path, default=compiled.CSRC, metavar="csrc", help="whose kernel")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results, for the sources that lie beside it")
-    args = parser.parse_args()
+    csrc, out = compiled.asked(__doc__)
     tools = compiled.tools()
     if tools is None:
         return
-    csrc = args.sources.resolve()
-    out = args.out or (compiled.RESULTS if csrc == compiled.CSRC else None)
     (case,) = chosen_cases([CASE])
     net, x, _ = case.problem(torch.float32)
     settings = ops.team_settings(net.circuit(), x, continual=False, tolerance=False)
@@ -221,9 +212,7 @@ def main() -> None:
     rows = rows_of(Kernel(NAME, found[NAME], csrc), facts)
     print(f"{CASE}, clusters of {facts['blocks']}:\n\n{markdown_of(rows)}\n")
     if out:
-        made_by = cuda_resources.what_made(cuda_resources.version_of(tools[0]), compiled.SCRIPTS, csrc / "cuda")
-        cuda_resources.write_table(out / "sass_maps.csv", rows, made_by)
-        print(f"{out / 'sass_maps.csv'} is written")
+        compiled.write_table(out / "sass_maps.csv", rows, tools[0], csrc)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,12 @@ are predictions.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import compiled
-from compiled import cuda_resources
 from kernel import MOVING, RELAXATION, RESTING, Kernel, any_of, made_by
 from machine import Step, simulate
 from walk import Event, Test, around, never, unwanted_in
@@ -314,23 +311,16 @@ def markdown_of_training(rows: Sequence[TeamRow]) -> str:
 def main() -> None:
     from ceprop_cuda.bench.cases import chosen_cases
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", type=Path, default=compiled.CSRC, metavar="csrc", help="whose kernels")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results, for the sources that lie beside it")
-    args = parser.parse_args()
+    csrc, out = compiled.asked(__doc__)
     tools = compiled.tools()
     if tools is None:
         return
-    csrc = args.sources.resolve()
-    out = args.out or (compiled.RESULTS if csrc == compiled.CSRC else None)
     found = compiled.kernels(*tools, csrc / FILE, lambda name: name.startswith("float"))
     kernels = {name: Kernel(name, instructions, csrc) for name, instructions in found.items()}
     rows = [row for case in chosen_cases(CASES) for row in rows_of(kernels, case)]
     print(f"Steps:\n\n{markdown_of(rows)}\n\nAll steps of a training step:\n\n{markdown_of_training(rows)}\n")
     if out:
-        made_by = cuda_resources.what_made(cuda_resources.version_of(tools[0]), compiled.SCRIPTS, csrc / "cuda")
-        cuda_resources.write_table(out / "sass_teams.csv", rows, made_by)
-        print(f"{out / 'sass_teams.csv'} is written")
+        compiled.write_table(out / "sass_teams.csv", rows, tools[0], csrc)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,14 @@ class Cuda {
   template <class Call>
   void run(const Call& call) const {
     if (engine_ == Engine::graph) return run_by_aten(call, false);
-    const cuda::teams::Planned planned = planned_for(call);
-    if (const auto* plan = std::get_if<cuda::teams::Plan>(&planned)) return run_by_team(call, *plan);
-    const std::string obstacle =
-        call.network.shape.has_convolutions() ? obstacle_of_maps(call) : std::get<std::string>(planned);
+    std::string obstacle = obstacle_of_teams(call);
+    if (obstacle.empty() && call.network.shape.has_convolutions()) {
+      obstacle = obstacle_of_maps(call);
+    } else if (obstacle.empty()) {
+      const cuda::teams::Planned planned = planned_for(call);
+      if (const auto* plan = std::get_if<cuda::teams::Plan>(&planned)) return run_by_team(call, *plan);
+      obstacle = std::get<std::string>(planned);
+    }
     TORCH_CHECK_VALUE(engine_ != Engine::teams || obstacle.empty(), "engine must not be 'teams': ", obstacle);
     run_by_aten(call, obstacle.empty());
   }
@@ -40,19 +44,21 @@ class Cuda {
   void clear_unless_finite(const Tensor&, std::initializer_list<Lists>) const {}
 
  private:
-  // How teams run a call, or why they do not.
+  // Why teams of no kind take a call; nothing if some may.
+  template <class Call>
+  std::string obstacle_of_teams(const Call& call) const {
+    if (precision_ != Precision::exact) return "teams have precision 'exact' alone";
+    return ceprop::obstacle_of(call.network.shape);
+  }
+  // How teams run a call on dense layers, or why they do not.
   template <class Call>
   cuda::teams::Planned planned_for(const Call& call) const {
-    if (const std::string obstacle = ceprop::obstacle_of(call.network.shape); !obstacle.empty()) return obstacle;
-    if (precision_ != Precision::exact) return "teams have precision 'exact' alone";
     if (const std::string obstacle = cuda::teams::obstacle_of(call); !obstacle.empty()) return obstacle;
     return cuda::plan_for(guard_.current_device().index(), cuda::teams::shape_of(call));
   }
   // Why clusters do not take the phases of a network with convolutions in which weights rest; nothing if they do.
   template <class Call>
   std::string obstacle_of_maps(const Call& call) const {
-    if (const std::string obstacle = ceprop::obstacle_of(call.network.shape); !obstacle.empty()) return obstacle;
-    if (precision_ != Precision::exact) return "teams have precision 'exact' alone";
     const std::string obstacle = cuda::maps::obstacle_of(call.network, call.nudge.loss);
     if (!obstacle.empty()) return obstacle;
     const int bytes = static_cast<int>(options_.dtype().itemsize());

@@ -202,7 +202,9 @@ class Memory {
   __device__ __forceinline__ static void load(unsigned at, double& got) {
     asm volatile("ld.shared.f64 %0, [%1];" : "=d"(got) : "r"(at) : "memory");
   }
-  __device__ __forceinline__ static void load(unsigned at, Four<float>& got) {
+  // Of Four or Pack.
+  template <template <class> class Of>
+  __device__ __forceinline__ static void load(unsigned at, Of<float>& got) {
     asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(got.v[0]), "=f"(got.v[1]), "=f"(got.v[2]), "=f"(got.v[3])
                  : "r"(at)
@@ -211,12 +213,6 @@ class Memory {
   __device__ __forceinline__ static void load(unsigned at, Four<double>& got) {
     asm volatile("ld.shared.v2.f64 {%0, %1}, [%2];" : "=d"(got.v[0]), "=d"(got.v[1]) : "r"(at) : "memory");
     asm volatile("ld.shared.v2.f64 {%0, %1}, [%2];" : "=d"(got.v[2]), "=d"(got.v[3]) : "r"(at + 16) : "memory");
-  }
-  __device__ __forceinline__ static void load(unsigned at, Pack<float>& got) {
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(got.v[0]), "=f"(got.v[1]), "=f"(got.v[2]), "=f"(got.v[3])
-                 : "r"(at)
-                 : "memory");
   }
   __device__ __forceinline__ static void load(unsigned at, Pack<double>& got) {
     asm volatile("ld.shared.v2.f64 {%0, %1}, [%2];" : "=d"(got.v[0]), "=d"(got.v[1]) : "r"(at) : "memory");
@@ -236,7 +232,8 @@ class Memory {
   __device__ __forceinline__ static void store(unsigned at, double value) {
     asm volatile("st.shared.f64 [%0], %1;" ::"r"(at), "d"(value) : "memory");
   }
-  __device__ __forceinline__ static void store(unsigned at, const Four<float>& value) {
+  template <template <class> class Of>
+  __device__ __forceinline__ static void store(unsigned at, const Of<float>& value) {
     asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(value.v[0]), "f"(value.v[1]),
                  "f"(value.v[2]), "f"(value.v[3])
                  : "memory");
@@ -244,11 +241,6 @@ class Memory {
   __device__ __forceinline__ static void store(unsigned at, const Four<double>& value) {
     asm volatile("st.shared.v2.f64 [%0], {%1, %2};" ::"r"(at), "d"(value.v[0]), "d"(value.v[1]) : "memory");
     asm volatile("st.shared.v2.f64 [%0], {%1, %2};" ::"r"(at + 16), "d"(value.v[2]), "d"(value.v[3]) : "memory");
-  }
-  __device__ __forceinline__ static void store(unsigned at, const Pack<float>& value) {
-    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(value.v[0]), "f"(value.v[1]),
-                 "f"(value.v[2]), "f"(value.v[3])
-                 : "memory");
   }
   __device__ __forceinline__ static void store(unsigned at, const Pack<double>& value) {
     asm volatile("st.shared.v2.f64 [%0], {%1, %2};" ::"r"(at), "d"(value.v[0]), "d"(value.v[1]) : "memory");

@@ -73,7 +73,6 @@ struct Layout {
   Layer layer[most_layers];
   Joint joint[most_layers];  // from 1 on
   int buffer;                // bytes of a buffer of states, of which there are two
-  int cells;                 // numbers
   // Places. Mailboxes come first.
   int states, packs, constants, own_states, pulls, ups, picks, scratch;
   int end;

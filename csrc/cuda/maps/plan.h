@@ -197,7 +197,6 @@ inline std::optional<Plan> try_plan(const Device& device, const NetworkShape& sh
     if (bytes_of_states(layout, turn, number_bytes) > most_mail) return {};
   }
   layout.buffer = static_cast<int>(buffer);
-  layout.cells = static_cast<int>(cells);
   layout.states = places.bytes(2 * buffer);
   layout.packs = places.bytes(16 * packs);
   layout.constants = places.numbers(cells);
