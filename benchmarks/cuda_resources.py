@@ -48,8 +48,9 @@ SAMPLES = {"float": (1, 3, 4), "double": (2,)}  # of a group
 KERNELS = [  # as those files instantiate them; a grid takes groups of the most samples
     f"{number}, Team{count}, {place}{moves}"
     for number, counts in SAMPLES.items()
-    for count, place, moves in product(counts, ("InBlock", "InCluster", "InGrid"), ("", ", Moves"))
+    for count, place in product(counts, ("InBlock", "InCluster", "InGrid"))
     if place != "InGrid" or count == max(counts)
+    for moves in dict.fromkeys(("", f", Moves{place}", ", MovesInGrid"))
 ] + [f"{number}, {name}" for number in SAMPLES for name in (MAPS, *AROUND_A_LIBRARY.values())]
 
 
@@ -87,9 +88,10 @@ class Disassembled:
 
 
 def readable(symbol: str) -> str:
-    """A kernel's symbol as "float, Pooling" or "float, Team4, InGrid, Moves", if weights do; others as they are."""
-    if of_team := re.search(r"run_teamI([fd])Li(\d)ENS\d*_\d+(InBlock|InCluster|InGrid)ELb([01])E", symbol):
-        moves = ", Moves" if of_team[4] == "1" else ""
+    """A kernel's symbol as "float, Pooling" or "float, Team4, InCluster, MovesInGrid", if weights move; others as they
+    are."""
+    if of_team := re.search(r"run_teamI([fd])Li(\d)ENS\d*_\d+(In[A-Z][a-z]+)E(v|S\d*_|NS\d*_\d+(In[A-Z][a-z]+)E)E", symbol):
+        moves = "" if of_team[4] == "v" else f", Moves{of_team[5] or of_team[3]}"  # the same name is not said twice
         return f"{TYPES[of_team[1]]}, Team{of_team[2]}, {of_team[3]}{moves}"
     if around := re.search(rf"4cuda\d+({'|'.join(AROUND_A_LIBRARY)})I([fd])E", symbol):
         return f"{TYPES[around[2]]}, {AROUND_A_LIBRARY[around[1]]}"

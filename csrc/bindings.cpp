@@ -143,7 +143,7 @@ pybind11::dict launch_plan(int multiprocessors, int64_t shared_bytes, int cluste
     note("team", kinds[static_cast<int>(layout.kind)]);
     note("blocks", layout.blocks);
     note("teams", layout.teams);
-    note("warps", layout.warps());
+    note("warps", layout.warps);
     note("samples", layout.samples);
     note("groups", layout.groups);
     note("rounds", layout.rounds);
@@ -160,10 +160,10 @@ pybind11::dict launch_plan(int multiprocessors, int64_t shared_bytes, int cluste
   facts["launch_warps"] = plan.warps;
   facts["shared_bytes"] = plan.shared_bytes;
   facts["workspace_bytes"] = plan.workspace_bytes;
-  std::vector<std::pair<int, int>> sources;  // chunks and tails that an octet of each layer reads
+  std::vector<std::pair<int, int>> sources;  // chunks and octets that an octet of each layer reads
   for (int l = 0; l < network.layer_count(); ++l) {
     const teams::Sources of = teams::planning::sources_of(shape, l);
-    sources.push_back({of.chunks, of.tails});
+    sources.push_back({of.chunks, of.octets});
   }
   facts["sources_of_layers"] = sources;
   return facts;

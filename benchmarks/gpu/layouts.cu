@@ -5,8 +5,8 @@
 //
 // A name is free/NETWORK-bBATCH/TEAM for a free step, nudged/... for a nudged one of C-EP, once/... and "once of
 // EP"/... for a launch of one step a phase. TEAM says as in "cluster-16x3-7-1-1" a team's blocks, the samples of a
-// group, teams, groups and rounds; as in "moving-112-10-warps" the blocks and warps of the grid that moves weights; as
-// in "maps-4" the blocks of a cluster for maps. build_micro.sh compiles it.
+// group, teams, groups and rounds; as in "moving-grid-112-10-warps" the team that moves weights, its blocks and the
+// warps; as in "maps-4" the blocks of a cluster for maps. build_micro.sh compiles it.
 #include <random>
 #include <set>
 
@@ -85,7 +85,8 @@ struct Layouts {
     const auto all = [](auto... numbers) { return ((std::to_string(numbers) + "-") + ...); };
     std::string name = network + "-b" + std::to_string(call.batch.size) + "/";
     if (plan.moving.continual)
-      return name + "moving-" + all(plan.moving.blocks) + std::to_string(plan.warps) + "-warps";
+      return name + "moving-" + names[static_cast<int>(plan.moving.kind)] + "-" + all(plan.moving.blocks) +
+             std::to_string(plan.warps) + "-warps";
     return name + names[static_cast<int>(kind)] + "-" + std::to_string(plan.layout.blocks) + "x" +
            std::to_string(samples) + "-" + all(plan.layout.teams, plan.layout.groups) +
            std::to_string(plan.layout.rounds);
@@ -99,7 +100,8 @@ struct Layouts {
     if (kind == TeamKind::cluster && blocks != device.cluster_blocks) part.clusters = all / blocks;
     RelaxCall<float> relax = relaxing(call);
     CepCall<float> cep = call;
-    const auto plan = planning::try_plan(part, continual ? shape_of(cep) : shape_of(relax), kind, blocks, samples);
+    const auto plan = planning::try_plan(part, continual ? shape_of(cep) : shape_of(relax), kind, blocks, samples,
+                                         kind == TeamKind::grid);
     if (!plan) return;
     const std::string name = name_of(*plan, kind, samples);
     if (name.find(wanted) == std::string::npos || !done.insert(name).second) return;
@@ -162,6 +164,7 @@ void measure_layouts(const Table& table, const std::string& wanted) {
       if (batch > 64) continue;
       for (const int blocks : {132, 128, 112, 96, 80, 66, 48, 33})
         layouts.measure(TeamKind::grid, blocks, groups.back(), blocks, true);
+      for (const int blocks : {4, 8, 16}) layouts.measure(TeamKind::cluster, blocks, 3, 112, true);
     }
 }
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import compiled
@@ -25,7 +24,6 @@ FILE = "cuda/teams/kernels.cu"
 LANES, UPDATE = "cuda/teams/lanes.cuh", "cuda/teams/continual_update.cuh"
 CASES = ("ep-1h-b20", "ep-2h-b20", "p-3h-b20", "c-ep-1h-b20", "c-vf-1h-b20", "c-ep-2h-b20", "c-vf-2h-b20")
 CASES += ("ep-2h-b64", "ep-2h-b256")  # as the benchmark has them, of which none has a gate
-MOST_WARPS = 12  # of a block, see layout.h
 
 H100: dict[str, int] = {"multiprocessors": 132, "shared_bytes": 227 * 1024, "cluster_blocks": 16, "clusters": 7}
 CLOCKS_OF_A_MICROSECOND = 1980
@@ -79,18 +77,15 @@ class Plan:
     def of(cls, facts: dict[str, Any], prefix: str) -> Plan:
         return cls(**{name: facts[prefix + name] for name in cls.__dataclass_fields__})
 
-    @cached_property
-    def job_warps(self) -> int:
-        return min(max(map(len, self.layers_of_octets)), MOST_WARPS)
-
-    @property
-    def group_warps(self) -> int:
-        return self.warps // self.job_warps
-
     def own(self, warp: int, jobs: int) -> list[int]:
-        """The octets among a block's that a warp moves in a step, once for each of its groups."""
-        of_one = range(warp % self.job_warps, jobs, self.job_warps)
-        return [*of_one] * len(range(warp // self.job_warps, self.groups, self.group_warps))
+        """The octets among a block's that a warp moves in a step, once for each of its groups; see shares_of() in
+        layout.h."""
+        job_warps = max(1, min(jobs, self.warps))
+        group_warps = min(self.groups, self.warps // job_warps)
+        if warp >= job_warps * group_warps:
+            return []
+        of_one = range(warp % job_warps, jobs, job_warps)
+        return [*of_one] * len(range(warp // job_warps, self.groups, group_warps))
 
 
 @dataclass(frozen=True)
@@ -103,15 +98,15 @@ class Way:
 
 @dataclass(frozen=True)
 class Reads:
-    """Chunks and tails of sources that an octet reads, see layout.h."""
+    """Chunks of sources, and octets behind them, that an octet reads, see layout.h."""
 
     chunks: int
-    tails: int
+    octets: int
 
     @classmethod
     def of(cls, units: int) -> Reads:
         chunks, rest = divmod(units, 128)
-        return cls(chunks + 1, 0) if rest > 96 else cls(chunks, (rest + 31) // 32)
+        return cls(chunks + 1, 0) if rest > 64 else cls(chunks, (rest + 7) // 8)
 
     @classmethod
     def of_layers(cls, sizes: Sequence[int]) -> list[tuple[Reads, Reads]]:
@@ -121,14 +116,15 @@ class Reads:
 
     def parts(self) -> list[bool]:
         """Whether each is a chunk."""
-        return [True] * self.chunks + [False] * self.tails
+        return [True] * self.chunks + [False] * ((self.octets + 1) // 2)
 
 
 class Ways:
     """The ways through a kernel's step, each found once."""
 
-    def __init__(self, kernel: Kernel, where: str, plan: Plan, batch: int, apart: bool) -> None:
+    def __init__(self, kernel: Kernel, where: str, plan: Plan, warps: int, batch: int, apart: bool) -> None:
         self.kernel, self.plan, self.batch, self.apart = kernel, plan, batch, apart
+        self.warps = warps  # of the launch
         self.moves = where == MOVING
         self._step = kernel.step_loops()[where]
         self._loops = [*kernel.loops_in(self._step), self._step]
@@ -138,7 +134,7 @@ class Ways:
         """What a warp does in a step, in a block that has octets of these layers."""
         own = [reads[layers[job]] for job in self.plan.own(warp, len(layers))]
         update = [*self.update_of_warp(warp, layers, reads), self._barrier()] if self.moves else []
-        octets = [self._octet(below.chunks + above.chunks, below.tails + above.tails) for below, above in own]
+        octets = [self._octet(below.chunks + above.chunks, below.octets + above.octets) for below, above in own]
         return update + octets
 
     def update_of_warp(self, warp: int, layers: Sequence[int], reads: Sequence[tuple[Reads, Reads]]) -> list[Way]:
@@ -149,7 +145,7 @@ class Ways:
             for side, from_there in enumerate(reads[layer])
             for is_chunk in from_there.parts()
         ]
-        parts = [self._part(*part) for part in all_parts[warp :: self.plan.warps]]
+        parts = [self._part(*part) for part in all_parts[warp :: self.warps]]
         return parts + [self._constant(layers[job] == 0) for job in self.plan.own(warp, len(layers))]
 
     def _around(self, key: tuple[object, ...], test: Test, events: Sequence[Event], unwanted: Test) -> Way:
@@ -160,7 +156,7 @@ class Ways:
             self._found[key] = Way(steps, unwanted_in(steps, unwanted))
         return self._found[key]
 
-    def _octet(self, chunks: int, tails: int) -> Way:
+    def _octet(self, chunks: int, octets: int) -> Way:
         """The new states of an octet and a group."""
         lines, samples = self.kernel.lines, self.plan.samples
         multiply, show = lines(LANES, "multiply"), lines(RELAXATION, "show", "Relaxation")
@@ -173,29 +169,29 @@ class Ways:
             lines(UPDATE, "note_shown"),
             show.matching(r"logits|octets|rho<A>"),
         )
-        of_tails = made_by(multiply.matching(r"weight\[j / 4\]"), names=("FFMA",))
+        of_octets = made_by(lines(LANES, "multiply_own"), names=("FFMA",))
         of_chunks = made_by(multiply.matching(r"weight\.v\[i\] \* state"), names=("FFMA",))
         events = [
             Event("of chunks", of_chunks, 32 * samples * chunks),
-            Event("of tails", of_tails, 8 * samples * tails),
+            Event("of octets", of_octets, 8 * octets),
             Event("sigmoid", made_by(sigmoid, names=("FFMA", "FMUL", "MUFU")), at_least=True),
         ]
         return self._around(
-            ("octet", chunks, tails),
+            ("octet", chunks, octets),
             made_by(multiply, names=("FFMA",)),
             events,
             lambda i: of_others(i) or (rho(i) and not sigmoid.made(i)),
         )
 
     def _part(self, is_chunk: bool, from_above: bool) -> Way:
-        """The update of the weights from a chunk or a tail of sources, by all groups; without what copies states."""
+        """The update of the weights from a chunk or two octets of sources, by all groups; without what copies states."""
         variant = "true, false" if self.apart else "false, true" if from_above else "false, false"
-        of_variant = self.kernel.lines(UPDATE, "add_of", "Part").matching(rf"add_of<Width, {variant}>")
-        sources = self.kernel.lines(UPDATE, "sources_at").matching("auto four" if is_chunk else "auto one")
+        of_variant = self.kernel.lines(UPDATE, "add_of", "Part").matching(rf"add_of<Count, {variant}>")
+        units = self.kernel.lines(UPDATE, "units_at").matching("auto low" if is_chunk else "return {jobs")
         terms = (1 if self.apart else 2) * self.plan.samples * self.plan.groups
         events = [
-            Event("products", made_by(of_variant, names=("FFMA",)), (32 if is_chunk else 8) * terms),
-            Event("sources", made_by(of_variant, sources, names=("LDS",)), at_least=True),
+            Event("products", made_by(of_variant, names=("FFMA",)), (32 if is_chunk else 4) * terms),
+            Event("units", made_by(of_variant, units, names=("LDS",)), at_least=True),
         ]
         move = made_by(self.kernel.lines(UPDATE, "move", "Part"), names=("FFMA",))
         copies = self._around(("part", is_chunk, from_above), move, events, lambda i: i.name in ("LDG", "LDGSTS"))
@@ -227,7 +223,7 @@ def copied_bytes(layers: Sequence[int], reads: Sequence[tuple[Reads, Reads]], pl
     units = {}
     for layer in layers:
         below, above = reads[layer]
-        units[layer - 1], units[layer + 1] = (128 * of.chunks + 32 * of.tails for of in (below, above))
+        units[layer - 1], units[layer + 1] = (128 * of.chunks + 8 * of.octets for of in (below, above))
     return 4 * sum(units.values()) * plan.samples * plan.groups
 
 
@@ -236,18 +232,20 @@ def row_of(ways: Ways, case: Any, phase: str, steps: int) -> TeamRow:
     plan, reads = ways.plan, Reads.of_layers(case.sizes)
     found = []
     for layers in {tuple(layers) for layers in plan.layers_of_octets if layers}:
-        warps = [ways.of_warp(warp, layers, reads) for warp in range(plan.warps)]
+        warps = [ways.of_warp(warp, layers, reads) for warp in range(ways.warps)]
         traces = [*map(trace_of, warps)]
-        longest = max(range(plan.warps), key=lambda warp: len(traces[warp]))
+        longest = max(range(ways.warps), key=lambda warp: len(traces[warp]))
         found.append((simulate(traces).clocks, layers, traces[longest], warps[longest]))
     clocks, layers, trace, of_longest = max(found, key=lambda one: one[:2])
     update = 0
     if ways.moves:
-        of_update = [trace_of(ways.update_of_warp(warp, layers, reads)) for warp in range(plan.warps)]
+        of_update = [trace_of(ways.update_of_warp(warp, layers, reads)) for warp in range(ways.warps)]
         update = simulate(of_update).clocks
     exchange = EXCHANGE_CLOCKS[plan.team]
     if plan.team == "grid":
         exchange += CLOCKS_OF_A_COPY + round(copied_bytes(layers, reads, plan) / COPIED_BYTES_OF_A_CLOCK)
+    if ways.moves and plan.team == "cluster":
+        exchange += EXCHANGE_CLOCKS["block"]  # whose warps meet before they move weights
     return TeamRow(
         case.name, phase, case.batch, plan.team, plan.blocks, plan.teams, plan.samples, plan.groups, plan.rounds,
         len(layers), plan.warps, len(trace), sum(one.name == "FFMA" for one, _ in trace),
@@ -270,10 +268,9 @@ def rows_of(kernels: dict[str, Kernel], case: Any) -> list[TeamRow]:
 
     def row(prefix: str, where: str, phase: str, steps: int) -> TeamRow:
         plan = Plan.of(facts, prefix)
-        of_launch = facts["team"]  # the kernel is that of the first team
-        samples = plan.samples if prefix == "" else facts["samples"]
-        name = f"float, Team{samples}, In{of_launch.capitalize()}{', Moves' if preset.continual else ''}"
-        ways = Ways(kernels[name], where, plan, case.batch, apart=preset.feedback == "free")
+        moves = f", MovesIn{facts['moving_team'].capitalize()}" if preset.continual else ""
+        kernel = kernels[f"float, Team{facts['samples']}, In{facts['team'].capitalize()}{moves}"]
+        ways = Ways(kernel, where, plan, facts["launch_warps"], case.batch, apart=preset.feedback == "free")
         return row_of(ways, case, phase, steps)
 
     if not preset.continual:

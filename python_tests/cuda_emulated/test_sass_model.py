@@ -297,7 +297,7 @@ def plan(prefix: str = "", **settings: Any) -> tuple[teams.Plan, dict[str, Any]]
 def test_what_octets_read_is_what_the_planner_says(sizes: tuple[int, ...]) -> None:
     _, facts = plan(widths=sizes, batch=20, continual=False)
     reads = teams.Reads.of_layers(sizes)
-    added = [(below.chunks + above.chunks, below.tails + above.tails) for below, above in reads]
+    added = [(below.chunks + above.chunks, below.octets + above.octets) for below, above in reads]
     assert added == [tuple(sources) for sources in facts["sources_of_layers"]]
 
 

@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 import torch
 from emulated_device import Refused
-from emulated_teams import CALLS, NOT_FINITE, SOME_TEAMS, Device, call_every_op, calls_of, devices
+from emulated_teams import CALLS, NOT_FINITE, SOME_TEAMS, THEN_GRIDS, Device, call_every_op, calls_of, devices
 from problems import random_problem
 from project import ROOT
 from settling import LIMIT, SIZES
@@ -40,7 +40,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
 def met(device: Device) -> Calls:
     """The places where the calls of a team wait, that run without a report of a race."""
     found: Calls = {}
-    for team in SOME_TEAMS:
+    for team in (*SOME_TEAMS, *THEN_GRIDS):
         for number, what in enumerate((NOT_FINITE, *calls_of(team))):
             emulated = device(team, name="race", seed=10 * (number % 2))
             call_every_op(emulated, what, (torch.float32, torch.float64)[number % 2])

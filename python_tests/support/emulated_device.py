@@ -21,7 +21,7 @@ from ceprop_cuda.spec.losses import LOSSES
 from ceprop_cuda.spec.reference import CEPResult, EPResult, PerParameter, Relaxed
 
 OPS = ("relax", "ep_step", "cep_step")
-TEAMS = ("block", "cluster", "grid")
+TEAMS = ("block", "cluster", "grid", "block, then grid", "cluster, then grid")
 POOLS = ("none", "max", "avg")
 
 

@@ -23,7 +23,12 @@ Device = Callable[..., EmulatedDevice]
 CLUSTERS = {f"cluster of {blocks}": {"team": "cluster", "cluster_blocks": blocks} for blocks in (2, 3, 7, 16)}
 # The last has blocks without work.
 GRIDS = {f"grid of {blocks}": {"team": "grid", "multiprocessors": blocks} for blocks in (1, 3, 26)}
-TEAMS: dict[str, dict[str, Any]] = {"block": {"team": "block"}, **CLUSTERS, **GRIDS}
+# Where C-EP's weights move in all blocks, as they do if one team has no room for all samples.
+THEN_GRIDS = {
+    "block, then grid": {"team": "block, then grid"},
+    "cluster of 3, then grid": {"team": "cluster, then grid", "cluster_blocks": 3},
+}
+TEAMS: dict[str, dict[str, Any]] = {"block": {"team": "block"}, **CLUSTERS, **THEN_GRIDS, **GRIDS}
 SOME_TEAMS = ("block", "cluster of 3", "grid of 3")
 # One layer, and more layers than a warp has units for; chunks of sources with and without tails; one sample, and more
 # than teams take at once.

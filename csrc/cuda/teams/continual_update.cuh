@@ -13,12 +13,6 @@
 
 namespace ceprop::cuda::teams {
 
-// What a lane has of a chunk, or of a tail.
-template <class T, int Width>
-struct Some {
-  T v[Width];
-};
-
 template <class Jobs>
 class ContinualUpdate {
  public:
@@ -90,33 +84,36 @@ class ContinualUpdate {
   }
 
   // All warps of the block move what belongs to it, by what two steps have left: number `step` - 1 in the buffer
-  // `earlier`, number `step` in `later`. Of the earlier one there are copies, if there are copies of two steps.
+  // `earlier`, number `step` in `later`. Of states that are far it makes copies; of the earlier ones there are some
+  // already, if there are copies of two steps.
   __device__ __forceinline__ static void move(const Jobs& jobs, int earlier, int later, int step) {
     const Layout& layout = jobs.layout;
     const int at_once = layout.copied_groups;
     int parts = 0;
     for (int i = 0; i < jobs.count; ++i) parts += parts_of(jobs.job_of(i));
-    for (int first = 0; first < parts; first += layout.warps()) {
-      int part = jobs.works ? first + warp_of_thread() : parts, i = 0;
+    for (int first = 0; first < parts; first += static_cast<int>(blockDim.x) / 32) {
+      int part = first + warp_of_thread(), i = 0;
       const bool has_part = part < parts;
       while (has_part && part >= parts_of(jobs.job_of(i))) part -= parts_of(jobs.job_of(i++));
       const Part own(jobs, has_part ? i : 0, has_part ? part : 0);
       T sum[octet][4] = {};
       for (int begin = 0; begin < layout.groups; begin += at_once) {
         const int end = min(begin + at_once, layout.groups);
-        if (first == 0 || at_once < layout.groups) {
-          if (first + begin > 0) __syncthreads();  // nobody reads the copies any more
-          jobs.copy(begin, end, later, step, false);
-          jobs.team.wait_for_brought();
+        if constexpr (Jobs::Team::is_far) {
+          if (first == 0 || at_once < layout.groups) {
+            if (first + begin > 0) __syncthreads();  // nobody reads the copies any more
+            jobs.copy(begin, end, later, step, false);
+            jobs.team.wait_for_brought();
+          }
         }
-        if (has_part) own.add(jobs, begin, end, earlier, step, sum);
+        if (has_part) own.add(jobs, begin, end, earlier, later, step, sum);
       }
       if (has_part) own.move(jobs, sum);
     }
     jobs.for_each_own([&](const Job& job, int g) { move_constant(jobs, job, g); });
   }
 
-  // Stores what has moved, but for the input's weights: the sums by which they move, for all blocks.
+  // Stores what has moved, but for the input's weights.
   __device__ __forceinline__ static void store(const Jobs& jobs) {
     const Problem<T>& p = jobs.p;
     jobs.for_each_job([&](const Job& job) {
@@ -131,13 +128,6 @@ class ContinualUpdate {
       if (!jobs.leads || job.layer == 0 || jobs.sample_of(g) > 0 || jobs.unit_of(job) >= job.units) return;
       if (T* biases = p.biases[job.layer])
         biases[jobs.unit_of(job)] = jobs.memory.template get<T>(jobs.own(job, g, Own::constant));
-    });
-  }
-  __device__ __forceinline__ static void store_sums(const Jobs& jobs) {
-    jobs.for_each_own([&](const Job& job, int g) {
-      if (jobs.leads && job.layer == 0 && jobs.is_there(job, g))
-        jobs.p.sums[int64_t(jobs.sample_of(g)) * job.units + jobs.unit_of(job)] =
-            jobs.memory.template get<T>(jobs.own(job, g, Own::sum));
     });
   }
 
@@ -158,103 +148,105 @@ class ContinualUpdate {
     return jobs.owns(job.own, g, as) + sample * jobs.row + jobs.unit_turn * bytes;
   }
 
-  // A warp moves a chunk or a tail of the weights from one side.
   __device__ __forceinline__ static int parts_of(const Job& job) {
-    return job.from_below.chunks + job.from_below.tails + job.from_above.chunks + job.from_above.tails;
+    return teams::parts_of(job.from_below) + teams::parts_of(job.from_above);
   }
+  // A warp moves a part of the weights from one side: a chunk, of which a lane has four sources of each unit, or two
+  // octets behind the chunks, of which it has four sources of one unit.
   struct Part {
-    bool from_above, is_tail;
-    int connection;
+    bool from_above, is_chunk, exists;  // for this lane: the second octet may not
+    int connection, unit;
     int own, weights;     // places of the job's numbers, and of the lane's first weight
-    int states, in_copy;  // places of the sources in a buffer, and in a copy
+    int states, in_copy;  // places of the lane's sources in a buffer, and in a copy
 
     __device__ __forceinline__ Part(const Jobs& jobs, int i, int part) {
       const Job job = jobs.job_of(i);
-      const int below = job.from_below.chunks + job.from_below.tails;
+      const int below = teams::parts_of(job.from_below);
       from_above = part >= below;
-      const int index = from_above ? part - below : part;
-      const int chunks = from_above ? job.from_above.chunks : job.from_below.chunks, tail = index - chunks;
-      is_tail = tail >= 0;
+      const int index = from_above ? part - below : part, lane = jobs.lane;
+      const int chunks = from_above ? job.from_above.chunks : job.from_below.chunks;
+      const int halves = 2 * (from_above ? job.from_above.octets : job.from_below.octets);
+      const int half = 4 * (index - chunks) + lane / octet;
+      is_chunk = index < chunks;
+      exists = is_chunk || half < halves;
+      const int last = exists ? half : halves - 1;
+      unit = lane % octet;
       connection = job.layer + from_above;
       own = job.own;
-      weights = job.weights + (from_above ? padded(job.from_below) * octet * bytes : 0) + jobs.lane * 4 * bytes +
-                (is_tail ? chunks * chunk_bytes(bytes) + tail * tail_bytes(bytes) : index * chunk_bytes(bytes));
-      const int before = (is_tail ? chunks * (chunk_sources / octet) + tail * (tail_sources / octet)
-                                  : index * (chunk_sources / octet)) *
-                         stride;
+      weights = job.weights + (from_above ? padded(job.from_below) * octet * bytes : 0) +
+                (is_chunk ? index * chunk_bytes(bytes) + lane * 4 * bytes
+                          : chunks * chunk_bytes(bytes) + (last * octet + unit) * 4 * bytes);
+      const int fours = is_chunk ? index * chunk_octets * 2 + lane : chunks * chunk_octets * 2 + last;
+      const int before = fours / 2 * stride + fours % 2 * 4 * bytes;
       states = jobs.layout.states[from_above ? job.layer + 1 : job.layer - 1] + before;
       in_copy = (from_above ? job.above : job.below) + before;
     }
 
-    // Adds the contrast of some groups to sum[unit][source], of the sources that this lane has of a chunk (4) or of a
-    // tail (1).
-    __device__ __forceinline__ void add(const Jobs& jobs, int begin, int end, int earlier, int step,
+    // Adds the contrast of some groups to sum[unit][source]; of octets only sum[0] counts, of the lane's unit.
+    __device__ __forceinline__ void add(const Jobs& jobs, int begin, int end, int earlier, int later, int step,
                                         T (&sum)[octet][4]) const {
-      if (is_tail)
-        add_of<1>(jobs, begin, end, earlier, step, sum);
+      if (is_chunk)
+        add_of<octet>(jobs, begin, end, earlier, later, step, sum);
       else
-        add_of<4>(jobs, begin, end, earlier, step, sum);
+        add_of<1>(jobs, begin, end, earlier, later, step, sum);
     }
     __device__ __forceinline__ void move(const Jobs& jobs, const T (&sum)[octet][4]) const {
       const Blend<T> blend = blend_of(jobs, connection);
       const int turn = hidden(jobs.unit_turn);
 #pragma unroll
       for (int u = 0; u < octet; ++u) {
-        const int slot = u ^ turn;
-        if (is_tail) {
-          const int place = weights + slot / 4 * 32 * 4 * bytes + slot % 4 * bytes;
-          jobs.memory.put(place, blend(jobs.memory.template get<T>(place), sum[u][0]));
-        } else {
-          const int place = weights + slot * 32 * 4 * bytes;
-          auto four = jobs.memory.template get<Four<T>>(place);
+        if (u > 0 && !is_chunk || !exists) continue;
+        const int place = weights + (is_chunk ? (u ^ turn) * 32 * 4 * bytes : 0);
+        auto four = jobs.memory.template get<Four<T>>(place);
 #pragma unroll
-          for (int k = 0; k < 4; ++k) four.v[k] = blend(four.v[k], sum[u][k]);
-          jobs.memory.put(place, four);
-        }
+        for (int k = 0; k < 4; ++k) four.v[k] = blend(four.v[k], sum[u][k]);
+        jobs.memory.put(place, four);
       }
     }
 
    private:
-    template <int Width>
-    __device__ __forceinline__ void add_of(const Jobs& jobs, int begin, int end, int earlier, int step,
+    template <int Count>
+    __device__ __forceinline__ void add_of(const Jobs& jobs, int begin, int end, int earlier, int later, int step,
                                            T (&sum)[octet][4]) const {
       if (jobs.p.learns == Learns::apart)
-        add_of<Width, true, false>(jobs, begin, end, earlier, step, sum);
+        add_of<Count, true, false>(jobs, begin, end, earlier, later, step, sum);
       else if (from_above)
-        add_of<Width, false, true>(jobs, begin, end, earlier, step, sum);
+        add_of<Count, false, true>(jobs, begin, end, earlier, later, step, sum);
       else
-        add_of<Width, false, false>(jobs, begin, end, earlier, step, sum);
+        add_of<Count, false, false>(jobs, begin, end, earlier, later, step, sum);
     }
-    template <int Width, bool Apart, bool FromAbove>
-    __device__ __forceinline__ void add_of(const Jobs& jobs, int begin, int end, int earlier, int step,
+    // Of so many units.
+    template <int Count, bool Apart, bool FromAbove>
+    __device__ __forceinline__ void add_of(const Jobs& jobs, int begin, int end, int earlier, int later, int step,
                                            T (&sum)[octet][4]) const {
+      constexpr bool is_far = Jobs::Team::is_far;
       const Own as = from_above && jobs.p.gate == Gate::connection ? Own::moved_for_above : Own::moved;
-      const int source = Width == 4 ? jobs.lane / 2 * stride + jobs.lane % 2 * 4 * bytes
-                                    : jobs.lane / octet * stride + jobs.lane % octet * bytes;
+      const int first = Count == 1 ? unit * bytes : 0;
 #pragma unroll 1
       for (int g = begin; g < end; ++g) {
-        const bool is_copied = jobs.layout.copied_steps == 2;
+        const bool is_copied = is_far && jobs.layout.copied_steps == 2;
         const int before_at =
-            source + (is_copied ? jobs.copy_of(g - begin, step - 1) + in_copy : jobs.buffer_of(g, earlier) + states);
-        const int after_at = source + jobs.copy_of(g - begin, step) + in_copy;
-        const int moved = jobs.owns(own, g, as), shown = jobs.owns(own, g, shown_in(FromAbove ? step : step - 1));
+            is_copied ? jobs.copy_of(g - begin, step - 1) + in_copy : jobs.buffer_of(g, earlier) + states;
+        const int after_at = is_far ? jobs.copy_of(g - begin, step) + in_copy : jobs.buffer_of(g, later) + states;
+        const int moved = jobs.owns(own, g, as) + first;
+        const int shown = jobs.owns(own, g, shown_in(FromAbove ? step : step - 1)) + first;
 #pragma unroll
         for (int s = 0; s < samples; ++s) {
-          const Units own_moved = units_at(jobs, moved + s * jobs.row);
-          const auto before = sources_at<Width>(jobs, before_at + s * jobs.row, is_copied);
+          const auto own_moved = units_at<Count>(jobs, moved + s * jobs.row);
+          const auto before = sources_at(jobs, before_at + s * jobs.row, is_copied);
           if constexpr (Apart) {
 #pragma unroll
-            for (int u = 0; u < octet; ++u)
+            for (int u = 0; u < Count; ++u)
 #pragma unroll
-              for (int k = 0; k < Width; ++k) sum[u][k] += own_moved.v[u] * before.v[k];
+              for (int k = 0; k < 4; ++k) sum[u][k] += own_moved.v[u] * before.v[k];
           } else {
-            const Units own_shown = units_at(jobs, shown + s * jobs.row);
-            const auto after = sources_at<Width>(jobs, after_at + s * jobs.row, true);
+            const auto own_shown = units_at<Count>(jobs, shown + s * jobs.row);
+            const auto after = sources_at(jobs, after_at + s * jobs.row, true);
 #pragma unroll
-            for (int k = 0; k < Width; ++k) {
+            for (int k = 0; k < 4; ++k) {
               const T moves = after.v[k] - before.v[k];
 #pragma unroll
-              for (int u = 0; u < octet; ++u) {
+              for (int u = 0; u < Count; ++u) {
                 sum[u][k] += FromAbove ? moves * own_shown.v[u] : own_moved.v[u] * after.v[k];
                 sum[u][k] += FromAbove ? before.v[k] * own_moved.v[u] : own_shown.v[u] * moves;
               }
@@ -265,24 +257,22 @@ class ContinualUpdate {
     }
   };
 
+  template <int Count>
   struct Units {
-    T v[octet];
+    T v[Count];
   };
-  __device__ __forceinline__ static Units units_at(const Jobs& jobs, int place) {
-    const auto low = jobs.memory.template get<Four<T>>(place),
-               high = jobs.memory.template get<Four<T>>(place + 4 * bytes);
-    return {low.v[0], low.v[1], low.v[2], low.v[3], high.v[0], high.v[1], high.v[2], high.v[3]};
-  }
-  template <int Width>
-  __device__ __forceinline__ static Some<T, Width> sources_at(const Jobs& jobs, int place, bool is_copied) {
-    if constexpr (Width == 1) {
-      const auto one = is_copied ? jobs.memory.template get<T>(place) : jobs.team.template shown<T>(place);
-      return {one};
+  template <int Count>
+  __device__ __forceinline__ static Units<Count> units_at(const Jobs& jobs, int place) {
+    if constexpr (Count == 1) {
+      return {jobs.memory.template get<T>(place)};
     } else {
-      using Fours = Four<T>;
-      const auto four = is_copied ? jobs.memory.template get<Fours>(place) : jobs.team.template shown<Fours>(place);
-      return {four.v[0], four.v[1], four.v[2], four.v[3]};
+      const auto low = jobs.memory.template get<Four<T>>(place),
+                 high = jobs.memory.template get<Four<T>>(place + 4 * bytes);
+      return {low.v[0], low.v[1], low.v[2], low.v[3], high.v[0], high.v[1], high.v[2], high.v[3]};
     }
+  }
+  __device__ __forceinline__ static Four<T> sources_at(const Jobs& jobs, int place, bool is_copied) {
+    return is_copied ? jobs.memory.template get<Four<T>>(place) : jobs.team.template shown<Four<T>>(place);
   }
 
   // Moves a bias, in layer 0 with the input's drive, and the sum by which the input's weights move.

@@ -22,9 +22,10 @@ struct Jobs {
         sample(teams::sample_of<Samples>(lane)),
         leads(teams::is_first<Samples>(lane)),
         count(where.first_of_block[team.rank() + 1] - first_octet()),
-        works(warp_of_thread() < where.warps()),
-        first_job(warp_of_thread() % where.job_warps),
-        first_group(works ? warp_of_thread() / where.job_warps : where.groups) {}
+        warps(shares_of(count, where.groups, where.warps)),
+        first_job(warp_of_thread() % warps.job_warps),
+        first_group(warp_of_thread() < warps.job_warps * warps.group_warps ? warp_of_thread() / warps.job_warps
+                                                                           : where.groups) {}
 
   const Problem<T>& p;
   const Layout& layout;
@@ -34,8 +35,8 @@ struct Jobs {
   const int unit_turn, sample;  // of an octet's units and of a group's samples, those that this lane ends up with
   const bool leads;             // among the lanes that end up with the same
   const int count;
-  const bool works;                  // this warp; the launch may have more than the layout
-  const int first_job, first_group;  // of this warp
+  const Shares warps;
+  const int first_job, first_group;  // of this warp; it may have none
   int first_sample = 0;              // of those that the team takes through a phase now
 
   __device__ __forceinline__ int units(int layer) const { return p.widths[layer + 1]; }
@@ -69,14 +70,14 @@ struct Jobs {
   // body(job) for a share of the block's.
   template <class Body>
   __device__ __forceinline__ void for_each_job(const Body& body) const {
-    for (int i = warp_of_thread(); works && i < count; i += layout.warps()) body(job_of(i));
+    for (int i = warp_of_thread(); i < count; i += static_cast<int>(blockDim.x) / 32) body(job_of(i));
   }
   // body(job, g) for what this warp works on.
   template <class Body>
   __device__ __forceinline__ void for_each_own(const Body& body) const {
-    for (int i = hidden(first_job); i < count; i += layout.job_warps) {
+    for (int i = hidden(first_job); i < count; i += warps.job_warps) {
       const Job job = job_of(i);
-      for (int g = hidden(first_group); g < layout.groups; g += layout.group_warps) body(job, g);
+      for (int g = hidden(first_group); g < layout.groups; g += warps.group_warps) body(job, g);
     }
   }
 
@@ -136,12 +137,11 @@ struct Jobs {
             place + (j * 32 + lane) * 4 * bytes, [&](int) { return j; },
             [&](int i) { return c * chunk_sources + 4 * lane + i; });
 #pragma unroll 1
-    for (int c = 0; c < sources.tails; ++c, place += tail_bytes(bytes))
-#pragma unroll 1
-      for (int half = 0; half < 2; ++half)
-        body(
-            place + (half * 32 + lane) * 4 * bytes, [&](int i) { return 4 * half + i; },
-            [&](int) { return sources.chunks * chunk_sources + c * tail_sources + lane; });
+    for (int half = lane / octet; half < 2 * sources.octets; half += 32 / octet)
+      body(
+          place + (half * octet + lane % octet) * 4 * bytes, [&](int) { return lane % octet ^ unit_turn; },
+          [&](int i) { return sources.chunks * chunk_sources + 4 * half + i; });
+    place += sources.octets * square_bytes(bytes);
   }
 
   // body(four, weight) as above for the weights of a job, where weight(i) is the place in the network of number i, or
@@ -242,7 +242,7 @@ struct Jobs {
         output = even;  // the first warp of a group that has units of such a layer
     for (int i = 0; i < count; ++i) {
       const int layer = layout.layer_of(first_octet() + i);
-      const int warp = i % layout.job_warps, turn = turn_of(layer);
+      const int warp = i % warps.job_warps, turn = turn_of(layer);
       (turn == 0 ? even : odd) = min(turn == 0 ? even : odd, warp);
       if (is_output(layer)) output = min(output, warp);
       if (warp != first_job) continue;

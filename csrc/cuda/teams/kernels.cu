@@ -13,20 +13,20 @@ template <class T>
 using Kernel = void (*)(Problem<T>);
 
 template <class T, int Samples, class Name>
-Kernel<T> kernel_of(bool continual) {
-  return continual ? run_team<T, Samples, Name, true> : run_team<T, Samples, Name, false>;
+Kernel<T> kernel_of_team(const Plan& plan) {
+  if (!plan.moving.continual) return run_team<T, Samples, Name, void>;
+  return plan.moving.kind == TeamKind::grid ? run_team<T, Samples, Name, InGrid> : run_team<T, Samples, Name, Name>;
 }
 template <class T, int Samples>
 Kernel<T> kernel_of(const Plan& plan) {
-  const bool continual = plan.moving.continual;
-  return plan.layout.kind == TeamKind::block ? kernel_of<T, Samples, InBlock>(continual)
-                                             : kernel_of<T, Samples, InCluster>(continual);
+  return plan.layout.kind == TeamKind::block ? kernel_of_team<T, Samples, InBlock>(plan)
+                                             : kernel_of_team<T, Samples, InCluster>(plan);
 }
 // A grid takes groups of the most samples.
 template <class T>
 Kernel<T> kernel_of(const Plan& plan) {
   constexpr int most = most_samples(sizeof(T));
-  if (plan.layout.kind == TeamKind::grid) return kernel_of<T, most, InGrid>(plan.moving.continual);
+  if (plan.layout.kind == TeamKind::grid) return kernel_of_team<T, most, InGrid>(plan);
   if constexpr (sizeof(T) == 4) {
     if (plan.layout.samples == 1) return kernel_of<T, 1>(plan);
     if (plan.layout.samples == 3) return kernel_of<T, 3>(plan);
@@ -49,11 +49,11 @@ cudaError_t read_device(Device& device) {
   device.cluster_blocks = device.clusters = 0;
   // A newer device may run code that was compiled for an older one, without what that lacks.
   cudaFuncAttributes built{};
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&built, run_team<float, 4, InGrid, false>);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&built, run_team<float, 4, InGrid, void>);
   if (error != cudaSuccess || major < 9 || built.ptxVersion < 90) return error;
 
   // A cluster may not fit any of the device's processor clusters.
-  const auto kernel = run_team<float, 4, InCluster, false>;
+  const auto kernel = run_team<float, 4, InCluster, void>;
   error = allow(kernel, true);
   const Launch any(1, 32 * most_warps(4), shared, 1, false);
   if (error == cudaSuccess) error = cudaOccupancyMaxPotentialClusterSize(&device.cluster_blocks, kernel, &any);

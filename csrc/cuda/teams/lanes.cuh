@@ -1,10 +1,12 @@
-// One warp multiplies the weights of 8 units (an octet) by the states of `Samples` samples. All sources lie across its
+// One warp multiplies the weights of 8 units (an octet) by the states of `Samples` samples. Sources lie across its
 // lanes, and every sum ends in a lane of its own.
 //
 //   states   [octet][Samples | 1 rows of 8 units], an odd number of rows, so that in shared memory the 8 lanes which
 //            are served at once read from different banks
-//   weights  [chunk of 128 sources][slot][lane][4], then [tail of 32 sources][half][lane][4 slots]
-//   lane     has of every chunk the four sources from 4 * lane on, of a tail the one number `lane`
+//   weights  [chunk of 128 sources][slot][lane][4], then [octet of sources][half of it][unit][4]
+//   lane     has of every chunk the four sources from 4 * lane on; of the octets behind them, which are few, it has
+//   all,
+//            for the one unit and sample whose sum ends in it
 //
 // Slot j of a lane stands for unit j ^ turn(lane): of two lanes that add up their sums one always keeps the slots that
 // the other gives away, so that no selection is needed.
@@ -111,16 +113,15 @@ __device__ __forceinline__ Four<T> with_neighbours(T mine) {
 // Returns which of the four lanes with the same four numbers this one is.
 __device__ __forceinline__ int quarter_of(int lane) { return (lane & 1) + (lane >> 3 & 1) * 2; }
 
-// Adds weights times the states of a layer to sum[slot][sample]. Both places are of the first chunk; `weights` moves on
-// behind the last tail.
+// Adds weights times the states of a layer's chunks to sum[slot][sample]. Both places are of the first chunk.
 template <int Samples, class T>
-__device__ __forceinline__ void multiply(const Memory& memory, int states, int& weights, const Sources& from,
+__device__ __forceinline__ void multiply(const Memory& memory, int states, int weights, int chunks,
                                          T (&sum)[octet][Samples]) {
   constexpr int stride = octet_bytes(Samples, sizeof(T)), row = octet * sizeof(T), four = 4 * sizeof(T);
   const int lane = lane_of_thread();
   int at = states + lane / 2 * stride + lane % 2 * four;
 #pragma unroll 1
-  for (int c = 0; c < from.chunks; ++c, at += chunk_sources / octet * stride, weights += chunk_bytes(sizeof(T))) {
+  for (int c = 0; c < chunks; ++c, at += chunk_octets * stride, weights += chunk_bytes(sizeof(T))) {
     Four<T> state[Samples];
 #pragma unroll
     for (int s = 0; s < Samples; ++s) state[s] = memory.get<Four<T>>(at + row * s);
@@ -133,19 +134,27 @@ __device__ __forceinline__ void multiply(const Memory& memory, int states, int& 
         for (int s = 0; s < Samples; ++s) sum[j][s] += weight.v[i] * state[s].v[i];
     }
   }
-  at = states + from.chunks * (chunk_sources / octet) * stride + lane / octet * stride + lane % octet * int(sizeof(T));
+}
+
+// Returns weights times the states of a layer's octets behind its chunks, of the lane's own unit and sample. Both
+// places are of the first of these octets.
+template <int Samples, class T>
+__device__ __forceinline__ T multiply_own(const Memory& memory, int states, int weights, int octets) {
+  constexpr int stride = octet_bytes(Samples, sizeof(T)), row = octet * sizeof(T), four = 4 * sizeof(T);
+  const int lane = lane_of_thread();
+  int at = states + sample_of<Samples>(lane) * row, from = weights + turn(lane) * four;
+  T sum[2] = {};
 #pragma unroll 1
-  for (int c = 0; c < from.tails; ++c, at += tail_sources / octet * stride, weights += tail_bytes(sizeof(T))) {
-    Four<T> weight[2];
+  for (int c = 0; c < octets; ++c, at += stride, from += square_bytes(sizeof(T))) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) weight[half] = memory.get<Four<T>>(weights + (half * 32 + lane) * four);
+    for (int half = 0; half < 2; ++half) {
+      const auto state = memory.get<Four<T>>(at + half * four),
+                 weight = memory.get<Four<T>>(from + half * octet * four);
 #pragma unroll
-    for (int s = 0; s < Samples; ++s) {
-      const auto state = memory.get<T>(at + row * s);
-#pragma unroll
-      for (int j = 0; j < octet; ++j) sum[j][s] += weight[j / 4].v[j % 4] * state;
+      for (int i = 0; i < 4; ++i) sum[half] += weight.v[i] * state.v[i];
     }
   }
+  return sum[0] + sum[1];
 }
 
 }  // namespace ceprop::cuda::teams

@@ -15,7 +15,7 @@ namespace ceprop::cuda::teams {
 
 inline constexpr int most_layers = 8, most_blocks = 256;  // what a kernel argument has room for
 inline constexpr int octet = 8;                           // units
-inline constexpr int chunk_sources = 128, tail_sources = 32;
+inline constexpr int chunk_octets = 16, chunk_sources = octet * chunk_octets;
 inline constexpr int most_cluster_blocks = 16;
 inline constexpr int most_groups = 32;  // of a block or cluster
 // A block has so many warps at most; one of float64 takes twice the registers.
@@ -26,26 +26,36 @@ CEPROP_INLINE constexpr int most_samples(int number_bytes) { return number_bytes
 // Steps go round in so many buffers of a group. Weights move by the last two steps, while others store the next.
 CEPROP_INLINE constexpr int ring_of(bool continual) { return continual ? 3 : 2; }
 
+// So many of a block's warps share its octets, and so many its groups.
+struct Shares {
+  int job_warps, group_warps;
+};
+CEPROP_INLINE Shares shares_of(int octets, int groups, int warps) {
+  const int job_warps = octets < 1 ? 1 : octets < warps ? octets : warps, rest = warps / job_warps;
+  return {job_warps, groups < rest ? groups : rest};
+}
+
 // A tile of a contrast has so many units above and below, and takes so many samples at once from shared memory.
 inline constexpr int tile_above = 32, tile_below = 128, tile_samples = 16;
 inline constexpr int tile_numbers = 2 * tile_samples * (tile_above + tile_below);
 
-// A layer whose states are read is cut into chunks of 128 units, then tails of 32.
+// A layer whose states are read is cut into chunks of 16 octets, then octets.
 struct Sources {
-  int chunks, tails;
+  int chunks, octets;
 };
 CEPROP_INLINE Sources sources_of(int units) {
   const int chunks = units / chunk_sources, rest = units % chunk_sources;
-  const bool as_chunk = rest > 3 * tail_sources;
-  return {chunks + as_chunk, as_chunk ? 0 : (rest + tail_sources - 1) / tail_sources};
+  const bool as_chunk = rest > chunk_sources / 2;  // which takes less time then
+  return {chunks + as_chunk, as_chunk ? 0 : (rest + octet - 1) / octet};
 }
-CEPROP_INLINE int padded(const Sources& sources) {
-  return sources.chunks * chunk_sources + sources.tails * tail_sources;
-}
+CEPROP_INLINE int octets_of(const Sources& sources) { return sources.chunks * chunk_octets + sources.octets; }
+CEPROP_INLINE int padded(const Sources& sources) { return octets_of(sources) * octet; }
+// A warp moves so many parts of the weights from such sources: chunks, and octets two by two.
+CEPROP_INLINE int parts_of(const Sources& sources) { return sources.chunks + (sources.octets + 1) / 2; }
 
 CEPROP_INLINE constexpr int octet_bytes(int samples, int number_bytes) { return octet * (samples | 1) * number_bytes; }
 CEPROP_INLINE constexpr int chunk_bytes(int number_bytes) { return octet * chunk_sources * number_bytes; }
-CEPROP_INLINE constexpr int tail_bytes(int number_bytes) { return octet * tail_sources * number_bytes; }
+CEPROP_INLINE constexpr int square_bytes(int number_bytes) { return octet * octet * number_bytes; }
 
 // The input's products x x^T lie in shared memory as well, where they take no more than this.
 inline constexpr int most_gram_bytes = 1 << 14;
@@ -83,7 +93,7 @@ struct Layout {
   bool continual;                            // weights move at every nudged step
   int blocks;                                // of a team
   int teams;                                 // of the grid
-  int job_warps, group_warps;                // of a block: so many share its octets, and so many its groups
+  int warps;                                 // of a block
   int samples;                               // of a group, which a warp multiplies at once
   int groups;                                // which a team takes through a phase at once
   int rounds;                                // how often it does, with other samples each time
@@ -97,10 +107,10 @@ struct Layout {
   int copy;                                  // bytes of a copy of a group
   int buffers, jobs, own, blends, gram, copies, weights;  // places in shared memory; a grid's buffers are global
 
-  CEPROP_INLINE int warps() const { return job_warps * group_warps; }
   CEPROP_INLINE int samples_at_once() const { return samples * groups; }
   CEPROP_INLINE int own_numbers() const { return continual ? 9 : 4; }
   CEPROP_INLINE int64_t exchange_bytes() const { return int64_t(groups) * ring_of(continual) * buffer; }
+  CEPROP_INLINE int64_t global_bytes() const { return kind == TeamKind::grid ? exchange_bytes() : 0; }
   CEPROP_INLINE int layer_of(int octet) const {
     int layer = 0;
     while (octet >= first_octet[layer + 1]) ++layer;

@@ -29,7 +29,7 @@ struct Shape {
 
 struct Plan {
   Layout layout;            // while weights rest
-  Layout moving;            // C-EP: of the grid, while they move
+  Layout moving;            // C-EP: of the one team that has all samples, while they move
   int blocks, warps;        // of the launch
   int64_t shared_bytes;     // of a block
   int64_t workspace_bytes;  // of global memory
@@ -80,7 +80,7 @@ inline Sources sources_of(const Shape& shape, int layer) {
   for (const int neighbour : {layer - 1, layer + 1}) {
     if (neighbour < 0 || neighbour > shape.network.output) continue;
     const Sources of = teams::sources_of(static_cast<int>(shape.network.layers[neighbour].units()));
-    all = {all.chunks + of.chunks, all.tails + of.tails};
+    all = {all.chunks + of.chunks, all.octets + of.octets};
   }
   return all;
 }
@@ -95,7 +95,7 @@ inline void share_octets(const Shape& shape, Layout& layout) {
     layout.first_octet[l] = static_cast<int>(layer_of.size());
     for (int i = 0; i < octets_of(shape, l); ++i) {
       layer_of.push_back(l);
-      cost.push_back(cost.back() + 128 + static_cast<double>(depth_of(shape, l)));
+      cost.push_back(cost.back() + 250 + static_cast<double>(depth_of(shape, l)));
     }
   }
   const auto octets = static_cast<int>(layer_of.size());
@@ -118,10 +118,12 @@ inline void share_octets(const Shape& shape, Layout& layout) {
       if (l + 1 == layers) layout.output_readers |= 1u << block;
     }
 }
+inline int jobs_of(const Layout& layout, int block) {
+  return layout.first_of_block[block + 1] - layout.first_of_block[block];
+}
 inline int most_jobs(const Layout& layout) {
   int most = 0;
-  for (int block = 0; block < layout.blocks; ++block)
-    most = std::max(most, layout.first_of_block[block + 1] - layout.first_of_block[block]);
+  for (int block = 0; block < layout.blocks; ++block) most = std::max(most, jobs_of(layout, block));
   return most;
 }
 
@@ -162,15 +164,17 @@ inline int64_t lay_out(const Shape& shape, Layout& layout, int warps) {
   int64_t buffer = 0;
   for (int l = 0; l < layers; ++l) {
     layout.states[l] = static_cast<int>(buffer);
-    buffer += padded(teams::sources_of(static_cast<int>(shape.network.layers[l].units()))) / octet * int64_t(of_octet);
+    buffer +=
+        teams::octets_of(teams::sources_of(static_cast<int>(shape.network.layers[l].units()))) * int64_t(of_octet);
   }
   layout.states[layers] = static_cast<int>(buffer);
   buffer += int64_t(octets_of(shape, shape.network.output)) * of_octet;
   layout.buffer = static_cast<int>(buffer);
-  layout.job_warps = std::min(jobs, warps);
-  layout.group_warps = std::min(layout.copied_groups, warps / layout.job_warps);
-  if (layout.copied_groups < layout.groups)  // a warp has the same groups in every part
-    layout.copied_groups -= layout.copied_groups % layout.group_warps;
+  layout.warps = 0;
+  for (int block = 0; block < layout.blocks; ++block) {
+    const Shares of = shares_of(jobs_of(layout, block), layout.groups, warps);
+    layout.warps = std::max(layout.warps, of.job_warps * of.group_warps);
+  }
   int64_t next = 0;
   if (layout.kind != TeamKind::grid) {
     layout.buffers = 4 * layout.groups * 16;  // behind two mailboxes a group in each of two channels
@@ -208,7 +212,8 @@ inline double step_microseconds(const Shape& shape, const Layout& layout, bool m
   constexpr double copying = 300;        // clocks until the first copied bytes come; measured: l2-latency
   constexpr double bytes_of_clock = 46;  // that come after them; measured: l2-80kB-rate
   constexpr double gigahertz = 1.98;
-  const double beside = layout.kind == TeamKind::block ? 300 : layout.kind == TeamKind::cluster ? 600 : 400;
+  constexpr double adding_up = 60;  // instructions that add up sums over lanes
+  const double beside = layout.kind == TeamKind::block ? 240 : layout.kind == TeamKind::cluster ? 540 : 340;
   const double of_number = shape.number_bytes == 4 ? 1 : 3;
   const auto turns = [](int items, int warps) { return (items + warps - 1) / warps; };
   double busiest = 0;
@@ -217,18 +222,20 @@ inline double step_microseconds(const Shape& shape, const Layout& layout, bool m
     int parts = 0;
     for (int i = layout.first_of_block[block]; i < layout.first_of_block[block + 1]; ++i) {
       const Sources sources = sources_of(shape, layout.layer_of(i));
-      const double lanes = padded(sources) / 32.0;  // sources a lane
-      const double instructions = beside + lanes * (2 + layout.samples * 8.25) * of_number;
+      const double of_chunk = 8 + layout.samples * 33, of_octet = 13;
+      const double instructions = beside + (sources.chunks > 0 ? adding_up : 0) +
+                                  (sources.chunks * of_chunk + sources.octets * of_octet) * of_number;
       all += instructions;
       longest = std::max(longest, instructions);
-      parts += sources.chunks + sources.tails;
+      parts += parts_of(sources);
     }
-    const int jobs = layout.first_of_block[block + 1] - layout.first_of_block[block];
-    double of_block = std::max(all * layout.groups / 4 * pace, latency * longest * turns(jobs, layout.job_warps) *
-                                                                   turns(layout.groups, layout.group_warps));
+    const int jobs = jobs_of(layout, block);
+    const Shares warps = shares_of(jobs, layout.groups, layout.warps);
+    double of_block = std::max(all * layout.groups / 4 * pace, latency * longest * turns(jobs, warps.job_warps) *
+                                                                   turns(layout.groups, warps.group_warps));
     if (moves) {
       const double of_update = layout.groups * (60 + layout.samples * 74 * of_number);  // instructions of a part
-      of_block += std::max(of_update * parts / 4 * pace, latency * of_update * turns(parts, layout.warps()));
+      of_block += std::max(of_update * parts / 4 * pace, latency * of_update * turns(parts, layout.warps));
     }
     busiest = std::max(busiest, of_block);
   }
@@ -264,7 +271,7 @@ inline std::optional<Laid> try_layout(const Device& device, const Shape& shape, 
                                                 : device.clusters;
   if (at_once == 0) return {};
   const int64_t groups = (shape.batch + samples - 1) / samples;
-  layout.teams = static_cast<int>(std::min<int64_t>(at_once, groups));
+  layout.teams = continual ? 1 : static_cast<int>(std::min<int64_t>(at_once, groups));
   const int64_t most = is_grid ? groups : most_groups;
   const int64_t wanted = std::min<int64_t>((groups + layout.teams - 1) / layout.teams, most);
   const auto fits = [&] {
@@ -290,33 +297,35 @@ inline std::optional<Laid> try_layout(const Device& device, const Shape& shape, 
   if (laid.shared_bytes > device.shared_bytes || layout.groups <= 0) return {};
   const int64_t at_a_time = int64_t(layout.teams) * layout.samples_at_once();
   layout.rounds = static_cast<int>((shape.batch + at_a_time - 1) / at_a_time);
-  const bool meets = continual || shape.tolerance;
-  if (layout.exchange_bytes() >= int64_t(1) << 31 || (meets && (!is_grid || layout.rounds > 1))) return {};
+  const bool meets = continual || shape.tolerance;  // all samples do
+  if (layout.exchange_bytes() >= int64_t(1) << 31 || (meets && layout.rounds > 1)) return {};
+  if (shape.tolerance && !is_grid) return {};
   return laid;
 }
 
-// Returns the plan by such teams of so many blocks, with groups of so many samples.
-inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, TeamKind kind, int blocks, int samples) {
+// Returns the plan by such teams of so many blocks, with groups of so many samples. Weights move in the blocks of one
+// of them, or, `by_grid`, in all.
+inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, TeamKind kind, int blocks, int samples,
+                                    bool by_grid) {
   const auto rests = try_layout(device, shape, kind, blocks, samples, kind == TeamKind::grid && shape.continual);
   if (!rests) return {};
   const Layout& layout = rests->layout;
-  Plan plan{layout, {}, layout.blocks * layout.teams, layout.warps(), rests->shared_bytes, 0};
+  Plan plan{layout, {}, layout.blocks * layout.teams, layout.warps, rests->shared_bytes, 0};
   if (shape.continual) {
     const int most = kind == TeamKind::cluster ? device.clusters * blocks : device.multiprocessors;
     const int most_of_group = most_samples(static_cast<int>(shape.number_bytes));
-    const auto moves = try_layout(device, shape, TeamKind::grid, most, most_of_group, true);
+    const auto moves = by_grid ? try_layout(device, shape, TeamKind::grid, most, most_of_group, true)
+                               : try_layout(device, shape, kind, blocks, most_of_group, true);
     if (!moves) return {};
     plan.moving = moves->layout;
-    plan.warps = std::max(plan.warps, plan.moving.warps());
+    plan.warps = std::max(plan.warps, plan.moving.warps);
     plan.shared_bytes = std::max(plan.shared_bytes, moves->shared_bytes);
     const int all = std::max(plan.blocks, plan.moving.blocks);
     plan.blocks = (all + layout.blocks - 1) / layout.blocks * layout.blocks;
     if (kind == TeamKind::grid) plan.layout = plan.moving;
   }
   if (plan.blocks > most_blocks) return {};
-  const int64_t exchange = shape.continual          ? plan.moving.exchange_bytes()
-                           : kind == TeamKind::grid ? layout.exchange_bytes()
-                                                    : 0;
+  const int64_t exchange = shape.continual ? plan.moving.global_bytes() : layout.global_bytes();
   const int64_t numbers = shape.continual ? shape.batch * (shape.batch + shape.network.layers[0].units()) : 0;
   plan.workspace_bytes = words_of_workspace * int64_t(sizeof(int)) + exchange + numbers * shape.number_bytes;
   return plan;
@@ -333,9 +342,9 @@ inline Planned plan_team(const Device& device, const Shape& shape) {
     return "teams take less than 2^31 numbers of a batch, and weights of a connection";
   std::optional<Plan> best;
   double least = 0;
-  const auto consider = [&](TeamKind kind, int blocks, int samples) {
+  const auto consider = [&](TeamKind kind, int blocks, int samples, bool by_grid) {
     if (blocks == 0) return;
-    const std::optional<Plan> plan = try_plan(device, shape, kind, blocks, samples);
+    const std::optional<Plan> plan = try_plan(device, shape, kind, blocks, samples, by_grid);
     if (!plan) return;
     const double time = plan->layout.rounds * step_microseconds(shape, plan->layout, false) +
                         (shape.continual ? step_microseconds(shape, plan->moving, true) / 4 : 0);
@@ -343,11 +352,12 @@ inline Planned plan_team(const Device& device, const Shape& shape) {
     best = plan;
     least = time;
   };
-  for (const int samples : samples_of_groups(shape.number_bytes)) {
-    consider(TeamKind::block, 1, samples);
-    consider(TeamKind::cluster, device.cluster_blocks, samples);
-  }
-  consider(TeamKind::grid, device.multiprocessors, most_samples(static_cast<int>(shape.number_bytes)));
+  for (const int samples : samples_of_groups(shape.number_bytes))
+    for (const bool by_grid : {true, false}) {
+      consider(TeamKind::block, 1, samples, by_grid);
+      consider(TeamKind::cluster, device.cluster_blocks, samples, by_grid);
+    }
+  consider(TeamKind::grid, device.multiprocessors, most_samples(static_cast<int>(shape.number_bytes)), true);
   if (best) return *best;
   return "the weights between layers, and all that goes with them, do not fit into the shared memory of the blocks";
 }

@@ -37,12 +37,12 @@ struct Problem {
   T* feedback_gradients[most_layers];
 
   Layout layout;   // while weights rest
-  Layout moving;   // C-EP: of the grid, while they move
+  Layout moving;   // C-EP: of the one team that has all samples, while they move
   int* broken;     // see sanity.cuh
   int* settled;    // [2][most_blocks], see settling.cuh
   char* exchange;  // a grid's buffers
   T* gram;         // [B][B]: x x^T, and 1 for a bias
-  T* sums;         // [B][n_0]: C-EP moves the input's weights by their product with x
+  T* sums;         // [B][n_0]: C-EP moves the input's weights by their product with x; before that, the input's drive
 };
 
 }  // namespace ceprop::cuda::teams

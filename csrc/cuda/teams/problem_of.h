@@ -83,7 +83,7 @@ auto problem_of(const Call& call, const Plan& plan, void* workspace) {
   problem.broken = words;
   problem.settled = words + 4;
   problem.exchange = reinterpret_cast<char*>(words + words_of_workspace);
-  problem.gram = reinterpret_cast<T*>(problem.exchange + plan.moving.exchange_bytes());
+  problem.gram = reinterpret_cast<T*>(problem.exchange + plan.moving.global_bytes());
   problem.sums = problem.gram + call.batch.size * call.batch.size;
   return problem;
 }

@@ -21,11 +21,13 @@ class Relaxation {
 
   __device__ __forceinline__ void load() { jobs.load(); }
 
-  // Runs phases `begin` to `end` of one round, with the samples from `first_sample` on. All but the first phase begin
-  // with the states that the free phase has left.
-  __device__ __forceinline__ void run(int first_sample, int begin, int end) {
+  // Runs phases `Begin` to `end` of one round, with the samples from `first_sample` on. All but the first phase begin
+  // with the states that the free phase has left; if others ran that, with the input's drive that they have left.
+  template <int Begin>
+  __device__ __forceinline__ void run(int first_sample, int end) {
+    constexpr int begin = Begin;
     jobs.first_sample = first_sample;
-    jobs.for_each_own([&](const Job& job, int g) { prepare(job, g); });
+    jobs.for_each_own([&](const Job& job, int g) { prepare<Begin == 0>(job, g); });
     for (int index = begin; index < end; ++index) {
       const Stage& stage = p_.stages.stage[index];
       const bool starts = index == begin || stage.from != Kept::last;
@@ -54,26 +56,39 @@ class Relaxation {
   // Comes after the last round. Then nothing is on its way to this block any more.
   __device__ __forceinline__ void end() {
     if constexpr (Team::has_mail) {
-      for (int g = jobs.first_group; g < jobs.layout.groups; g += jobs.layout.group_warps)
-        jobs.wait(0, g, half_steps_, steps_);
+      wait_for_mail(0);
       jobs.team.end();
     }
   }
 
   __device__ __forceinline__ void store_weights() const { ContinualUpdate<Where>::store(jobs); }
-  __device__ __forceinline__ void store_sums() const { ContinualUpdate<Where>::store_sums(jobs); }
+  // Stores a number of each unit of layer 0, for all blocks.
+  __device__ __forceinline__ void store_for_all(Own number) const {
+    jobs.for_each_own([&](const Job& job, int g) {
+      if (jobs.leads && job.layer == 0 && jobs.is_there(job, g))
+        p_.sums[int64_t(jobs.sample_of(g)) * job.units + jobs.unit_of(job)] =
+            jobs.memory.template get<T>(jobs.own(job, g, number));
+    });
+  }
 
  private:
-  static constexpr int bytes = sizeof(T), ring = ring_of(Moves);
+  static constexpr int bytes = sizeof(T), stride = octet_bytes(Samples, bytes), ring = ring_of(Moves);
 
   // ---- what happens once ----
 
   // Notes what drives the units whatever the states, and what pulls at them.
+  template <bool ComputesDrive>
   __device__ __forceinline__ void prepare(const Job& job, int g) {
     const int l = job.layer, unit = min(jobs.unit_of(job), job.units - 1),
               sample = min(jobs.sample_of(g), p_.batch - 1);
-    const T bias = p_.biases[l] ? p_.biases[l][unit] : T(0);
-    jobs.memory.put(jobs.own(job, g, Own::constant), l == 0 ? bias + input_drive(job, g) : bias);
+    T constant = p_.biases[l] ? p_.biases[l][unit] : T(0);
+    if (l == 0) {
+      if constexpr (ComputesDrive)
+        constant += input_drive(job, g);
+      else
+        constant = __ldcg(p_.sums + int64_t(sample) * job.units + unit);
+    }
+    jobs.memory.put(jobs.own(job, g, Own::constant), constant);
     if constexpr (Moves) jobs.memory.put(jobs.own(job, g, Own::sum), T(0));
     if (!jobs.is_output(l) || !(p_.target || p_.labels)) return;
     const T target = p_.target ? p_.target[int64_t(sample) * job.units + unit] : T(p_.labels[sample] == unit);
@@ -148,21 +163,23 @@ class Relaxation {
     const Layout& layout = jobs.layout;
     for (int turn = 0; turn < 1 + p_.asynchronous; ++turn, ++half_steps_) {
       if constexpr (!Team::has_mail) jobs.team.meet();
+      if constexpr (Team::has_mail && Moves) meet_by_mail(turn);
       bool has_copies = shows;
       if constexpr (Moves) {
         if (updates && turn == 0) has_copies = move_weights();
         if (ends) return;
       }
       // In as many parts as the states that are far come in.
+      int g = jobs.first_group;
       for (int begin = 0, end = 0; begin < layout.groups; begin = end) {
         end = Team::is_far ? min(begin + layout.copied_groups, layout.groups) : layout.groups;
         if constexpr (Team::is_far)
           if (!has_copies) copy_states(begin, end, turn);
-        for (int g = begin + jobs.first_group; g < end; g += layout.group_warps) {
-          if constexpr (Team::has_mail) jobs.wait(turn, g, half_steps_, steps_);
+        for (; g < end; g += jobs.warps.group_warps) {
+          if constexpr (Team::has_mail && !Moves) jobs.wait(turn, g, half_steps_, steps_);
           const int from = Team::is_far ? jobs.copy_of(g - begin, step_that_is_read(turn))
                                         : jobs.buffer_of(g, turn == 0 ? last_ : next_);
-          for (int i = jobs.first_job; i < jobs.count; i += layout.job_warps) {
+          for (int i = jobs.first_job; i < jobs.count; i += jobs.warps.job_warps) {
             const Job job = jobs.job_of(i);
             if (job.is(Job::second_turn) != (turn == 1)) continue;
             if (!shows) move(job, g, from, beta);
@@ -177,6 +194,18 @@ class Relaxation {
     ++steps_;
     last_ = next_;
     next_ = next_ + 1 == ring ? 0 : next_ + 1;
+  }
+  // Waits for all that this warp's units of a turn read.
+  __device__ __forceinline__ void wait_for_mail(int turn) const {
+    if (met_ == half_steps_) return;
+    for (int g = jobs.first_group; g < jobs.layout.groups; g += jobs.warps.group_warps)
+      jobs.wait(turn, g, half_steps_, steps_);
+  }
+  // Afterwards the block has all that its units read, and no warp moves a unit of the last turn.
+  __device__ __forceinline__ void meet_by_mail(int turn) {
+    wait_for_mail(turn);
+    met_ = half_steps_;
+    __syncthreads();
   }
   // The first turn reads what the last step has left, the second what the first has.
   __device__ __forceinline__ int step_that_is_read(int turn) const { return steps_ - 1 + turn; }
@@ -198,21 +227,29 @@ class Relaxation {
 
   // Moves the lane's unit: `from` has what neighbours show.
   __device__ __forceinline__ void move(const Job& job, int g, int from, T beta) {
-    T sum[octet][Samples] = {};
-    int weights = job.weights;
-    multiply<Samples>(jobs.memory, from + job.below, weights, job.from_below, sum);
-    T from_below = 0;
-    if (has_gate(Gate::connection)) {
-      from_below = added_up<Samples>(sum);
+    const int below = job.from_below.chunks, above = job.from_above.chunks;
+    const int weights_above = job.weights + padded(job.from_below) * octet * bytes;
+    T from_below = jobs.memory.template get<T>(jobs.own(job, g, Own::constant)), from_above = 0;
+    if (below + above > 0) {
+      T sum[octet][Samples] = {};
+      multiply<Samples>(jobs.memory, from + job.below, job.weights, below, sum);
+      if (has_gate(Gate::connection)) {
+        from_below += added_up<Samples>(sum);
 #pragma unroll
-      for (int j = 0; j < octet; ++j)
+        for (int j = 0; j < octet; ++j)
 #pragma unroll
-        for (int s = 0; s < Samples; ++s) sum[j][s] = 0;
+          for (int s = 0; s < Samples; ++s) sum[j][s] = 0;
+      }
+      multiply<Samples>(jobs.memory, from + job.above, weights_above, above, sum);
+      from_above = added_up<Samples>(sum);
     }
-    multiply<Samples>(jobs.memory, from + job.above, weights, job.from_above, sum);
+    const auto own_product = [&](int states, int weights, const Sources& sources) {
+      return multiply_own<Samples, T>(jobs.memory, from + states + sources.chunks * chunk_octets * stride,
+                                      weights + sources.chunks * chunk_bytes(bytes), sources.octets);
+    };
+    from_below += own_product(job.below, job.weights, job.from_below);
+    from_above += own_product(job.above, weights_above, job.from_above);
     const T state = jobs.memory.template get<T>(jobs.own(job, g, Own::state));
-    const T from_above = added_up<Samples>(sum);
-    from_below += jobs.memory.template get<T>(jobs.own(job, g, Own::constant));
     const T drive = from_above + from_below;
     const T pull = beta != 0 && job.is(Job::output) ? beta * error(job, g, state) : T(0);
     const Pull<T> where = pull_at(p_.nudge.at, pull);
@@ -290,6 +327,7 @@ class Relaxation {
 
   const Problem<T>& p_;
   int half_steps_ = 0, steps_ = 0;
+  int met_ = -1;  // the half-step for which mail has been waited for, where a block meets; mail is waited for once
   int last_ = ring - 1, next_ = 0;  // buffers of a group: of the last step, and of this one
   Gate gate_ = Gate::none;          // of this phase
   bool stays_ = true;               // no unit of this lane has moved by more than the tolerance

@@ -16,7 +16,9 @@ __device__ __forceinline__ void run_rounds(Relaxation<T, Samples, Team, false>& 
   relaxation.load();
   for (int round = 0; round < layout.rounds; ++round) {
     const int first = (round * layout.teams + team) * layout.samples_at_once();
-    if (team < layout.teams && first < batch) relaxation.run(first, 0, phases);
+    if (team >= layout.teams || first >= batch) continue;
+    relaxation.template run<0>(first, phases);
+    if (relaxation.jobs.p.stages.op == Op::cep_step) relaxation.store_for_all(Own::constant);
   }
   relaxation.end();
 }
@@ -54,31 +56,35 @@ __device__ __forceinline__ double kept_of_input(const Problem<T>& p) {
   return keep;
 }
 
-// Runs C-EP: the free phase by such teams, then the nudged phases by all blocks.
-template <class T, int Samples, class Team>
+// Runs C-EP: the free phase by such teams, then the nudged phases by one that has all samples.
+template <class T, int Samples, class Team, class MovingTeam>
 __device__ __forceinline__ void run_continual(const Problem<T>& p) {
   constexpr bool changes = !std::is_same_v<Team, Grid>;
   const auto grid = cooperative_groups::this_grid();
   Sanity<T>(p, p.broken).begin();
-  ContinualUpdate<Jobs<T, most_samples(sizeof(T)), Grid>>::prepare(p);
+  Relaxation<T, most_samples(sizeof(T)), MovingTeam, true> moving(p, p.moving);
+  ContinualUpdate<typename decltype(moving)::Where>::prepare(p);
   if constexpr (changes) {
     Relaxation<T, Samples, Team, false> resting(p, p.layout);
     run_rounds(resting, 1);
     grid.sync();  // all free states are there
     resting.sanity.tell();
   }
-  Relaxation<T, most_samples(sizeof(T)), Grid, true> moving(p, p.moving);
-  moving.load();
-  moving.run(0, changes, p.stages.count);
-  moving.sanity.tell();
-  moving.store_sums();
+  const bool moves = moving.jobs.team.index() == 0;
+  if (moves) {
+    moving.load();
+    moving.template run<changes>(0, p.stages.count);
+    moving.end();
+    moving.sanity.tell();
+    moving.store_for_all(Own::sum);
+  }
   grid.sync();
   const bool holds = moving.sanity.holds();
   if (!holds) {
     note_failure(p);
     return;
   }
-  moving.store_weights();
+  if (moves) moving.store_weights();
   Contrast<T>(p).move_input(kept_of_input(p));
 }
 
@@ -114,7 +120,8 @@ struct TeamOf<InCluster> {
 };
 #endif
 
-template <class T, int Samples, class TeamName, bool Moves>
+// `MovingName`: the team in which C-EP's weights move; void: they rest.
+template <class T, int Samples, class TeamName, class MovingName>
 __global__ void __launch_bounds__(32 * most_warps(sizeof(T)), 1) run_team(const __grid_constant__ Problem<T> problem) {
   static_assert(sizeof(Problem<T>) <= 4096, "what a kernel argument may have");
   using Team = typename TeamOf<TeamName>::type;
@@ -122,10 +129,10 @@ __global__ void __launch_bounds__(32 * most_warps(sizeof(T)), 1) run_team(const 
     __trap();
   } else {
     refuse_wrong_labels(problem);
-    if constexpr (Moves)
-      run_continual<T, Samples, Team>(problem);
-    else
+    if constexpr (std::is_void_v<MovingName>)
       run<T, Samples, Team>(problem);
+    else
+      run_continual<T, Samples, Team, typename TeamOf<MovingName>::type>(problem);
   }
 }
 

@@ -14,7 +14,8 @@
 
 using namespace ceprop;
 
-// How a call is to run: on which device, and by which kind of team (0: one block, 1: a cluster, 2: the grid).
+// How a call is to run: on which device, and by which kind of team (0: one block, 1: a cluster, 2: the grid; 3 and 4: a
+// block and a cluster of which the grid moves C-EP's weights).
 struct Wanted {
   int multiprocessors;
   int64_t shared_bytes;

@@ -17,10 +17,12 @@ void launch(const Plan& plan, const Problem<T>& problem) {
       .dynamic_shared_bytes = static_cast<size_t>(plan.shared_bytes),
       .cooperative = kind == TeamKind::grid || problem.stages.op != Op::relax,
       .cluster = kind == TeamKind::cluster ? static_cast<unsigned>(plan.layout.blocks) : 1};
-  if (plan.moving.continual)
-    cuda_emulation::launch(configuration, run_team<T, Samples, Name, true>, problem);
+  if (!plan.moving.continual)
+    cuda_emulation::launch(configuration, run_team<T, Samples, Name, void>, problem);
+  else if (plan.moving.kind == TeamKind::grid)
+    cuda_emulation::launch(configuration, run_team<T, Samples, Name, InGrid>, problem);
   else
-    cuda_emulation::launch(configuration, run_team<T, Samples, Name, false>, problem);
+    cuda_emulation::launch(configuration, run_team<T, Samples, Name, Name>, problem);
 }
 template <class T, int Samples>
 void launch(const Plan& plan, const Problem<T>& problem) {
@@ -35,7 +37,8 @@ void plan_and_launch(const Call& call, const Wanted& wanted) {
   if (const std::string obstacle = cuda::teams::obstacle_of(call); !obstacle.empty())
     throw std::runtime_error(obstacle);
   auto& options = cuda_emulation::options;
-  const auto kind = static_cast<TeamKind>(wanted.team);
+  const auto kind = static_cast<TeamKind>(wanted.team % 3);
+  const bool by_grid = wanted.team >= 2;
   const int clusters = static_cast<int>(1 + options.seed / 2 % 3);
   const Device device{wanted.multiprocessors, wanted.shared_bytes, wanted.cluster_blocks, clusters};
   const std::vector<int> counts = samples_of_groups(sizeof(T));
@@ -44,11 +47,11 @@ void plan_and_launch(const Call& call, const Wanted& wanted) {
                      : kind == TeamKind::cluster ? device.cluster_blocks
                                                  : 1;
   if (kind == TeamKind::cluster) options.multiprocessors = static_cast<unsigned>(clusters * blocks);
-  std::optional<Plan> plan = planning::try_plan(device, shape_of(call), kind, blocks, samples);
+  std::optional<Plan> plan = planning::try_plan(device, shape_of(call), kind, blocks, samples, by_grid);
   if (!plan) throw std::runtime_error("does not fit");
   if (kind == TeamKind::grid && options.seed % 2 == 1)
     for (Device less = device; less.shared_bytes = plan->shared_bytes - 1, less.shared_bytes > 0;) {
-      const auto smaller = planning::try_plan(less, shape_of(call), kind, blocks, samples);
+      const auto smaller = planning::try_plan(less, shape_of(call), kind, blocks, samples, by_grid);
       if (!smaller || smaller->layout.rounds > plan->layout.rounds) break;
       plan = smaller;
     }
