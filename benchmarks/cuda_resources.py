@@ -45,12 +45,14 @@ TYPES = {"f": "float", "d": "double"}
 MAPS = "Maps"  # of clusters that have them
 AROUND_A_LIBRARY = {"pool_windows": "Pooling", "show_units": "Showing", "move_units": "Move"}
 SAMPLES = {"float": (1, 3, 4), "double": (2,)}  # of a group
+LEFT_TO_THE_GRID = [("float", 3, "InBlock"), ("float", 4, "InBlock"), ("float", 4, "InCluster")]  # moving weights
 KERNELS = [  # as those files instantiate them; a grid takes groups of the most samples
     f"{number}, Team{count}, {place}{moves}"
     for number, counts in SAMPLES.items()
     for count, place in product(counts, ("InBlock", "InCluster", "InGrid"))
     if place != "InGrid" or count == max(counts)
     for moves in dict.fromkeys(("", f", Moves{place}", ", MovesInGrid"))
+    if (number, count, place) not in LEFT_TO_THE_GRID or moves in ("", ", MovesInGrid")
 ] + [f"{number}, {name}" for number in SAMPLES for name in (MAPS, *AROUND_A_LIBRARY.values())]
 
 
@@ -90,7 +92,9 @@ class Disassembled:
 def readable(symbol: str) -> str:
     """A kernel's symbol as "float, Pooling" or "float, Team4, InCluster, MovesInGrid", if weights move; others as they
     are."""
-    if of_team := re.search(r"run_teamI([fd])Li(\d)ENS\d*_\d+(In[A-Z][a-z]+)E(v|S\d*_|NS\d*_\d+(In[A-Z][a-z]+)E)E", symbol):
+    if of_team := re.search(
+        r"run_teamI([fd])Li(\d)ENS\d*_\d+(In[A-Z][a-z]+)E(v|S\d*_|NS\d*_\d+(In[A-Z][a-z]+)E)E", symbol
+    ):
         moves = "" if of_team[4] == "v" else f", Moves{of_team[5] or of_team[3]}"  # the same name is not said twice
         return f"{TYPES[of_team[1]]}, Team{of_team[2]}, {of_team[3]}{moves}"
     if around := re.search(rf"4cuda\d+({'|'.join(AROUND_A_LIBRARY)})I([fd])E", symbol):

@@ -160,10 +160,10 @@ pybind11::dict launch_plan(int multiprocessors, int64_t shared_bytes, int cluste
   facts["launch_warps"] = plan.warps;
   facts["shared_bytes"] = plan.shared_bytes;
   facts["workspace_bytes"] = plan.workspace_bytes;
-  std::vector<std::pair<int, int>> sources;  // chunks and octets that an octet of each layer reads
+  std::vector<std::pair<int, int>> sources;  // chunks and pairs that an octet of each layer reads
   for (int l = 0; l < network.layer_count(); ++l) {
     const teams::Sources of = teams::planning::sources_of(shape, l);
-    sources.push_back({of.chunks, of.octets});
+    sources.push_back({of.chunks, of.pairs});
   }
   facts["sources_of_layers"] = sources;
   return facts;

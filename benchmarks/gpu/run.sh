@@ -172,7 +172,7 @@ profiles() {
   done <<'CASES'
 free-steps 2h-b20/cluster-16x3-
 free-steps-of-a-grid 3h-b20/grid-132x4-
-nudged-steps 2h-b20/moving-grid-112-
+nudged-steps 2h-b20/moving-grid-
 free-steps-of-maps p-conv-b20/maps-4
 CASES
 }

@@ -98,15 +98,15 @@ class Way:
 
 @dataclass(frozen=True)
 class Reads:
-    """Chunks of sources, and octets behind them, that an octet reads, see layout.h."""
+    """Chunks of sources, and pairs of octets behind them, that an octet reads, see layout.h."""
 
     chunks: int
-    octets: int
+    pairs: int
 
     @classmethod
     def of(cls, units: int) -> Reads:
         chunks, rest = divmod(units, 128)
-        return cls(chunks + 1, 0) if rest > 64 else cls(chunks, (rest + 7) // 8)
+        return cls(chunks + 1, 0) if rest > 64 else cls(chunks, (rest + 15) // 16)
 
     @classmethod
     def of_layers(cls, sizes: Sequence[int]) -> list[tuple[Reads, Reads]]:
@@ -116,7 +116,7 @@ class Reads:
 
     def parts(self) -> list[bool]:
         """Whether each is a chunk."""
-        return [True] * self.chunks + [False] * ((self.octets + 1) // 2)
+        return [True] * self.chunks + [False] * self.pairs
 
 
 class Ways:
@@ -134,7 +134,7 @@ class Ways:
         """What a warp does in a step, in a block that has octets of these layers."""
         own = [reads[layers[job]] for job in self.plan.own(warp, len(layers))]
         update = [*self.update_of_warp(warp, layers, reads), self._barrier()] if self.moves else []
-        octets = [self._octet(below.chunks + above.chunks, below.octets + above.octets) for below, above in own]
+        octets = [self._octet(below.chunks + above.chunks, below.pairs + above.pairs) for below, above in own]
         return update + octets
 
     def update_of_warp(self, warp: int, layers: Sequence[int], reads: Sequence[tuple[Reads, Reads]]) -> list[Way]:
@@ -156,7 +156,7 @@ class Ways:
             self._found[key] = Way(steps, unwanted_in(steps, unwanted))
         return self._found[key]
 
-    def _octet(self, chunks: int, octets: int) -> Way:
+    def _octet(self, chunks: int, pairs: int) -> Way:
         """The new states of an octet and a group."""
         lines, samples = self.kernel.lines, self.plan.samples
         multiply, show = lines(LANES, "multiply"), lines(RELAXATION, "show", "Relaxation")
@@ -164,29 +164,30 @@ class Ways:
         rho = any_of(lines("model/activations.h", "rho"))
         of_others = any_of(
             lines(RELAXATION, "error", "Relaxation"),
+            lines(RELAXATION, "next_of", "Relaxation"),
             lines("model/unit_math.h", "next_state").matching(r"moved|clips"),  # of energy dynamics
             lines("model/activations.h", "rho_prime"),
             lines(UPDATE, "note_shown"),
             show.matching(r"logits|octets|rho<A>"),
         )
-        of_octets = made_by(lines(LANES, "multiply_own"), names=("FFMA",))
+        of_pairs = made_by(lines(LANES, "multiply_own"), names=("FFMA",))
         of_chunks = made_by(multiply.matching(r"weight\.v\[i\] \* state"), names=("FFMA",))
         events = [
             Event("of chunks", of_chunks, 32 * samples * chunks),
-            Event("of octets", of_octets, 8 * octets),
+            Event("of pairs", of_pairs, 16 * pairs),
             Event("sigmoid", made_by(sigmoid, names=("FFMA", "FMUL", "MUFU")), at_least=True),
         ]
         return self._around(
-            ("octet", chunks, octets),
+            ("octet", chunks, pairs),
             made_by(multiply, names=("FFMA",)),
             events,
             lambda i: of_others(i) or (rho(i) and not sigmoid.made(i)),
         )
 
     def _part(self, is_chunk: bool, from_above: bool) -> Way:
-        """The update of the weights from a chunk or two octets of sources, by all groups; without what copies states."""
+        """The update of the weights from a chunk or a pair of octets, by all groups; without what copies states."""
         variant = "true, false" if self.apart else "false, true" if from_above else "false, false"
-        of_variant = self.kernel.lines(UPDATE, "add_of", "Part").matching(rf"add_of<Count, {variant}>")
+        of_variant = self.kernel.lines(UPDATE, "add_of_learning", "Part").matching(rf"<Near, {variant}>")
         units = self.kernel.lines(UPDATE, "units_at").matching("auto low" if is_chunk else "return {jobs")
         terms = (1 if self.apart else 2) * self.plan.samples * self.plan.groups
         events = [
@@ -200,12 +201,11 @@ class Ways:
     def _constant(self, of_input: bool) -> Way:
         """The update of a bias, in layer 0 with the input's drive, of an octet and a group."""
         lines = self.kernel.lines(UPDATE, "move_constant")
-        gram = made_by(lines.matching(r"layout\.gram \+"), names=("LDS",))
-        sums = made_by(self.kernel.lines(UPDATE, "sum_of_moves").matching(r"factor\(b\) \*"), names=("LDS",))
-        events = [Event("x x^T and moved", sums, self.batch * (1 + of_input))]
-        if of_input:
-            events.append(Event("x x^T", gram, at_least=True))
-        return self._around(("constant", of_input), made_by(lines, names=("STS",)), events, never if of_input else gram)
+        with_gram = made_by(lines.matching(r"row \+ b \* bytes"), names=("LDS",))
+        of_bias = made_by(lines.matching(r"return ones\(\)"), names=("LDS",))
+        of_group = self.plan.samples + of_input  # what its samples have moved by, and a row of x x^T
+        events = [Event("moves", with_gram if of_input else of_bias, self.plan.groups * of_group)]
+        return self._around(("constant", of_input), made_by(lines, names=("STS",)), events, never)
 
     def _barrier(self) -> Way:
         """Of the block, between the update and the new states."""
@@ -223,7 +223,7 @@ def copied_bytes(layers: Sequence[int], reads: Sequence[tuple[Reads, Reads]], pl
     units = {}
     for layer in layers:
         below, above = reads[layer]
-        units[layer - 1], units[layer + 1] = (128 * of.chunks + 8 * of.octets for of in (below, above))
+        units[layer - 1], units[layer + 1] = (128 * of.chunks + 16 * of.pairs for of in (below, above))
     return 4 * sum(units.values()) * plan.samples * plan.groups
 
 

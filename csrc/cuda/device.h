@@ -1,6 +1,8 @@
 // What every kernel file includes: CUDA's headers, or the emulation that tests run the same source under.
 #pragma once
 
+#include <type_traits>
+
 #ifndef CUDA_EMULATION
 #include <cooperative_groups.h>
 #include <cuda_pipeline_primitives.h>
@@ -46,12 +48,15 @@ __device__ __forceinline__ int warp_of_thread() { return static_cast<int>(thread
 
 // Hides from the compiler where a number comes from: what follows from the number is worked out where it is needed, and
 // takes no register from the loops before; the number itself is not worked out again.
-#ifdef CUDA_EMULATION
-inline int hidden(int number) { return number; }
-#else
 template <class Number>
 __device__ __forceinline__ Number hidden(Number number) {
-  asm volatile("" : "+r"(number));
+#ifndef CUDA_EMULATION
+  if constexpr (std::is_same_v<Number, double>)
+    asm volatile("" : "+d"(number));
+  else if constexpr (std::is_same_v<Number, float>)
+    asm volatile("" : "+f"(number));
+  else
+    asm volatile("" : "+r"(number));
+#endif
   return number;
 }
-#endif

@@ -15,7 +15,7 @@ from agreement import Results, assert_agreement, results_of
 from backend_calls import CALLS, flat
 from emulated_teams import NETWORKS, team_runs
 from golden_steps import assert_step_is_golden
-from known_devices import KERNELS
+from known_devices import KERNELS, OfKernel
 from large_logits import draws as draws_of_large_logits
 from last_places import assert_activation_is_right
 from not_finite_numbers import assert_ops_store_nothing
@@ -58,27 +58,26 @@ def test_agreement(variant: dict[str, Any], dtype: torch.dtype) -> None:
     assert_agreement(partial(team_runs), draws, module=OnGpu())
 
 
-def name_of_kernel(kernel: tuple[str, int, tuple[int, ...], int]) -> str:
-    team, samples, _, _ = kernel
-    return f"{team}-of-{samples}"
+def name_of_kernel(kernel: OfKernel) -> str:
+    return f"{kernel.team}-of-{kernel.samples}-then-{kernel.moving_team}"
 
 
-def problem_of(kernel: tuple[str, int, tuple[int, ...], int], feedback: str = "tied") -> tuple[Any, Nudge]:
+def problem_of(kernel: OfKernel, feedback: str = "tied") -> tuple[Any, Nudge]:
     """A problem that runs by this kernel on an H100; skips where another kernel runs it."""
-    team, samples, *shape = kernel
-    dtype = torch.float64 if samples == 2 else torch.float32
-    problem, nudge = build({**VARIANTS[0], "shape": shape, "feedback": feedback}, dtype)
+    dtype = torch.float64 if kernel.samples == 2 else torch.float32
+    problem, nudge = build({**VARIANTS[0], "shape": (kernel.widths, kernel.batch), "feedback": feedback}, dtype)
     for continual in (False, True):
         plan = ops.launch_plan(*there((problem.circuit, problem.x)), continual=continual)
-        if torch.cuda.get_device_capability() != (9, 0) and (plan.get("team"), plan.get("samples")) != (team, samples):
+        found = plan.get("team"), plan.get("samples"), plan.get("moving_team", kernel.moving_team)
+        if torch.cuda.get_device_capability() != (9, 0) and found != kernel[:3]:
             pytest.skip(f"not here: {plan}")
-        assert (plan["team"], plan["samples"], plan.get("moving_team", "grid")) == (team, samples, "grid")
+        assert found == kernel[:3]
     return problem, nudge
 
 
 @pytest.mark.parametrize("feedback", ["tied", "free"])
 @pytest.mark.parametrize("kernel", KERNELS, ids=name_of_kernel)
-def test_every_kernel(kernel: tuple[str, int, tuple[int, ...], int], feedback: str) -> None:
+def test_every_kernel(kernel: OfKernel, feedback: str) -> None:
     """With free feedback C-EP has a gate."""
     assert_agreement(partial(team_runs), [problem_of(kernel, feedback)], module=OnGpu())
 
@@ -163,7 +162,7 @@ def test_phases_end_exactly_at_their_tolerance(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=name_of_kernel)
-def test_bitwise_the_same_from_run_to_run(kernel: tuple[str, int, tuple[int, ...], int]) -> None:
+def test_bitwise_the_same_from_run_to_run(kernel: OfKernel) -> None:
     problem, nudge = problem_of(kernel)
     first, *others = (team_runs(OnGpu(), problem.circuit, problem.x, nudge) for _ in range(3))
     for run in others:
@@ -177,7 +176,7 @@ def test_a_step_that_is_not_finite_stores_nothing(network: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=name_of_kernel)
-def test_no_kernel_learns_from_what_is_not_finite(kernel: tuple[str, int, tuple[int, ...], int]) -> None:
+def test_no_kernel_learns_from_what_is_not_finite(kernel: OfKernel) -> None:
     problem, nudge = problem_of(kernel)
     circuit, x = copy_of(problem.circuit), problem.x.clone()
     x[-1, -1] = float("nan")
@@ -211,7 +210,7 @@ FUSED_CALLS = [name for name in CALLS if name != "BPTT"]  # whose unrolled steps
 
 
 # A network and a batch for each kind of team in float64, and one for PyTorch's operators.
-KINDS = {team: (sizes, batch) for team, samples, sizes, batch in KERNELS if samples == 2} | {"convolutions": None}
+KINDS = {one.team: (one.widths, one.batch) for one in KERNELS if one.samples == 2} | {"convolutions": None}
 
 
 def small_problem(kind: str = "block") -> tuple[cep.Network, Tensor, Tensor]:

@@ -12,11 +12,14 @@ import cuda_resources
 import pytest
 
 
-def symbol(number: str, samples: int, place: str, moves: int) -> str:
-    return f"_ZN6ceprop4cuda5teams8run_teamI{number}Li{samples}ENS1_{len(place)}{place}ELb{moves}EEEvNS1_7ProblemIT_EE"
+def symbol(number: str, samples: int, place: str, moves: str) -> str:
+    """``moves``: the place where weights do, if they do."""
+    team = f"NS1_{len(place)}{place}E"
+    moving = "v" if not moves else "S2_" if moves == place else f"NS1_{len(moves)}{moves}E"
+    return f"_ZN6ceprop4cuda5teams8run_teamI{number}Li{samples}E{team}{moving}EEvNS1_7ProblemIT_EE"
 
 
-GRID, CLUSTER = symbol("f", 4, "InGrid", 0), symbol("f", 3, "InCluster", 1)
+GRID, CLUSTER = symbol("f", 4, "InGrid", ""), symbol("f", 3, "InCluster", "InGrid")
 THREADS = {"float": 384, "double": 256, "float, Maps": 512, "double, Maps": 256}
 
 
@@ -72,14 +75,18 @@ LINES = (
 # --- Reading
 
 
-@pytest.mark.parametrize("moves", [0, 1])
+@pytest.mark.parametrize("moves", ["", "InBlock", "InCluster", "InGrid"])
 @pytest.mark.parametrize("place", ["InBlock", "InCluster", "InGrid"])
 @pytest.mark.parametrize(("number", "samples"), [("f", 1), ("f", 3), ("f", 4), ("d", 2)])
-def test_symbols_become_readable(number: str, samples: int, place: str, moves: int) -> None:
-    readable = f"{cuda_resources.TYPES[number]}, Team{samples}, {place}" + (", Moves" if moves else "")
+def test_symbols_become_readable(number: str, samples: int, place: str, moves: str) -> None:
+    readable = f"{cuda_resources.TYPES[number]}, Team{samples}, {place}" + (f", Moves{moves}" if moves else "")
     assert cuda_resources.readable(symbol(number, samples, place, moves)) == readable
-    is_one = samples != 1 or place != "InGrid"
-    assert (readable in cuda_resources.KERNELS) == (is_one and (samples, place) != (3, "InGrid"))
+    exists = moves in ("", "InGrid") or (
+        moves == place and (place, samples) not in [("InBlock", 3), ("InBlock", 4), ("InCluster", 4)]
+    )
+    if place == "InGrid":
+        exists = exists and samples in (4, 2)
+    assert (readable in cuda_resources.KERNELS) == exists
 
 
 def test_other_symbols_stay() -> None:
@@ -95,8 +102,8 @@ def test_a_report_is_read() -> None:
         "spill_store_bytes": 12,
         "spill_load_bytes": 16,
     }
-    assert read["float, Team3, InCluster, Moves"]["registers"] == 4
-    assert list(read) == ["float, Team4, InGrid", "float, Team3, InCluster, Moves"]
+    assert read["float, Team3, InCluster, MovesInGrid"]["registers"] == 4
+    assert list(read) == ["float, Team4, InGrid", "float, Team3, InCluster, MovesInGrid"]
 
 
 def test_frames_of_called_functions_count() -> None:
@@ -106,13 +113,13 @@ def test_frames_of_called_functions_count() -> None:
 def test_instructions_are_counted() -> None:
     read = cuda_resources.parse_disassembly(disassembly(LINES * 20))
     assert read["float, Team4, InGrid"] == cuda_resources.Disassembled(80, generic_loads=20, traps=0)
-    assert read["float, Team3, InCluster, Moves"] == cuda_resources.Disassembled(3, generic_loads=0, traps=1)
+    assert read["float, Team3, InCluster, MovesInGrid"] == cuda_resources.Disassembled(3, generic_loads=0, traps=1)
 
 
 def test_rows_of_both() -> None:
     grid, cluster = cuda_resources.resources(75, report(), disassembly(LINES * 20))
     assert (grid.kernel, grid.registers, grid.is_stub) == ("float, Team4, InGrid", 168, False)
-    assert (cluster.kernel, cluster.registers, cluster.is_stub) == ("float, Team3, InCluster, Moves", 4, True)
+    assert (cluster.kernel, cluster.registers, cluster.is_stub) == ("float, Team3, InCluster, MovesInGrid", 4, True)
 
 
 # --- Refusing
@@ -131,7 +138,7 @@ def sound(architecture: int) -> list:
 
 @pytest.mark.parametrize("architecture", cuda_resources.ARCHITECTURES)
 def test_sound_kernels_pass(architecture: int) -> None:
-    assert len(cuda_resources.KERNELS) == len(set(cuda_resources.KERNELS)) == 28
+    assert len(cuda_resources.KERNELS) == len(set(cuda_resources.KERNELS)) == 33
     assert cuda_resources.faults(sound(architecture), [architecture], THREADS) == []
 
 
@@ -139,7 +146,7 @@ def test_what_architectures_have() -> None:
     exist = {
         a: sum(cuda_resources.exists_on(kernel, a) for kernel in cuda_resources.KERNELS) for a in (75, 80, 89, 90, 120)
     }
-    assert exist == {75: 18, 80: 18, 89: 18, 90: 28, 120: 28}
+    assert exist == {75: 20, 80: 20, 89: 20, 90: 33, 120: 33}
 
 
 @pytest.mark.parametrize(
@@ -154,9 +161,9 @@ def test_what_architectures_have() -> None:
     ],
 )
 def test_faults_are_named(changes: dict[str, int], message: str) -> None:
-    rows = [replace(row, **changes) if row.kernel == "float, Team4, InGrid, Moves" else row for row in sound(90)]
+    rows = [replace(row, **changes) if row.kernel == "float, Team4, InGrid, MovesInGrid" else row for row in sound(90)]
     (fault,) = cuda_resources.faults(rows, [90], THREADS)
-    assert fault.startswith("sm_90, float, Team4, InGrid, Moves: ")
+    assert fault.startswith("sm_90, float, Team4, InGrid, MovesInGrid: ")
     assert message in fault
 
 
@@ -173,12 +180,12 @@ def test_faults_are_found_in_the_tools_words() -> None:
 
 def test_larger_blocks_leave_fewer_registers() -> None:
     faults = cuda_resources.faults(sound(90), [90], THREADS | {"double": 512})
-    assert len(faults) == 9
+    assert len(faults) == 11
     assert all(fault.startswith("sm_90, double, ") for fault in faults)
     assert all("168 registers, where blocks of 512 threads leave 128" in fault for fault in faults)
 
 
-@pytest.mark.parametrize("kernel", ["float, Team1, InCluster", "double, Team2, InCluster, Moves", "float, Maps"])
+@pytest.mark.parametrize("kernel", ["float, Team1, InCluster", "double, Team2, InCluster, MovesInGrid", "float, Maps"])
 def test_kernels_that_cannot_run_must_be_stubs(kernel: str) -> None:
     rows = [replace(row, instructions=9000) if row.kernel == kernel else row for row in sound(75)]
     (fault,) = cuda_resources.faults(rows, [75], THREADS)
@@ -198,7 +205,7 @@ def test_a_table_of_registers() -> None:
     lines = cuda_resources.table(sound(75) + sound(90)).splitlines()
     assert lines[0] == "| kernel | sm_75 | sm_90 |"
     assert "| float, Team4, InGrid | 168 | 168 |" in lines
-    assert "| float, Team3, InCluster, Moves | - | 168 |" in lines
+    assert "| float, Team3, InCluster, MovesInGrid | - | 168 |" in lines
 
 
 # --- Tools that are not there

@@ -185,17 +185,17 @@ def test_the_kernels_have_what_the_model_looks_for() -> None:
         ("model/activations.h", "rho", ""),
         ("model/activations.h", "rho_prime", ""),
         ("model/elementary.h", "steep_sigmoid", ""),
-        (teams.LANES, "multiply", r"weight\[j / 4\]"),
         (teams.LANES, "multiply", r"weight\.v\[i\] \* state"),
+        (teams.LANES, "multiply_own", ""),
         (teams.UPDATE, "note_shown", ""),
-        (teams.UPDATE, "add_of", "Part", "add_of<Width, true, false>"),
-        (teams.UPDATE, "add_of", "Part", "add_of<Width, false, true>"),
-        (teams.UPDATE, "add_of", "Part", "add_of<Width, false, false>"),
-        (teams.UPDATE, "sources_at", "auto four"),
-        (teams.UPDATE, "sources_at", "auto one"),
+        (teams.UPDATE, "add_of_learning", "Part", "<Near, true, false>"),
+        (teams.UPDATE, "add_of_learning", "Part", "<Near, false, true>"),
+        (teams.UPDATE, "add_of_learning", "Part", "<Near, false, false>"),
+        (teams.UPDATE, "units_at", "auto low"),
+        (teams.UPDATE, "units_at", r"return \{jobs"),
         (teams.UPDATE, "move", "Part", "blend"),
-        (teams.UPDATE, "move_constant", r"layout\.gram \+"),
-        (teams.UPDATE, "sum_of_moves", r"factor\(b\) \*"),
+        (teams.UPDATE, "move_constant", r"row \+ b \* bytes"),
+        (teams.UPDATE, "move_constant", r"return ones\(\)"),
         ("cuda/teams/run.cuh", "run_rounds", ""),
         (kernel.RELAXATION, "move_weights", "__syncthreads"),
         (maps.UP, "way_up", ""),
@@ -211,7 +211,7 @@ def test_the_kernels_have_what_the_model_looks_for() -> None:
         (maps.PHASE, "move", r"peer.push\(to, box, shown\)"),
     ]:
         assert here.lines(*place).matching(lines).numbers, (place, lines)
-    for name in ("error", "show"):
+    for name in ("error", "next_of", "show"):
         assert here.lines(kernel.RELAXATION, name, "Relaxation").numbers
     assert here.lines("cuda/teams/team.cuh", "meet", "Grid") != here.lines("cuda/teams/team.cuh", "meet", "OneBlock")
     run = here.lines(kernel.RELAXATION, "run")
@@ -297,7 +297,7 @@ def plan(prefix: str = "", **settings: Any) -> tuple[teams.Plan, dict[str, Any]]
 def test_what_octets_read_is_what_the_planner_says(sizes: tuple[int, ...]) -> None:
     _, facts = plan(widths=sizes, batch=20, continual=False)
     reads = teams.Reads.of_layers(sizes)
-    added = [(below.chunks + above.chunks, below.octets + above.octets) for below, above in reads]
+    added = [(below.chunks + above.chunks, below.pairs + above.pairs) for below, above in reads]
     assert added == [tuple(sources) for sources in facts["sources_of_layers"]]
 
 
@@ -313,7 +313,7 @@ class Counting(teams.Ways):
     """The names of ways instead of instructions."""
 
     def __init__(self, plan: teams.Plan, moves: bool) -> None:
-        self.plan, self.moves = plan, moves
+        self.plan, self.moves, self.warps = plan, moves, plan.warps
 
     def __getattribute__(self, name: str) -> Any:
         if name in ("_octet", "_part", "_constant", "_barrier"):
@@ -330,8 +330,9 @@ def test_what_warps_do_in_a_step() -> None:
     moves, _ = plan("moving_", widths=sizes, batch=20, continual=True)
     of_output = [Counting(moves, True).of_warp(warp, (1,), reads) for warp in range(moves.warps)]
     own = [("_constant", False), ("_barrier",), ("_octet", 4, 0)]
-    assert (moves.warps, moves.groups) == (5, 5)
-    assert of_output == [[("_part", True, False), *own]] * 4 + [own]
+    assert (moves.warps, moves.groups) == (12, 5)
+    nothing: list[tuple[Any, ...]] = [("_barrier",)]
+    assert of_output == [[("_part", True, False), *own]] * 4 + [own] + [nothing] * 7
     of_first = [Counting(moves, True).of_warp(warp, (0,), reads) for warp in range(moves.warps)]
     own = [("_constant", True), ("_barrier",), ("_octet", 0, 1)]
-    assert of_first == [[("_part", False, True), *own]] + [own] * 4
+    assert of_first == [[("_part", False, True), *own]] + [own] * 4 + [nothing] * 7

@@ -61,12 +61,10 @@ def text_of(place: str, csrc: Path = ROOT / "csrc") -> str:
     return (csrc / "cuda" / file).read_text().splitlines()[int(line) - 1].strip()
 
 
-# Lanes that push to different blocks, which have banks of their own; a tail's weights, which move once a step; jobs,
-# which are written once a call.
+# Lanes that push to different blocks, which have banks of their own; jobs, which are written once a call.
 MEANT = {
     "for (int k = 0; k < job_words; ++k) memory.put(layout.jobs + (job_words * i + k) * 16, words[k]);": 4,
-    "jobs.team.push(Channel::states, g, half_steps_, sends ? job.readers : 0, buffer + job.to + at, four);": 3,
-    "jobs.memory.put(place, blend(jobs.memory.template get<T>(place), sum[u][0]));": 2,
+    "jobs.team.push(Channel::states, g, half_steps_, jobs.lane, sends, job.reader_count, job.readers,": 3,
 }
 
 

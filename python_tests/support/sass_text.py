@@ -5,7 +5,7 @@ from __future__ import annotations
 import disassembly
 from disassembly import NONE, Instruction
 
-KERNEL = "_ZN6ceprop4cuda5teams8run_teamIfLi4ENS1_6InGridELb0EEEvNS1_7ProblemIT_EE"
+KERNEL = "_ZN6ceprop4cuda5teams8run_teamIfLi4ENS1_6InGridEvEEvNS1_7ProblemIT_EE"
 
 
 def line(

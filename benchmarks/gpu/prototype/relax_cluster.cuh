@@ -125,12 +125,12 @@ __device__ __forceinline__ void run_warp(const Problem& p, const Memory& memory)
           for (int bit = 0; bit < 3; ++bit)
 #pragma unroll
             for (int s = 0; s < Samples; ++s) sum[8][s] += with_partner(sum[8][s], bit == 0 ? 16 : bit == 1 ? 8 : 1);
-          const float all = over_samples<Samples>(sum[8]);
+          const float all = over_samples<Samples>(lane_of_thread(), sum[8]);
           of_output = steep_sigmoid(all + output_bias) + beta * (pulls - before);
           memory.put(own_constants + 384 * g + 256, of_output);
         }
-        state = steep_sigmoid(added_up<Samples>(octet) + constant);
-        const Four four = with_neighbours(state);
+        state = steep_sigmoid(added_up<Samples>(lane_of_thread(), octet) + constant);
+        const Four four = with_neighbours(lane_of_thread(), state);
         __syncwarp();  // what is sent says that no lane reads the step's states any more
         if (has_unit && sends) {
 #pragma unroll

@@ -8,6 +8,7 @@
 #include <variant>
 
 #include "../../model/chain.h"
+#include "../block/pace.h"
 #include "../block/properties.h"
 #include "layout.h"
 
@@ -54,8 +55,7 @@ namespace planning {
 inline constexpr int most_numbered = 1023;           // positions and channels, in ten bits
 inline constexpr int64_t most_mail = (1 << 20) - 1;  // bytes that a mailbox can expect
 
-inline constexpr double worth_more_blocks = 0.97;        // of the clocks with fewer
-inline constexpr double clocks_of_a_microsecond = 1980;  // of an H100
+inline constexpr double worth_more_blocks = 0.97;  // of the clocks with fewer
 
 inline int parts(int64_t whole, int64_t part) { return static_cast<int>((whole + part - 1) / part); }
 inline int filled(int64_t count, int to) { return parts(count, to) * to; }
@@ -231,20 +231,12 @@ inline std::optional<Plan> try_plan(const Device& device, const NetworkShape& sh
   return plan;
 }
 
-// Returns about how many clocks a step takes a cluster. It serves the choice of how many blocks it has only. The
-// exchange was measured on an H100 (benchmarks/results/gpu_micro.csv, mailbox-6kB); the other constants are fitted to
-// what benchmarks/sass/maps.py simulates for it.
+// Returns about how many clocks a step takes a cluster.
 inline double step_clocks(const Layout& layout, int number_bytes) {
-  constexpr double exchange = 700;
-  constexpr double up_pace = 1.15,
-                   down_pace = 1.36;  // clocks of a scheduler for an instruction, of which there are four
-  constexpr double stored = 8;        // clocks for 32 numbers of a region
-  constexpr double pooling = 300;     // for a position of a window
-  constexpr double summing = 480;     // of 16 bytes of all regions
-  constexpr double moving = 1300;     // of 16 bytes
-  const double of_number = number_bytes == 4 ? 1 : 3;
+  using namespace pace::maps;
+  const double of_number = number_bytes == 4 ? 1 : pace::of_float64;
   const int warps = warps_of(number_bytes), pack = 16 / number_bytes;
-  double clocks = 2 * exchange * layout.turns;
+  double clocks = 2 * pace::exchange * layout.turns;
   for (int l = 0; l < layout.layers; ++l) {
     const Layer& layer = layout.layer[l];
     const int own = layer.most_own * layer.height * layer.width;
@@ -259,12 +251,12 @@ inline double step_clocks(const Layout& layout, int number_bytes) {
     }
     const int taps = joint.kernel * joint.kernel, side = patch + joint.kernel - 1;
     const int up_items = joint.tile_sets << joint.up_shift, down_items = joint.patches << joint.down_shift;
-    const double up = parts(up_items, 4) * double(joint.of_up) *
-                      (taps * (tile_channels * tile_positions + tile_channels) + 9 * joint.kernel);
+    const double of_up = parts(up_items, pace::schedulers) * double(joint.of_up) *
+                         (taps * (tile_channels * tile_positions + tile_channels) + 9 * joint.kernel);
     const int windows = joint.window_height * joint.window_width;
     const double values = patch * patch / (joint.pool == Pool::max ? double(windows) : 1);
-    const double down = parts(down_items, 4) * double(joint.of_down) * (taps * (1 + values) + 60);
-    clocks += of_number * (up_pace * up + joint.groups * down_pace * down);
+    const double of_down = parts(down_items, pace::schedulers) * double(joint.of_down) * (taps * (1 + values) + 60);
+    clocks += of_number * (up * of_up + joint.groups * down * of_down);
     clocks += parts(own, lanes * warps) * pooling * windows;
     clocks += joint.groups * (stored * side * side * (1 << joint.down_shift) * parts(joint.patches, warps) +
                               summing * parts(below.height * below.packs_of_row(pack), warps));
@@ -286,7 +278,7 @@ inline Planned plan_maps(const Device& device, const NetworkShape& shape, int64_
     plan->clusters = std::max(1, device.clusters * (device.cluster_blocks / blocks));
     plan->rounds = planning::parts(samples, plan->clusters);
     const double clocks = planning::step_clocks(plan->layout, number_bytes);
-    plan->step_microseconds = clocks / planning::clocks_of_a_microsecond;
+    plan->step_microseconds = clocks / pace::clocks_of_a_microsecond;
     if (!best || clocks * plan->rounds < least * planning::worth_more_blocks) {
       best = plan;
       least = clocks * plan->rounds;

@@ -57,9 +57,12 @@ class ContinualUpdate {
   // Notes how every connection takes a contrast over `divisor`, and brings x x^T. The next meeting ends it.
   __device__ __forceinline__ static void begin(const Jobs& jobs, double divisor) {
     const Problem<T>& p = jobs.p;
-    for (int i = static_cast<int>(threadIdx.x); jobs.layout.gram >= 0 && i < p.batch * p.batch;
-         i += static_cast<int>(blockDim.x))
-      jobs.memory.put(jobs.layout.gram + i * bytes, __ldcg(p.gram + i));
+    const int row = jobs.layout.samples_at_once();  // with zeros for samples that are not there
+    for (int i = static_cast<int>(threadIdx.x); jobs.layout.gram >= 0 && i < p.batch * row;
+         i += static_cast<int>(blockDim.x)) {
+      const int b = i % row;
+      jobs.memory.put(jobs.layout.gram + i * bytes, b < p.batch ? __ldcg(p.gram + i / row * p.batch + b) : T(0));
+    }
     for (int c = static_cast<int>(threadIdx.x); c < p.layers; c += static_cast<int>(blockDim.x)) {
       const Blend<T> blend = continual_blend<T>(p.rate[c], p.weight_decay, divisor, p.batch);
       jobs.memory.put(place_of_blend(jobs, c), blend.decay);
@@ -69,18 +72,18 @@ class ContinualUpdate {
 
   // Notes by how much the lane's unit has moved in a step: its state, or what it shows.
   __device__ __forceinline__ static void note(const Jobs& jobs, const Job& job, int g, T moved, Own as = Own::moved) {
-    if (jobs.leads)
-      jobs.memory.put(place_of_noted(jobs, job, g, jobs.sample, as), jobs.is_there(job, g) ? moved : T(0));
+    if (jobs.leads())
+      jobs.memory.put(place_of_noted(jobs, job, g, jobs.sample(), as), jobs.is_there(job, g) ? moved : T(0));
   }
   // Notes what the lane's unit shows in a step, and if `moves`, that it has moved by as much as that has changed.
   __device__ __forceinline__ static void note_shown(const Jobs& jobs, const Job& job, int g, int step, T shown,
                                                     bool moves) {
-    if (!jobs.leads) return;
+    if (!jobs.leads()) return;
     if (moves) {
-      const int before = place_of_noted(jobs, job, g, jobs.sample, shown_in(step - 1));
+      const int before = place_of_noted(jobs, job, g, jobs.sample(), shown_in(step - 1));
       note(jobs, job, g, shown - jobs.memory.template get<T>(before));
     }
-    jobs.memory.put(place_of_noted(jobs, job, g, jobs.sample, shown_in(step)), shown);
+    jobs.memory.put(place_of_noted(jobs, job, g, jobs.sample(), shown_in(step)), shown);
   }
 
   // All warps of the block move what belongs to it, by what two steps have left: number `step` - 1 in the buffer
@@ -125,7 +128,7 @@ class ContinualUpdate {
       });
     });
     jobs.for_each_own([&](const Job& job, int g) {
-      if (!jobs.leads || job.layer == 0 || jobs.sample_of(g) > 0 || jobs.unit_of(job) >= job.units) return;
+      if (!jobs.leads() || job.layer == 0 || jobs.sample_of(g) > 0 || jobs.unit_of(job) >= job.units) return;
       if (T* biases = p.biases[job.layer])
         biases[jobs.unit_of(job)] = jobs.memory.template get<T>(jobs.own(job, g, Own::constant));
     });
@@ -145,57 +148,53 @@ class ContinualUpdate {
   __device__ __forceinline__ static Own shown_in(int step) { return step & 1 ? Own::shown_odd : Own::shown_even; }
   // Returns where the lane's unit has noted by how much it moved, or what it shows. A sample's units lie side by side.
   __device__ __forceinline__ static int place_of_noted(const Jobs& jobs, const Job& job, int g, int sample, Own as) {
-    return jobs.owns(job.own, g, as) + sample * jobs.row + jobs.unit_turn * bytes;
+    return jobs.owns(job.own, g, as) + sample * jobs.row + jobs.unit_turn() * bytes;
   }
 
+  // A warp moves a part of the weights from one side: a chunk, of which a lane has four sources of each unit, or a pair
+  // of octets behind the chunks, of which it has four sources of one unit.
+  __device__ __forceinline__ static int parts_of(const Sources& sources) { return sources.chunks + sources.pairs; }
   __device__ __forceinline__ static int parts_of(const Job& job) {
-    return teams::parts_of(job.from_below) + teams::parts_of(job.from_above);
+    return parts_of(job.from_below) + parts_of(job.from_above);
   }
-  // A warp moves a part of the weights from one side: a chunk, of which a lane has four sources of each unit, or two
-  // octets behind the chunks, of which it has four sources of one unit.
   struct Part {
-    bool from_above, is_chunk, exists;  // for this lane: the second octet may not
+    bool from_above, is_chunk;
     int connection, unit;
     int own, weights;     // places of the job's numbers, and of the lane's first weight
     int states, in_copy;  // places of the lane's sources in a buffer, and in a copy
 
     __device__ __forceinline__ Part(const Jobs& jobs, int i, int part) {
       const Job job = jobs.job_of(i);
-      const int below = teams::parts_of(job.from_below);
-      from_above = part >= below;
-      const int index = from_above ? part - below : part, lane = jobs.lane;
-      const int chunks = from_above ? job.from_above.chunks : job.from_below.chunks;
-      const int halves = 2 * (from_above ? job.from_above.octets : job.from_below.octets);
-      const int half = 4 * (index - chunks) + lane / octet;
-      is_chunk = index < chunks;
-      exists = is_chunk || half < halves;
-      const int last = exists ? half : halves - 1;
+      from_above = part >= parts_of(job.from_below);
+      const Sources& sources = from_above ? job.from_above : job.from_below;
+      const int index = from_above ? part - parts_of(job.from_below) : part, lane = jobs.lane;
+      is_chunk = index < sources.chunks;
       unit = lane % octet;
       connection = job.layer + from_above;
       own = job.own;
-      weights = job.weights + (from_above ? padded(job.from_below) * octet * bytes : 0) +
-                (is_chunk ? index * chunk_bytes(bytes) + lane * 4 * bytes
-                          : chunks * chunk_bytes(bytes) + (last * octet + unit) * 4 * bytes);
-      const int fours = is_chunk ? index * chunk_octets * 2 + lane : chunks * chunk_octets * 2 + last;
+      const int chunks = is_chunk ? index : sources.chunks, pairs = is_chunk ? 0 : index - sources.chunks;
+      weights = job.weights + (from_above ? padded(job.from_below) * octet * bytes : 0) + chunks * chunk_bytes(bytes) +
+                pairs * pair_bytes(bytes) + lane * 4 * bytes;
+      const int fours = 2 * (chunks * chunk_octets + 2 * pairs) + (is_chunk ? lane : lane / octet);
       const int before = fours / 2 * stride + fours % 2 * 4 * bytes;
       states = jobs.layout.states[from_above ? job.layer + 1 : job.layer - 1] + before;
       in_copy = (from_above ? job.above : job.below) + before;
     }
 
-    // Adds the contrast of some groups to sum[unit][source]; of octets only sum[0] counts, of the lane's unit.
+    // Adds the contrast of some groups to sum[unit][source]; of a pair only sum[0] counts, of the lane's unit.
     __device__ __forceinline__ void add(const Jobs& jobs, int begin, int end, int earlier, int later, int step,
                                         T (&sum)[octet][4]) const {
-      if (is_chunk)
-        add_of<octet>(jobs, begin, end, earlier, later, step, sum);
+      if (!Jobs::Team::is_far || jobs.layout.copied_steps == 2)
+        add_of_learning<true>(jobs, begin, end, earlier, later, step, sum);
       else
-        add_of<1>(jobs, begin, end, earlier, later, step, sum);
+        add_of_learning<false>(jobs, begin, end, earlier, later, step, sum);
     }
     __device__ __forceinline__ void move(const Jobs& jobs, const T (&sum)[octet][4]) const {
       const Blend<T> blend = blend_of(jobs, connection);
-      const int turn = hidden(jobs.unit_turn);
+      const int turn = hidden(jobs.unit_turn());
 #pragma unroll
       for (int u = 0; u < octet; ++u) {
-        if (u > 0 && !is_chunk || !exists) continue;
+        if (u > 0 && !is_chunk) continue;
         const int place = weights + (is_chunk ? (u ^ turn) * 32 * 4 * bytes : 0);
         auto four = jobs.memory.template get<Four<T>>(place);
 #pragma unroll
@@ -205,18 +204,27 @@ class ContinualUpdate {
     }
 
    private:
-    template <int Count>
-    __device__ __forceinline__ void add_of(const Jobs& jobs, int begin, int end, int earlier, int later, int step,
-                                           T (&sum)[octet][4]) const {
+    // `Near`: the earlier states are in the block's memory, as the later ones are.
+    template <bool Near>
+    __device__ __forceinline__ void add_of_learning(const Jobs& jobs, int begin, int end, int earlier, int later,
+                                                    int step, T (&sum)[octet][4]) const {
       if (jobs.p.learns == Learns::apart)
-        add_of<Count, true, false>(jobs, begin, end, earlier, later, step, sum);
+        add_of_part<Near, true, false>(jobs, begin, end, earlier, later, step, sum);
       else if (from_above)
-        add_of<Count, false, true>(jobs, begin, end, earlier, later, step, sum);
+        add_of_part<Near, false, true>(jobs, begin, end, earlier, later, step, sum);
       else
-        add_of<Count, false, false>(jobs, begin, end, earlier, later, step, sum);
+        add_of_part<Near, false, false>(jobs, begin, end, earlier, later, step, sum);
+    }
+    template <bool Near, bool Apart, bool FromAbove>
+    __device__ __forceinline__ void add_of_part(const Jobs& jobs, int begin, int end, int earlier, int later, int step,
+                                                T (&sum)[octet][4]) const {
+      if (is_chunk)
+        add_of<octet, Near, Apart, FromAbove>(jobs, begin, end, earlier, later, step, sum);
+      else
+        add_of<1, Near, Apart, FromAbove>(jobs, begin, end, earlier, later, step, sum);
     }
     // Of so many units.
-    template <int Count, bool Apart, bool FromAbove>
+    template <int Count, bool Near, bool Apart, bool FromAbove>
     __device__ __forceinline__ void add_of(const Jobs& jobs, int begin, int end, int earlier, int later, int step,
                                            T (&sum)[octet][4]) const {
       constexpr bool is_far = Jobs::Team::is_far;
@@ -224,16 +232,15 @@ class ContinualUpdate {
       const int first = Count == 1 ? unit * bytes : 0;
 #pragma unroll 1
       for (int g = begin; g < end; ++g) {
-        const bool is_copied = is_far && jobs.layout.copied_steps == 2;
         const int before_at =
-            is_copied ? jobs.copy_of(g - begin, step - 1) + in_copy : jobs.buffer_of(g, earlier) + states;
+            is_far && Near ? jobs.copy_of(g - begin, step - 1) + in_copy : jobs.buffer_of(g, earlier) + states;
         const int after_at = is_far ? jobs.copy_of(g - begin, step) + in_copy : jobs.buffer_of(g, later) + states;
         const int moved = jobs.owns(own, g, as) + first;
         const int shown = jobs.owns(own, g, shown_in(FromAbove ? step : step - 1)) + first;
 #pragma unroll
         for (int s = 0; s < samples; ++s) {
           const auto own_moved = units_at<Count>(jobs, moved + s * jobs.row);
-          const auto before = sources_at(jobs, before_at + s * jobs.row, is_copied);
+          const auto before = sources_at<Near>(jobs, before_at + s * jobs.row);
           if constexpr (Apart) {
 #pragma unroll
             for (int u = 0; u < Count; ++u)
@@ -241,7 +248,7 @@ class ContinualUpdate {
               for (int k = 0; k < 4; ++k) sum[u][k] += own_moved.v[u] * before.v[k];
           } else {
             const auto own_shown = units_at<Count>(jobs, shown + s * jobs.row);
-            const auto after = sources_at(jobs, after_at + s * jobs.row, true);
+            const auto after = sources_at<true>(jobs, after_at + s * jobs.row);
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
               const T moves = after.v[k] - before.v[k];
@@ -271,8 +278,12 @@ class ContinualUpdate {
       return {low.v[0], low.v[1], low.v[2], low.v[3], high.v[0], high.v[1], high.v[2], high.v[3]};
     }
   }
-  __device__ __forceinline__ static Four<T> sources_at(const Jobs& jobs, int place, bool is_copied) {
-    return is_copied ? jobs.memory.template get<Four<T>>(place) : jobs.team.template shown<Four<T>>(place);
+  template <bool Near>
+  __device__ __forceinline__ static Four<T> sources_at(const Jobs& jobs, int place) {
+    if constexpr (Near)
+      return jobs.memory.template get<Four<T>>(place);
+    else
+      return jobs.team.template shown<Four<T>>(place);
   }
 
   // Moves a bias, in layer 0 with the input's drive, and the sum by which the input's weights move.
@@ -281,14 +292,20 @@ class ContinualUpdate {
     if (job.layer > 0 && !p.biases[job.layer]) return;
     const int sample = min(jobs.sample_of(g), p.batch - 1);
     T sum = 0;
-    if (job.layer > 0)
-      sum = sum_of_moves(jobs, job, [](int) { return T(1); });
-    else if (jobs.layout.gram >= 0)
+    if (job.layer > 0) {
+      sum = sum_of_moves(jobs, job, [](int) { return ones(); });
+    } else if (jobs.layout.gram >= 0) {
+      const int row = jobs.layout.gram + sample * jobs.layout.samples_at_once() * bytes;
+      sum = sum_of_moves(jobs, job, [&](int b) { return jobs.memory.template get<Pack<T>>(row + b * bytes); });
+    } else {
+      const T* const row = p.gram + int64_t(sample) * p.batch;
       sum = sum_of_moves(jobs, job, [&](int b) {
-        return jobs.memory.template get<T>(jobs.layout.gram + (b * p.batch + sample) * bytes);
+        Pack<T> pack;
+#pragma unroll
+        for (int s = 0; s < samples; ++s) pack.v[s] = b + s < p.batch ? __ldcg(row + b + s) : T(0);
+        return pack;
       });
-    else
-      sum = sum_of_moves(jobs, job, [&](int b) { return __ldcg(p.gram + int64_t(b) * p.batch + sample); });
+    }
     const Blend<T> blend = blend_of(jobs, job.layer);
     const auto move = [&](Own number, T by) {
       const int place = jobs.own(job, g, number);
@@ -296,15 +313,27 @@ class ContinualUpdate {
     };
     move(Own::constant, sum);
     if (job.layer == 0)
-      move(Own::sum, jobs.memory.template get<T>(place_of_noted(jobs, job, g, jobs.sample, Own::moved)));
+      move(Own::sum, jobs.memory.template get<T>(place_of_noted(jobs, job, g, jobs.sample(), Own::moved)));
   }
-  // Returns the sum over all samples b of what the lane's unit has moved by, times factor(b).
-  template <class Factor>
-  __device__ __forceinline__ static T sum_of_moves(const Jobs& jobs, const Job& job, const Factor& factor) {
+  __device__ __forceinline__ static Pack<T> ones() {
+    Pack<T> pack;
+#pragma unroll
+    for (int s = 0; s < samples; ++s) pack.v[s] = 1;
+    return pack;
+  }
+  // Returns the sum over all samples of what the lane's unit has moved by, times their factors: factors(b) has those
+  // of a group, whose first sample is b.
+  template <class Factors>
+  __device__ __forceinline__ static T sum_of_moves(const Jobs& jobs, const Job& job, const Factors& factors) {
+    static_assert(Pack<T>::size == samples);
     T sum = 0;
-#pragma unroll 4
-    for (int b = 0; b < jobs.p.batch; ++b)
-      sum += factor(b) * jobs.memory.template get<T>(place_of_noted(jobs, job, b / samples, b % samples, Own::moved));
+#pragma unroll 2
+    for (int g = 0; g < jobs.layout.groups; ++g) {
+      const Pack<T> factor = factors(g * samples);
+#pragma unroll
+      for (int s = 0; s < samples; ++s)
+        sum += factor.v[s] * jobs.memory.template get<T>(place_of_noted(jobs, job, g, s, Own::moved));
+    }
     return sum;
   }
 };

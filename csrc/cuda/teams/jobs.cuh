@@ -6,7 +6,8 @@
 
 namespace ceprop::cuda::teams {
 
-template <class T, int Samples, class TeamType>
+// `Moves`: weights move.
+template <class T, int Samples, class TeamType, bool Moves>
 struct Jobs {
   using Number = T;
   using Team = TeamType;
@@ -18,9 +19,6 @@ struct Jobs {
         layout(where),
         team(memory, where.groups, problem.exchange),
         lane(lane_of_thread()),
-        unit_turn(turn(lane)),
-        sample(teams::sample_of<Samples>(lane)),
-        leads(teams::is_first<Samples>(lane)),
         count(where.first_of_block[team.rank() + 1] - first_octet()),
         warps(shares_of(count, where.groups, where.warps)),
         first_job(warp_of_thread() % warps.job_warps),
@@ -31,20 +29,30 @@ struct Jobs {
   const Layout& layout;
   const Memory memory;
   Team team;
-  const int lane;
-  const int unit_turn, sample;  // of an octet's units and of a group's samples, those that this lane ends up with
-  const bool leads;             // among the lanes that end up with the same
+  mutable int lane;
   const int count;
   const Shares warps;
   const int first_job, first_group;  // of this warp; it may have none
   int first_sample = 0;              // of those that the team takes through a phase now
 
+  // Of an octet's units and of a group's samples, those that this lane ends up with.
+  __device__ __forceinline__ int unit_turn() const { return turn(lane); }
+  __device__ __forceinline__ int sample() const { return teams::sample_of<Samples>(lane); }
+  // Among the lanes that end up with the same.
+  __device__ __forceinline__ bool leads() const { return teams::is_first<Samples>(lane); }
+  // What follows from the lane's number is worked out anew from here on: else it takes registers in the loops before.
+  __device__ __forceinline__ void work_out_anew() const { lane = hidden(lane); }
+  __device__ __forceinline__ Job worked_out_anew(Job job) const {
+    for (int* number : {&job.layer, &job.units, &job.first, &job.kind, &job.own}) *number = hidden(*number);
+    return job;
+  }
+
   __device__ __forceinline__ int units(int layer) const { return p.widths[layer + 1]; }
   __device__ __forceinline__ int turn_of(int layer) const { return p.asynchronous ? layer & 1 : 0; }
   __device__ __forceinline__ bool is_output(int layer) const { return layer + 1 == p.layers; }
   __device__ __forceinline__ bool joint() const { return !is_of_units(p.nudge.loss); }
-  __device__ __forceinline__ int unit_of(const Job& job) const { return job.first + unit_turn; }
-  __device__ __forceinline__ int sample_of(int g) const { return first_sample + g * Samples + sample; }
+  __device__ __forceinline__ int unit_of(const Job& job) const { return job.first + unit_turn(); }
+  __device__ __forceinline__ int sample_of(int g) const { return first_sample + g * Samples + sample(); }
   __device__ __forceinline__ bool is_there(const Job& job, int g) const {
     return unit_of(job) < job.units && sample_of(g) < p.batch;
   }
@@ -84,14 +92,14 @@ struct Jobs {
   // Returns where the numbers of all lanes are, of a job whose numbers begin at `first`, and where that of this lane
   // is.
   __device__ __forceinline__ int owns(int first, int g, Own number) const {
-    return first + (g * layout.own_numbers() + static_cast<int>(number)) * 32 * bytes;
+    return first + (g * own_numbers(Moves) + static_cast<int>(number)) * 32 * bytes;
   }
   __device__ __forceinline__ int own(const Job& job, int g, Own number) const {
     return owns(job.own, g, number) + lane * bytes;
   }
 
   __device__ __forceinline__ int buffer_of(int g, int number) const {
-    return layout.buffers + (ring_of(layout.continual) * g + number) * layout.buffer;
+    return layout.buffers + (ring_of(Moves) * g + number) * layout.buffer;
   }
   // Returns where the copy of a group's states is, that is number `slot` of those copied at once, of one step or two.
   __device__ __forceinline__ int copy_of(int slot, int step) const {
@@ -137,11 +145,10 @@ struct Jobs {
             place + (j * 32 + lane) * 4 * bytes, [&](int) { return j; },
             [&](int i) { return c * chunk_sources + 4 * lane + i; });
 #pragma unroll 1
-    for (int half = lane / octet; half < 2 * sources.octets; half += 32 / octet)
+    for (int c = 0; c < sources.pairs; ++c, place += pair_bytes(bytes))
       body(
-          place + (half * octet + lane % octet) * 4 * bytes, [&](int) { return lane % octet ^ unit_turn; },
-          [&](int i) { return sources.chunks * chunk_sources + 4 * half + i; });
-    place += sources.octets * square_bytes(bytes);
+          place + lane * 4 * bytes, [&](int) { return lane % octet ^ unit_turn(); },
+          [&](int i) { return sources.chunks * chunk_sources + c * pair_sources + lane / octet * 4 + i; });
   }
 
   // body(four, weight) as above for the weights of a job, where weight(i) is the place in the network of number i, or
@@ -150,7 +157,7 @@ struct Jobs {
   __device__ __forceinline__ void for_each_weight(const Job& job, bool from_above, const Body& body) const {
     const int l = job.layer, n = job.units, below = units(l - 1);
     int place = job.weights;
-    const auto unit = [&](int slot) { return job.first + (slot ^ unit_turn); };
+    const auto unit = [&](int slot) { return job.first + (slot ^ unit_turn()); };
     for_each_four(place, job.from_below, [&](int four, const auto& slot, const auto& source) {
       body(four, [&](int i) -> T* {
         const int to = unit(slot(i)), from = source(i);
@@ -178,11 +185,16 @@ struct Jobs {
       const UnitRule& rule = p.rules[l];
       job.units = units(l);
       job.first = (first_octet() + i - layout.first_octet[l]) * octet;
-      job.kind = static_cast<int>(rule.activation) | (rule.dynamics == Dynamics::energy ? Job::energy : 0) |
-                 (is_output(l) ? Job::output : 0) | (turn_of(l) == 1 ? Job::second_turn : 0);
+      const bool energy = rule.dynamics == Dynamics::energy, joins = joint() && is_output(l);
+      job.kind = static_cast<int>(rule.activation) | (energy ? Job::energy : 0) | (is_output(l) ? Job::output : 0) |
+                 (turn_of(l) == 1 ? Job::second_turn : 0) |
+                 (rule.activation == Activation::sigmoid && !energy && !joins ? Job::usual : 0);
       job.to = layout.states[l] + job.first / octet * octet_bytes(Samples, bytes);
-      job.own = layout.own + i * layout.groups * layout.own_numbers() * 32 * bytes;
-      job.readers = layout.readers[l];
+      job.own = layout.own + i * layout.groups * own_numbers(Moves) * 32 * bytes;
+      const Readers& readers = layout.readers[l];
+      job.reader_count = readers.count;
+      job.readers[0] = readers.list[0];
+      job.readers[1] = readers.list[1];
       if (l > 0) {
         job.below = place_of_read(l - 1);
         job.from_below = sources_of(units(l - 1));
@@ -252,12 +264,12 @@ struct Jobs {
     roles_ |= output == first_job ? is_first_of_output : 0;
     unsigned in_even = 0, in_odd = 0;  // half-steps
     for (int l = 0; l < p.layers; ++l) {
-      if (!(layout.readers[l] >> team.rank() & 1)) continue;
+      if (!layout.readers[l].has(team.rank())) continue;
       if (!p.asynchronous || turn_of(l) == 0) in_even += bytes_of(l);
       if (!p.asynchronous || turn_of(l) == 1) in_odd += bytes_of(l);
     }
     team.open(Channel::states, in_even, in_odd);
-    const unsigned outputs = joint() && layout.output_readers >> team.rank() & 1 ? bytes_of(p.layers - 1) : 0;
+    const unsigned outputs = joint() && layout.output_readers.has(team.rank()) ? bytes_of(p.layers - 1) : 0;
     team.open(Channel::outputs, outputs, outputs);
   }
   // Returns the bytes that a layer's states of a group have on their way.

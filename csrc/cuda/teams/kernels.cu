@@ -12,21 +12,23 @@ namespace {
 template <class T>
 using Kernel = void (*)(Problem<T>);
 
-template <class T, int Samples, class Name>
+template <class T, int Samples, class Name, TeamKind Kind>
 Kernel<T> kernel_of_team(const Plan& plan) {
   if (!plan.moving.continual) return run_team<T, Samples, Name, void>;
-  return plan.moving.kind == TeamKind::grid ? run_team<T, Samples, Name, InGrid> : run_team<T, Samples, Name, Name>;
+  if constexpr (may_move(Kind, Samples, sizeof(T)))
+    if (plan.moving.kind == Kind) return run_team<T, Samples, Name, Name>;
+  return run_team<T, Samples, Name, InGrid>;
 }
 template <class T, int Samples>
 Kernel<T> kernel_of(const Plan& plan) {
-  return plan.layout.kind == TeamKind::block ? kernel_of_team<T, Samples, InBlock>(plan)
-                                             : kernel_of_team<T, Samples, InCluster>(plan);
+  return plan.layout.kind == TeamKind::block ? kernel_of_team<T, Samples, InBlock, TeamKind::block>(plan)
+                                             : kernel_of_team<T, Samples, InCluster, TeamKind::cluster>(plan);
 }
 // A grid takes groups of the most samples.
 template <class T>
 Kernel<T> kernel_of(const Plan& plan) {
   constexpr int most = most_samples(sizeof(T));
-  if (plan.layout.kind == TeamKind::grid) return kernel_of_team<T, most, InGrid>(plan);
+  if (plan.layout.kind == TeamKind::grid) return kernel_of_team<T, most, InGrid, TeamKind::grid>(plan);
   if constexpr (sizeof(T) == 4) {
     if (plan.layout.samples == 1) return kernel_of<T, 1>(plan);
     if (plan.layout.samples == 3) return kernel_of<T, 3>(plan);

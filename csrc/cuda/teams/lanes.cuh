@@ -49,8 +49,8 @@ __device__ __forceinline__ T with_partner(T x, int bits) {
 // Adds up each of one unit's sums over the lanes whose numbers differ in bits 1 and 2 only. A lane gets that of
 // sample_of(lane).
 template <int Samples, class T>
-__device__ __forceinline__ T over_samples(const T (&sum)[Samples]) {
-  const bool low = lane_of_thread() & 2, high = lane_of_thread() & 4;
+__device__ __forceinline__ T over_samples(int lane, const T (&sum)[Samples]) {
+  const bool low = lane & 2, high = lane & 4;
   if constexpr (Samples == 4) {
     T kept[2];
 #pragma unroll
@@ -83,7 +83,7 @@ struct Slots {
 
 // Adds up each slot's sums over the lanes: afterwards a lane has that of unit turn(lane) and sample_of(lane).
 template <int Samples, class T>
-__device__ __forceinline__ T added_up(T (&sum)[octet][Samples]) {
+__device__ __forceinline__ T added_up(int lane, T (&sum)[octet][Samples]) {
 #pragma unroll
   for (int half = 4; half > 0; half /= 2) {
     const int bits = half == 4 ? 16 : half == 2 ? 8 : 1;
@@ -98,13 +98,12 @@ __device__ __forceinline__ T added_up(T (&sum)[octet][Samples]) {
       for (int s = 0; s < Samples; ++s) sum[j][s] += with_partner(sum[j + half][s], bits);
 #endif
   }
-  return over_samples<Samples>(sum[0]);
+  return over_samples<Samples>(lane, sum[0]);
 }
 
 // Returns four neighbouring units of the lane's sample, of that half of the octet to which its own unit belongs.
 template <class T>
-__device__ __forceinline__ Four<T> with_neighbours(T mine) {
-  const int lane = lane_of_thread();
+__device__ __forceinline__ Four<T> with_neighbours(int lane, T mine) {
   const T beside = with_partner(mine, 1);
   const T even = lane & 1 ? beside : mine, odd = lane & 1 ? mine : beside;
   const T other_even = with_partner(even, 8), other_odd = with_partner(odd, 8);
@@ -115,10 +114,9 @@ __device__ __forceinline__ int quarter_of(int lane) { return (lane & 1) + (lane 
 
 // Adds weights times the states of a layer's chunks to sum[slot][sample]. Both places are of the first chunk.
 template <int Samples, class T>
-__device__ __forceinline__ void multiply(const Memory& memory, int states, int weights, int chunks,
+__device__ __forceinline__ void multiply(const Memory& memory, int lane, int states, int weights, int chunks,
                                          T (&sum)[octet][Samples]) {
   constexpr int stride = octet_bytes(Samples, sizeof(T)), row = octet * sizeof(T), four = 4 * sizeof(T);
-  const int lane = lane_of_thread();
   int at = states + lane / 2 * stride + lane % 2 * four;
 #pragma unroll 1
   for (int c = 0; c < chunks; ++c, at += chunk_octets * stride, weights += chunk_bytes(sizeof(T))) {
@@ -136,25 +134,24 @@ __device__ __forceinline__ void multiply(const Memory& memory, int states, int w
   }
 }
 
-// Returns weights times the states of a layer's octets behind its chunks, of the lane's own unit and sample. Both
-// places are of the first of these octets.
+// Returns weights times the states of a layer's pairs of octets behind its chunks, of the lane's own unit and sample.
+// Both places are of the first pair.
 template <int Samples, class T>
-__device__ __forceinline__ T multiply_own(const Memory& memory, int states, int weights, int octets) {
+__device__ __forceinline__ T multiply_own(const Memory& memory, int lane, int states, int weights, int pairs) {
   constexpr int stride = octet_bytes(Samples, sizeof(T)), row = octet * sizeof(T), four = 4 * sizeof(T);
-  const int lane = lane_of_thread();
   int at = states + sample_of<Samples>(lane) * row, from = weights + turn(lane) * four;
-  T sum[2] = {};
+  T sum[4] = {};
 #pragma unroll 1
-  for (int c = 0; c < octets; ++c, at += stride, from += square_bytes(sizeof(T))) {
+  for (int c = 0; c < pairs; ++c, at += 2 * stride, from += pair_bytes(sizeof(T))) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const auto state = memory.get<Four<T>>(at + half * four),
-                 weight = memory.get<Four<T>>(from + half * octet * four);
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      const auto state = memory.get<Four<T>>(at + quarter / 2 * stride + quarter % 2 * four);
+      const auto weight = memory.get<Four<T>>(from + quarter * octet * four);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sum[half] += weight.v[i] * state.v[i];
+      for (int i = 0; i < 4; ++i) sum[quarter] += weight.v[i] * state.v[i];
     }
   }
-  return sum[0] + sum[1];
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 }  // namespace ceprop::cuda::teams

@@ -15,7 +15,7 @@ namespace ceprop::cuda::teams {
 
 inline constexpr int most_layers = 8, most_blocks = 256;  // what a kernel argument has room for
 inline constexpr int octet = 8;                           // units
-inline constexpr int chunk_octets = 16, chunk_sources = octet * chunk_octets;
+inline constexpr int chunk_octets = 16, chunk_sources = octet * chunk_octets, pair_sources = 2 * octet;
 inline constexpr int most_cluster_blocks = 16;
 inline constexpr int most_groups = 32;  // of a block or cluster
 // A block has so many warps at most; one of float64 takes twice the registers.
@@ -39,26 +39,40 @@ CEPROP_INLINE Shares shares_of(int octets, int groups, int warps) {
 inline constexpr int tile_above = 32, tile_below = 128, tile_samples = 16;
 inline constexpr int tile_numbers = 2 * tile_samples * (tile_above + tile_below);
 
-// A layer whose states are read is cut into chunks of 16 octets, then octets.
+// A layer whose states are read is cut into chunks of 16 octets, then pairs of octets.
 struct Sources {
-  int chunks, octets;
+  int chunks, pairs;
 };
 CEPROP_INLINE Sources sources_of(int units) {
   const int chunks = units / chunk_sources, rest = units % chunk_sources;
   const bool as_chunk = rest > chunk_sources / 2;  // which takes less time then
-  return {chunks + as_chunk, as_chunk ? 0 : (rest + octet - 1) / octet};
+  return {chunks + as_chunk, as_chunk ? 0 : (rest + pair_sources - 1) / pair_sources};
 }
-CEPROP_INLINE int octets_of(const Sources& sources) { return sources.chunks * chunk_octets + sources.octets; }
-CEPROP_INLINE int padded(const Sources& sources) { return octets_of(sources) * octet; }
-// A warp moves so many parts of the weights from such sources: chunks, and octets two by two.
-CEPROP_INLINE int parts_of(const Sources& sources) { return sources.chunks + (sources.octets + 1) / 2; }
+CEPROP_INLINE int padded(const Sources& sources) {
+  return sources.chunks * chunk_sources + sources.pairs * pair_sources;
+}
 
 CEPROP_INLINE constexpr int octet_bytes(int samples, int number_bytes) { return octet * (samples | 1) * number_bytes; }
 CEPROP_INLINE constexpr int chunk_bytes(int number_bytes) { return octet * chunk_sources * number_bytes; }
-CEPROP_INLINE constexpr int square_bytes(int number_bytes) { return octet * octet * number_bytes; }
+CEPROP_INLINE constexpr int pair_bytes(int number_bytes) { return octet * pair_sources * number_bytes; }
 
 // The input's products x x^T lie in shared memory as well, where they take no more than this.
 inline constexpr int most_gram_bytes = 1 << 14;
+
+// Who reads what a block shows. Blocks that are no cluster's find it where it is, so that one reader stands for all.
+struct Readers {
+  unsigned mask;     // bit b: block b reads
+  int count;         // of the bits
+  unsigned list[2];  // their numbers, four bits each
+
+  CEPROP_INLINE void add(int block) {
+    if (has(block)) return;
+    mask |= 1u << block;
+    list[count / 8] |= static_cast<unsigned>(block) << (4 * (count % 8));
+    ++count;
+  }
+  CEPROP_INLINE bool has(int block) const { return mask >> block & 1; }
+};
 
 // A job is what a warp does at every step for an octet of units. It holds all that the warp asks for in a step, as one
 // load brings four numbers. Places are bytes of shared memory.
@@ -69,13 +83,14 @@ struct alignas(16) Job {
   int weights;         // from below, then from above
   int own;             // what its lanes know, [group][Own][lane]
   int to;              // its states, within a buffer
-  unsigned readers;    // bit b: block b reads the layer's states
   int below, above;    // the states that it reads, within a buffer, of a grid within a copy
   Sources from_below;  // none in layer 0: its input is constant
   Sources from_above;
-  int spare[2];
+  int reader_count;
+  unsigned readers[2];  // of the layer's states, as in Readers::list
 
-  static constexpr int energy = 1 << 8, output = 1 << 9, second_turn = 1 << 10;
+  // `usual`: units of most networks, for which steps have a way without questions.
+  static constexpr int energy = 1 << 8, output = 1 << 9, second_turn = 1 << 10, usual = 1 << 11;
   CEPROP_INLINE bool is(int bit) const { return kind & bit; }
   CEPROP_INLINE Activation activation() const { return static_cast<Activation>(kind & 255); }
 };
@@ -85,6 +100,8 @@ static_assert(sizeof(Job) == 64);
 // much for the weights from below; with a gate by connection, by so much for those from above. It has shown so much in
 // even and in odd steps.
 enum class Own { constant, target, state, free_state, sum, moved, moved_for_above, shown_even, shown_odd };
+
+CEPROP_INLINE constexpr int own_numbers(bool continual) { return continual ? 9 : 4; }
 
 enum class TeamKind { block, cluster, grid };
 
@@ -99,8 +116,8 @@ struct Layout {
   int rounds;                                // how often it does, with other samples each time
   int first_octet[most_layers + 1];          // of each layer, numbered through all of them
   uint16_t first_of_block[most_blocks + 1];  // octets of each block
-  unsigned readers[most_layers];             // bit b: block b of the cluster reads the layer's states
-  unsigned output_readers;                   // bit b: block b has output units, which a loss takes together
+  Readers readers[most_layers];              // of each layer's states
+  Readers output_readers;                    // blocks that have output units, which a loss takes together
   int states[most_layers + 1];               // of each layer within a buffer; behind the last those of output_readers
   int buffer;                                // bytes of a buffer
   int copied_steps, copied_groups;           // a block of a grid has copies of so many steps, of so many groups at once
@@ -108,7 +125,6 @@ struct Layout {
   int buffers, jobs, own, blends, gram, copies, weights;  // places in shared memory; a grid's buffers are global
 
   CEPROP_INLINE int samples_at_once() const { return samples * groups; }
-  CEPROP_INLINE int own_numbers() const { return continual ? 9 : 4; }
   CEPROP_INLINE int64_t exchange_bytes() const { return int64_t(groups) * ring_of(continual) * buffer; }
   CEPROP_INLINE int64_t global_bytes() const { return kind == TeamKind::grid ? exchange_bytes() : 0; }
   CEPROP_INLINE int layer_of(int octet) const {

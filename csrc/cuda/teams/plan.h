@@ -10,6 +10,7 @@
 
 #include "../../model/shares.h"
 #include "../../model/stages.h"
+#include "../block/pace.h"
 #include "../block/properties.h"
 #include "layout.h"
 
@@ -62,6 +63,12 @@ std::string obstacle_of(const CepCall<T>& call) {
   return teams::obstacle_of(call.network.shape);
 }
 
+// Whether there is a kernel in which one of such teams, where weights rest, moves them as well. Others leave that to
+// the grid, which is faster for as many samples as they have.
+constexpr bool may_move(TeamKind kind, int samples, int number_bytes) {
+  return kind != TeamKind::grid && (number_bytes == 8 || samples == 1 || (kind == TeamKind::cluster && samples == 3));
+}
+
 // Returns for which numbers of samples there are kernels.
 inline std::vector<int> samples_of_groups(int64_t number_bytes) {
   return number_bytes == 4 ? std::vector{1, 3, 4} : std::vector{2};
@@ -80,14 +87,34 @@ inline Sources sources_of(const Shape& shape, int layer) {
   for (const int neighbour : {layer - 1, layer + 1}) {
     if (neighbour < 0 || neighbour > shape.network.output) continue;
     const Sources of = teams::sources_of(static_cast<int>(shape.network.layers[neighbour].units()));
-    all = {all.chunks + of.chunks, all.octets + of.octets};
+    all = {all.chunks + of.chunks, all.pairs + of.pairs};
   }
   return all;
 }
 inline int64_t depth_of(const Shape& shape, int layer) { return padded(sources_of(shape, layer)); }
 
-// Gives every block of the team a share of the octets by what they read, and notes who reads whom.
-inline void share_octets(const Shape& shape, Layout& layout) {
+// Gives no block octets of two layers, if that leaves none with more to do: so it reads fewer layers. `cost`: of all
+// octets before each.
+inline void share_by_layers(Layout& layout, int layers, const std::vector<double>& cost) {
+  double most = 0;
+  for (int block = 0; block < layout.blocks; ++block)
+    most = std::max(most, cost[layout.first_of_block[block + 1]] - cost[layout.first_of_block[block]]);
+  std::vector<uint16_t> first{0};
+  for (int l = 0; l < layers; ++l) {
+    const int begin = layout.first_octet[l], octets = layout.first_octet[l + 1] - begin;
+    const int of_block = static_cast<int>(most / (cost[begin + 1] - cost[begin]) + 1e-6);
+    if (of_block == 0) return;
+    const int blocks = (octets + of_block - 1) / of_block;
+    for (int i = 1; i <= blocks; ++i) first.push_back(static_cast<uint16_t>(begin + octets * i / blocks));
+  }
+  if (static_cast<int>(first.size()) > layout.blocks + 1) return;
+  layout.blocks = static_cast<int>(first.size()) - 1;
+  std::copy(first.begin(), first.end(), layout.first_of_block);
+}
+
+// Gives every block of the team a share of the octets by what they read, and notes who reads whom. `by_layers`: a grid
+// has blocks with octets of one layer alone, if it can.
+inline void share_octets(const Shape& shape, Layout& layout, bool by_layers) {
   std::vector<double> cost{0};
   std::vector<int> layer_of;
   const int layers = shape.network.layer_count();
@@ -95,7 +122,7 @@ inline void share_octets(const Shape& shape, Layout& layout) {
     layout.first_octet[l] = static_cast<int>(layer_of.size());
     for (int i = 0; i < octets_of(shape, l); ++i) {
       layer_of.push_back(l);
-      cost.push_back(cost.back() + 250 + static_cast<double>(depth_of(shape, l)));
+      cost.push_back(cost.back() + 128 + static_cast<double>(depth_of(shape, l)));
     }
   }
   const auto octets = static_cast<int>(layer_of.size());
@@ -104,18 +131,19 @@ inline void share_octets(const Shape& shape, Layout& layout) {
     layout.first_of_block[block] = static_cast<uint16_t>(
         octets <= layout.blocks ? std::min(block, octets) : first_of_share(cost, block, layout.blocks));
   if (layout.kind == TeamKind::grid) {
+    if (by_layers) share_by_layers(layout, layers, cost);
     std::fill(layout.first_of_block + layout.blocks, layout.first_of_block + most_blocks + 1,
-              static_cast<uint16_t>(octets));                // of blocks that have no work
-    std::fill(layout.readers, layout.readers + layers, 1u);  // its blocks find the states where they are
-    layout.output_readers = 1;
+              static_cast<uint16_t>(octets));  // of blocks that have no work
+    for (int l = 0; l < layers; ++l) layout.readers[l].add(0);
+    layout.output_readers.add(0);
     return;
   }
   for (int block = 0; block < layout.blocks; ++block)
     for (int i = layout.first_of_block[block]; i < layout.first_of_block[block + 1]; ++i) {
       const int l = layer_of[i];
-      if (l > 0) layout.readers[l - 1] |= 1u << block;
-      if (l + 1 < layers) layout.readers[l + 1] |= 1u << block;
-      if (l + 1 == layers) layout.output_readers |= 1u << block;
+      if (l > 0) layout.readers[l - 1].add(block);
+      if (l + 1 < layers) layout.readers[l + 1].add(block);
+      if (l + 1 == layers) layout.output_readers.add(block);
     }
 }
 inline int jobs_of(const Layout& layout, int block) {
@@ -164,8 +192,7 @@ inline int64_t lay_out(const Shape& shape, Layout& layout, int warps) {
   int64_t buffer = 0;
   for (int l = 0; l < layers; ++l) {
     layout.states[l] = static_cast<int>(buffer);
-    buffer +=
-        teams::octets_of(teams::sources_of(static_cast<int>(shape.network.layers[l].units()))) * int64_t(of_octet);
+    buffer += padded(teams::sources_of(static_cast<int>(shape.network.layers[l].units()))) / octet * int64_t(of_octet);
   }
   layout.states[layers] = static_cast<int>(buffer);
   buffer += int64_t(octets_of(shape, shape.network.output)) * of_octet;
@@ -185,10 +212,10 @@ inline int64_t lay_out(const Shape& shape, Layout& layout, int warps) {
     next += size;
   };
   place(layout.jobs, jobs * int64_t(sizeof(Job)));
-  place(layout.own, int64_t(jobs) * layout.groups * layout.own_numbers() * 32 * bytes);
+  place(layout.own, int64_t(jobs) * layout.groups * own_numbers(layout.continual) * 32 * bytes);
   if (layout.continual) {
     place(layout.blends, int64_t(most_layers) * 2 * bytes);
-    const int64_t gram = shape.batch * shape.batch * bytes;
+    const int64_t gram = shape.batch * layout.samples_at_once() * bytes;
     layout.gram = -1;
     if (gram <= most_gram_bytes) place(layout.gram, (gram + 15) / 16 * 16);
   }
@@ -200,50 +227,51 @@ inline int64_t lay_out(const Shape& shape, Layout& layout, int warps) {
   return next;
 }
 
-// Returns the microseconds of a step of the samples that a plan has at once; `moves`: weights move at it. It serves the
-// choice between plans only. Its constants are fitted to steps of blocks and clusters on an H100, 1980 MHz
-// (benchmarks/results/gpu_micro.csv, free/...); `of_update`, and what an octet takes a grid, are assumed.
+// Returns the microseconds of a step of the samples that a plan has at once, estimated; `moves`: weights move at it.
 inline double step_microseconds(const Shape& shape, const Layout& layout, bool moves) {
-  constexpr double pace = 1.45;          // clocks of a scheduler for an instruction, of which there are four
-  constexpr double latency = 1.9;        // clocks of a warp for an instruction, if others do not hide them
-  constexpr double exchange = 700;       // clocks from a push to its arrival; measured: mailbox-6kB
-  constexpr double barrier = 60;         // of a block's threads
-  constexpr double grid_barrier = 2200;  // measured: grid-barrier
-  constexpr double copying = 300;        // clocks until the first copied bytes come; measured: l2-latency
-  constexpr double bytes_of_clock = 46;  // that come after them; measured: l2-80kB-rate
-  constexpr double gigahertz = 1.98;
-  constexpr double adding_up = 60;  // instructions that add up sums over lanes
-  const double beside = layout.kind == TeamKind::block ? 240 : layout.kind == TeamKind::cluster ? 540 : 340;
-  const double of_number = shape.number_bytes == 4 ? 1 : 3;
-  const auto turns = [](int items, int warps) { return (items + warps - 1) / warps; };
+  using namespace pace::teams;
+  const double of_number = shape.number_bytes == 4 ? 1 : pace::of_float64;
+  const auto turns = [](int items, int workers) { return (items + workers - 1) / workers; };
   double busiest = 0;
   for (int block = 0; block < layout.blocks; ++block) {
-    double all = 0, longest = 0;
+    const int jobs = jobs_of(layout, block);
+    if (jobs == 0) continue;
+    double all = 0, longest = 0, all_moved = 0, longest_moved = 0;
     int parts = 0;
     for (int i = layout.first_of_block[block]; i < layout.first_of_block[block + 1]; ++i) {
       const Sources sources = sources_of(shape, layout.layer_of(i));
-      const double of_chunk = 8 + layout.samples * 33, of_octet = 13;
-      const double instructions = beside + (sources.chunks > 0 ? adding_up : 0) +
-                                  (sources.chunks * of_chunk + sources.octets * of_octet) * of_number;
-      all += instructions;
-      longest = std::max(longest, instructions);
-      parts += parts_of(sources);
+      const double products = sources.chunks * (chunk + chunk_of_sample * layout.samples) + sources.pairs * pair;
+      const double of_job = of_octet + (sources.chunks > 0 ? adding_up : 0) + products * of_number;
+      all += of_job;
+      longest = std::max(longest, of_job);
+      const auto moved = [&](double of_sample) {
+        return layout.groups * (part + of_sample * layout.samples * of_number);
+      };
+      all_moved += sources.chunks * moved(chunk_moved) + sources.pairs * moved(pair_moved);
+      longest_moved = std::max(longest_moved, moved(sources.chunks > 0 ? chunk_moved : pair_moved));
+      parts += sources.chunks + sources.pairs;
     }
-    const int jobs = jobs_of(layout, block);
+    // An octet and a group is an item.
     const Shares warps = shares_of(jobs, layout.groups, layout.warps);
-    double of_block = std::max(all * layout.groups / 4 * pace, latency * longest * turns(jobs, warps.job_warps) *
-                                                                   turns(layout.groups, warps.group_warps));
-    if (moves) {
-      const double of_update = layout.groups * (60 + layout.samples * 74 * of_number);  // instructions of a part
-      of_block += std::max(of_update * parts / 4 * pace, latency * of_update * turns(parts, layout.warps));
+    int in_turn = 0, of_scheduler[pace::schedulers] = {};  // items of a warp, and of a scheduler's warps
+    for (int warp = 0; warp < warps.job_warps * warps.group_warps; ++warp) {
+      const int items = turns(jobs - warp % warps.job_warps, warps.job_warps) *
+                        turns(layout.groups - warp / warps.job_warps, warps.group_warps);
+      in_turn = std::max(in_turn, items);
+      of_scheduler[warp % pace::schedulers] += items;
     }
+    const int most = *std::max_element(of_scheduler, of_scheduler + pace::schedulers);
+    double of_block = std::max(most * all / jobs * issue, in_turn * (alone + alone_issue * longest));
+    if (moves)
+      of_block += std::max((all_moved / pace::schedulers + most * constant) * issue,
+                           turns(parts, layout.warps) * (alone + longest_moved) + in_turn * constant_alone);
     busiest = std::max(busiest, of_block);
   }
-  double clocks = busiest + (layout.kind == TeamKind::cluster ? exchange : barrier);
+  double clocks = busiest + (layout.kind == TeamKind::cluster ? pace::exchange : pace::barrier);
   if (layout.kind == TeamKind::grid)
-    clocks += grid_barrier + copying * turns(layout.groups, layout.copied_groups) +
-              double(layout.groups) * layout.copy / bytes_of_clock;
-  return clocks / gigahertz / 1000 * shape.network.turn_count();
+    clocks += pace::grid_barrier + pace::copying * turns(layout.groups, layout.copied_groups) +
+              double(layout.groups) * layout.copy / pace::copied_of_clock;
+  return clocks / pace::clocks_of_a_microsecond * shape.network.turn_count();
 }
 
 struct Laid {
@@ -254,7 +282,7 @@ struct Laid {
 // Returns the layout with such teams of so many blocks, a grid of as many as have work, and groups of so many samples.
 // It takes as many groups at once as it needs or has room for.
 inline std::optional<Laid> try_layout(const Device& device, const Shape& shape, TeamKind kind, int64_t blocks,
-                                      int samples, bool continual) {
+                                      int samples, bool continual, bool by_layers) {
   int octets = 0;
   for (int l = 0; l < shape.network.layer_count(); ++l) octets += octets_of(shape, l);
   if (octets > most_octets) return {};
@@ -265,7 +293,7 @@ inline std::optional<Laid> try_layout(const Device& device, const Shape& shape, 
   layout.continual = continual;
   layout.blocks = static_cast<int>(is_grid ? std::min<int64_t>({octets, blocks, most_blocks}) : blocks);
   layout.samples = samples;
-  share_octets(shape, layout);
+  share_octets(shape, layout, by_layers);
   const int at_once = is_grid                   ? 1
                       : kind == TeamKind::block ? std::min(device.multiprocessors, most_blocks)
                                                 : device.clusters;
@@ -303,6 +331,17 @@ inline std::optional<Laid> try_layout(const Device& device, const Shape& shape, 
   return laid;
 }
 
+// Returns the faster one of a grid's two ways to share octets.
+inline std::optional<Laid> try_layout(const Device& device, const Shape& shape, TeamKind kind, int64_t blocks,
+                                      int samples, bool continual) {
+  std::optional<Laid> best = try_layout(device, shape, kind, blocks, samples, continual, false);
+  if (kind != TeamKind::grid) return best;
+  const auto time = [&](const Layout& layout) { return layout.rounds * step_microseconds(shape, layout, continual); };
+  const std::optional<Laid> other = try_layout(device, shape, kind, blocks, samples, continual, true);
+  if (other && (!best || time(other->layout) < time(best->layout))) return other;
+  return best;
+}
+
 // Returns the plan by such teams of so many blocks, with groups of so many samples. Weights move in the blocks of one
 // of them, or, `by_grid`, in all.
 inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, TeamKind kind, int blocks, int samples,
@@ -312,6 +351,7 @@ inline std::optional<Plan> try_plan(const Device& device, const Shape& shape, Te
   const Layout& layout = rests->layout;
   Plan plan{layout, {}, layout.blocks * layout.teams, layout.warps, rests->shared_bytes, 0};
   if (shape.continual) {
+    if (!by_grid && !may_move(kind, samples, static_cast<int>(shape.number_bytes))) return {};
     const int most = kind == TeamKind::cluster ? device.clusters * blocks : device.multiprocessors;
     const int most_of_group = most_samples(static_cast<int>(shape.number_bytes));
     const auto moves = by_grid ? try_layout(device, shape, TeamKind::grid, most, most_of_group, true)

@@ -11,7 +11,7 @@ namespace ceprop::cuda::teams {
 template <class T, int Samples, class Team, bool Moves>
 class Relaxation {
  public:
-  using Where = Jobs<T, Samples, Team>;
+  using Where = Jobs<T, Samples, Team, Moves>;
 
   __device__ __forceinline__ Relaxation(const Problem<T>& problem, const Layout& layout)
       : sanity(problem, problem.broken), jobs(problem, layout), p_(problem) {}
@@ -65,7 +65,7 @@ class Relaxation {
   // Stores a number of each unit of layer 0, for all blocks.
   __device__ __forceinline__ void store_for_all(Own number) const {
     jobs.for_each_own([&](const Job& job, int g) {
-      if (jobs.leads && job.layer == 0 && jobs.is_there(job, g))
+      if (jobs.leads() && job.layer == 0 && jobs.is_there(job, g))
         p_.sums[int64_t(jobs.sample_of(g)) * job.units + jobs.unit_of(job)] =
             jobs.memory.template get<T>(jobs.own(job, g, number));
     });
@@ -102,7 +102,7 @@ class Relaxation {
 #pragma unroll
     for (int s = 0; s < Samples; ++s) x[s] = min(jobs.first_sample + g * Samples + s, p_.batch - 1) * inputs;
 #pragma unroll
-    for (int j = 0; j < octet; ++j) w[j] = min(job.first + (j ^ jobs.unit_turn), job.units - 1) * inputs;
+    for (int j = 0; j < octet; ++j) w[j] = min(job.first + (j ^ jobs.unit_turn()), job.units - 1) * inputs;
     T sum[octet][Samples] = {};
     // So many are on their way, as they take hundreds of clocks to come, or as there are registers for.
     constexpr int at_once = sizeof(T) == 4 ? 4 : 2;
@@ -131,7 +131,7 @@ class Relaxation {
           for (int s = 0; s < Samples; ++s) sum[j][s] += weight[i][j] * input[i][s];
       }
     }
-    return added_up<Samples>(sum);
+    return added_up<Samples>(jobs.lane, sum);
   }
 
   // Sets the states of a phase that does not go on from where the last one of this run ended.
@@ -151,7 +151,7 @@ class Relaxation {
   __device__ __forceinline__ void store(const Job& job, int g, T* const* to, bool keeps) const {
     const T state = jobs.memory.template get<T>(jobs.own(job, g, Own::state));
     if (keeps) jobs.memory.put(jobs.own(job, g, Own::free_state), state);
-    if (jobs.leads && jobs.is_there(job, g))
+    if (jobs.leads() && jobs.is_there(job, g))
       to[job.layer][int64_t(jobs.sample_of(g)) * job.units + jobs.unit_of(job)] = state;
   }
 
@@ -161,6 +161,7 @@ class Relaxation {
   // `ends` a phase, nothing else does.
   __device__ __forceinline__ void step(T beta, bool shows, [[maybe_unused]] bool updates, [[maybe_unused]] bool ends) {
     const Layout& layout = jobs.layout;
+    if constexpr (Moves) jobs.work_out_anew();
     for (int turn = 0; turn < 1 + p_.asynchronous; ++turn, ++half_steps_) {
       if constexpr (!Team::has_mail) jobs.team.meet();
       if constexpr (Team::has_mail && Moves) meet_by_mail(turn);
@@ -170,25 +171,25 @@ class Relaxation {
         if (ends) return;
       }
       // In as many parts as the states that are far come in.
-      int g = jobs.first_group;
-      for (int begin = 0, end = 0; begin < layout.groups; begin = end) {
+      for (int begin = 0, end = 0, first = jobs.first_group; begin < layout.groups; begin = end) {
         end = Team::is_far ? min(begin + layout.copied_groups, layout.groups) : layout.groups;
         if constexpr (Team::is_far)
           if (!has_copies) copy_states(begin, end, turn);
-        for (; g < end; g += jobs.warps.group_warps) {
-          if constexpr (Team::has_mail && !Moves) jobs.wait(turn, g, half_steps_, steps_);
-          const int from = Team::is_far ? jobs.copy_of(g - begin, step_that_is_read(turn))
-                                        : jobs.buffer_of(g, turn == 0 ? last_ : next_);
-          for (int i = jobs.first_job; i < jobs.count; i += jobs.warps.job_warps) {
-            const Job job = jobs.job_of(i);
-            if (job.is(Job::second_turn) != (turn == 1)) continue;
-            if (!shows) move(job, g, from, beta);
-            const T state = jobs.memory.template get<T>(jobs.own(job, g, Own::state));
-            [[maybe_unused]] const T shown = show(job, g, jobs.buffer_of(g, next_), state);
-            if constexpr (Moves)
-              ContinualUpdate<Where>::note_shown(jobs, job, g, steps_, shown, !shows && !notes_state(job));
+        int g = first;
+        [[maybe_unused]] bool waits = true;  // for the mail of these groups, once
+        for (int i = jobs.first_job; i < jobs.count; i += jobs.warps.job_warps) {
+          const Job job = jobs.job_of(i);
+          if (job.is(Job::second_turn) != (turn == 1)) continue;
+          for (g = first; g < end; g += jobs.warps.group_warps) {
+            if constexpr (Team::has_mail && !Moves)
+              if (waits) jobs.wait(turn, g, half_steps_, steps_);
+            const int from = Team::is_far ? jobs.copy_of(g - begin, step_that_is_read(turn))
+                                          : jobs.buffer_of(g, turn == 0 ? last_ : next_);
+            take(job, g, from, beta, shows);
           }
+          waits = false;
         }
+        while (first < end) first += jobs.warps.group_warps;
       }
     }
     ++steps_;
@@ -225,51 +226,72 @@ class Relaxation {
     return false;
   }
 
-  // Moves the lane's unit: `from` has what neighbours show.
-  __device__ __forceinline__ void move(const Job& job, int g, int from, T beta) {
+  // Moves the lane's unit, if it does not only `show` its state: `from` has what neighbours show.
+  __device__ __forceinline__ void take(const Job& job, int g, int from, T beta, bool shows) {
+    const int place = jobs.own(job, g, Own::state), to = hidden(jobs.buffer_of(g, next_));
+    const bool exists = jobs.is_there(job, g);
+    T state = jobs.memory.template get<T>(place);
+    if (!shows) {
+      state = next_state_of(job, g, from, beta, state, exists);
+      jobs.memory.put(place, state);
+    }
+    [[maybe_unused]] const T shown = show(job, g, to, state, exists);
+    if constexpr (Moves) ContinualUpdate<Where>::note_shown(jobs, job, g, steps_, shown, !shows && !notes_state(job));
+  }
+  __device__ __forceinline__ T next_state_of(const Job& job, int g, int from, T beta, T state, bool exists) {
     const int below = job.from_below.chunks, above = job.from_above.chunks;
     const int weights_above = job.weights + padded(job.from_below) * octet * bytes;
     T from_below = jobs.memory.template get<T>(jobs.own(job, g, Own::constant)), from_above = 0;
     if (below + above > 0) {
       T sum[octet][Samples] = {};
-      multiply<Samples>(jobs.memory, from + job.below, job.weights, below, sum);
+      multiply<Samples>(jobs.memory, jobs.lane, from + job.below, job.weights, below, sum);
       if (has_gate(Gate::connection)) {
-        from_below += added_up<Samples>(sum);
+        from_below += added_up<Samples>(jobs.lane, sum);
 #pragma unroll
         for (int j = 0; j < octet; ++j)
 #pragma unroll
           for (int s = 0; s < Samples; ++s) sum[j][s] = 0;
       }
-      multiply<Samples>(jobs.memory, from + job.above, weights_above, above, sum);
-      from_above = added_up<Samples>(sum);
+      multiply<Samples>(jobs.memory, jobs.lane, from + job.above, weights_above, above, sum);
+      if constexpr (Moves) jobs.work_out_anew();
+      from_above = added_up<Samples>(jobs.lane, sum);
     }
-    const auto own_product = [&](int states, int weights, const Sources& sources) {
-      return multiply_own<Samples, T>(jobs.memory, from + states + sources.chunks * chunk_octets * stride,
-                                      weights + sources.chunks * chunk_bytes(bytes), sources.octets);
-    };
-    from_below += own_product(job.below, job.weights, job.from_below);
-    from_above += own_product(job.above, weights_above, job.from_above);
-    const T state = jobs.memory.template get<T>(jobs.own(job, g, Own::state));
+    if (job.from_below.pairs + job.from_above.pairs > 0) {
+      const auto own_product = [&](int states, int weights, const Sources& sources) {
+        return multiply_own<Samples, T>(jobs.memory, jobs.lane, from + states + sources.chunks * chunk_octets * stride,
+                                        weights + sources.chunks * chunk_bytes(bytes), sources.pairs);
+      };
+      from_below += own_product(job.below, job.weights, job.from_below);
+      from_above += own_product(job.above, weights_above, job.from_above);
+    }
     const T drive = from_above + from_below;
-    const T pull = beta != 0 && job.is(Job::output) ? beta * error(job, g, state) : T(0);
-    const Pull<T> where = pull_at(p_.nudge.at, pull);
-    const T next = next_of(job, drive, state, where);
-    jobs.memory.put(jobs.own(job, g, Own::state), next);
+    T next = 0, inside = 0;
+    const bool is_nudged = beta != 0 && job.is(Job::output);
+    if (job.is(Job::usual) && !is_nudged) {
+      next = next_state<Activation::sigmoid, Dynamics::prototypical>(drive, state, Pull<T>{}, false, false, T(0));
+    } else {
+      const Job any = jobs.worked_out_anew(job);
+      const Pull<T> pull = pull_at(p_.nudge.at, is_nudged ? beta * error(any, g, state) : T(0));
+      next = next_of(any, drive, state, pull);
+      inside = pull.inside;
+    }
     if constexpr (Moves)
-      if (notes_state(job)) note(job, g, next - state, from_below, from_above, drive + where.inside);
-    if (!jobs.is_there(job, g)) return;
-    sanity.look(size_of(drive, next));
+      if (notes_state(job)) note(job, g, next - state, from_below, from_above, drive + inside);
+    if (exists) sanity.look(size_of(drive, next));
     if constexpr (!Team::has_mail)
-      if (p_.limit >= 0) stays_ = stays_ && stays(state, next, p_.limit);
+      if (p_.limit >= 0 && exists) stays_ = stays_ && stays(state, next, p_.limit);
+    return next;
   }
   __device__ __forceinline__ bool has_gate(Gate gate) const { return Moves && gate_ == gate; }
   // Notes a move through the gate, if there is one.
   __device__ __forceinline__ void note(const Job& job, int g, T moved, T from_below, T from_above, T drive) const {
     if (has_gate(Gate::none)) return ContinualUpdate<Where>::note(jobs, job, g, moved);
     const bool by_unit = has_gate(Gate::unit);
-    with_activation_of(job, [&]<Activation A>() {
-      ContinualUpdate<Where>::note(jobs, job, g, rho_prime<A>(by_unit ? drive : from_below) * moved);
-      if (!by_unit) ContinualUpdate<Where>::note(jobs, job, g, rho_prime<A>(from_above) * moved, Own::moved_for_above);
+    const Job gated = jobs.worked_out_anew(job);
+    with_activation(gated.activation(), [&]<Activation A>() {
+      ContinualUpdate<Where>::note(jobs, gated, g, rho_prime<A>(by_unit ? drive : from_below) * moved);
+      if (!by_unit)
+        ContinualUpdate<Where>::note(jobs, gated, g, rho_prime<A>(from_above) * moved, Own::moved_for_above);
     });
   }
   // Whether what counts as a unit's move is that of its state.
@@ -278,7 +300,7 @@ class Relaxation {
   }
   __device__ __forceinline__ T next_of(const Job& job, T drive, T state, const Pull<T>& pull) const {
     T next = 0;
-    with_activation_of(job, [&]<Activation A>() {
+    with_activation(job.activation(), [&]<Activation A>() {
       if (!job.is(Job::energy)) {
         next = next_state<A, Dynamics::prototypical>(drive, state, pull, false, false, T(0));
       } else {
@@ -288,18 +310,10 @@ class Relaxation {
     });
     return next;
   }
-  // The sigmoid comes first, as most networks have it and every comparison takes its time.
-  template <class Body>
-  __device__ __forceinline__ static void with_activation_of(const Job& job, const Body& body) {
-    if (job.activation() == Activation::sigmoid)
-      body.template operator()<Activation::sigmoid>();
-    else
-      with_activation(job.activation(), body);
-  }
   __device__ __forceinline__ T error(const Job& job, int g, T state) const {
     const T target = jobs.memory.template get<T>(jobs.own(job, g, Own::target));
     if (!jobs.joint()) return unit_error(p_.nudge.loss, target, state);
-    const int logits = jobs.buffer_of(g, last_) + jobs.layout.states[p_.layers] + Where::row * jobs.sample;
+    const int logits = jobs.buffer_of(g, last_) + jobs.layout.states[p_.layers] + Where::row * jobs.sample();
     return sample_error_of(job.units, state, target, [&](int64_t c) {
       const int unit = static_cast<int>(c);
       return jobs.team.template shown<T>(logits + unit / octet * octet_bytes(Samples, bytes) + unit % octet * bytes);
@@ -307,21 +321,23 @@ class Relaxation {
   }
 
   // Hands a lane's state to who reads it, and returns what it shows. Units and samples past the last show zero.
-  __device__ __forceinline__ T show(const Job& job, int g, int buffer, T state) const {
-    const bool exists = jobs.is_there(job, g);
-    T shown = state;
-    if (job.is(Job::energy)) with_activation_of(job, [&]<Activation A>() { shown = rho<A>(state); });
-    if (!exists) shown = 0;
-    const Four<T> four = with_neighbours(shown);
+  __device__ __forceinline__ T show(const Job& job, int g, int buffer, T state, bool exists) const {
+    T shown = exists ? state : T(0);
+    if (job.is(Job::energy))
+      with_activation(job.activation(), [&]<Activation A>() { shown = exists ? rho<A>(state) : T(0); });
+    const Four<T> four = with_neighbours(jobs.lane, shown);
     // What comes tells other blocks that no lane reads the step's states any more.
     if constexpr (Team::has_mail) __syncwarp();
-    const int second = jobs.lane & 16 ? 4 : 0, at = Where::row * jobs.sample + second * bytes;
-    const bool sends = jobs.leads && job.first + second < job.units;
-    jobs.team.push(Channel::states, g, half_steps_, sends ? job.readers : 0, buffer + job.to + at, four);
-    if (!jobs.joint() || !job.is(Job::output)) return shown;
-    const Four<T> logits = with_neighbours(exists ? state : T(0));
+    const int second = jobs.lane & 16 ? 4 : 0, at = Where::row * jobs.sample() + second * bytes;
+    const bool sends = jobs.leads() && job.first + second < job.units;
+    jobs.team.push(Channel::states, g, half_steps_, jobs.lane, sends, job.reader_count, job.readers,
+                   buffer + job.to + at, four);
+    if (job.is(Job::usual) || !job.is(Job::output) || !jobs.joint()) return shown;
+    const Four<T> logits = with_neighbours(jobs.lane, exists ? state : T(0));
     const int octets = jobs.layout.states[p_.layers] + job.first / octet * octet_bytes(Samples, bytes);
-    jobs.team.push(Channel::outputs, g, steps_, sends ? jobs.layout.output_readers : 0, buffer + octets + at, logits);
+    const Readers& readers = jobs.layout.output_readers;
+    jobs.team.push(Channel::outputs, g, steps_, jobs.lane, sends, readers.count, readers.list, buffer + octets + at,
+                   logits);
     return shown;
   }
 

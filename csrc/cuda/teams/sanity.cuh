@@ -11,14 +11,15 @@ namespace ceprop::cuda::teams {
 template <class T>
 class Sanity {
  public:
-  __device__ __forceinline__ Sanity(const Problem<T>& given, int* broken) : p_(given), broken_(broken) {}
+  __device__ __forceinline__ Sanity(const Problem<T>& given, int* broken)
+      : largest_(hidden(given.largest)), broken_(broken) {}
 
   // Before the first barrier.
   __device__ __forceinline__ void begin() const {
     if (blockIdx.x == 0 && threadIdx.x == 0) *broken_ = 0;
   }
 
-  __device__ __forceinline__ void look(T number) { note(fabs(number) <= p_.largest); }
+  __device__ __forceinline__ void look(T number) { note(fabs(number) <= largest_); }
   __device__ __forceinline__ void note(bool holds) { holds_ = holds_ && holds; }
 
   // Before a barrier.
@@ -29,7 +30,7 @@ class Sanity {
   __device__ __forceinline__ bool holds() const { return __ldcg(broken_) == 0; }
 
  private:
-  const Problem<T>& p_;
+  const T largest_;
   int* broken_;
   bool holds_ = true;
 };

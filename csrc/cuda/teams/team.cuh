@@ -31,8 +31,9 @@ struct OneBlock {
   }
   __device__ __forceinline__ void clear(int place, int bytes) const { memory_.clear(place, bytes); }
   template <class T>
-  __device__ __forceinline__ void push(Channel, int, int, unsigned readers, int place, const Four<T>& four) const {
-    if (readers && quarter_of(lane_of_thread()) == 0) memory_.put(place, four);
+  __device__ __forceinline__ void push(Channel, int, int, int lane, bool sends, int readers, const unsigned*, int place,
+                                       const Four<T>& four) const {
+    if (sends && readers > 0 && quarter_of(lane) == 0) memory_.put(place, four);
   }
 
  private:
@@ -67,8 +68,9 @@ struct Grid {
     for (int at = 4 * first; at < bytes; at += 4 * threads) put_for_all(exchange_ + place + at, 0.0f);
   }
   template <class T>
-  __device__ __forceinline__ void push(Channel, int, int, unsigned readers, int place, const Four<T>& four) const {
-    if (readers && quarter_of(lane_of_thread()) == 0) put_for_all(exchange_ + place, four);
+  __device__ __forceinline__ void push(Channel, int, int, int lane, bool sends, int readers, const unsigned*, int place,
+                                       const Four<T>& four) const {
+    if (sends && readers > 0 && quarter_of(lane) == 0) put_for_all(exchange_ + place, four);
   }
 
  private:
@@ -85,8 +87,7 @@ struct Grid {
 struct Cluster {
   static constexpr bool has_mail = true, is_far = false;
 
-  __device__ __forceinline__ Cluster(const Memory& memory, int groups, char*)
-      : memory_(memory), groups_(groups), quarter_(static_cast<unsigned>(quarter_of(lane_of_thread()))) {}
+  __device__ __forceinline__ Cluster(const Memory& memory, int groups, char*) : memory_(memory), groups_(groups) {}
 
   __device__ __forceinline__ int rank() const {
     return static_cast<int>(cooperative_groups::this_cluster().block_rank());
@@ -131,17 +132,17 @@ struct Cluster {
     if (first && lane_of_thread() == 0) memory_.expect(box_of(channel, g, parity), bytes);
   }
 
-  // Sends to the blocks whose bits are set, if any are. Four lanes have the same numbers, and each sends them to a
-  // quarter of the blocks.
+  // Sends to so many readers, whose numbers are listed, if the lane `sends`. Four lanes have the same numbers, and each
+  // sends them to a quarter of the readers.
   template <class T>
-  __device__ __forceinline__ void push(Channel channel, int g, int count, unsigned readers, int place,
-                                       const Four<T>& four) const {
-    const int box = box_of(channel, g, count & 1);
+  __device__ __forceinline__ void push(Channel channel, int g, int count, int lane, bool sends, int readers,
+                                       const unsigned* list, int place, const Four<T>& four) const {
+    const int box = box_of(channel, g, count & 1), quarter = quarter_of(lane);
 #pragma unroll
     for (int k = 0; k < most_cluster_blocks / 4; ++k) {
-      const unsigned rank = quarter_ + 4 * k;
-      const unsigned wanted = readers >> rank & 1;
-      Peer(memory_, wanted ? rank : 0).push_if(wanted, place, box, four);
+      if (4 * k >= readers) break;
+      const unsigned rank = list[k / 2] >> (4 * quarter + 16 * (k % 2)) & 15;
+      Peer(memory_, rank).push_if(sends && 4 * k + quarter < readers, place, box, four);
     }
   }
 
@@ -165,7 +166,6 @@ struct Cluster {
 
   const Memory memory_;
   const int groups_;
-  const unsigned quarter_;
   unsigned even_ = 0, odd_ = 0, of_outputs_ = 0;
 };
 #endif
