@@ -147,6 +147,7 @@ pybind11::dict launch_plan(int multiprocessors, int64_t shared_bytes, int cluste
     note("samples", layout.samples);
     note("groups", layout.groups);
     note("rounds", layout.rounds);
+    if (layout.kind == teams::TeamKind::grid) note("copied_groups", layout.copied_groups);
     std::vector<std::vector<int>> layers(layout.blocks);
     for (int block = 0; block < layout.blocks; ++block)
       for (int i = layout.first_of_block[block]; i < layout.first_of_block[block + 1]; ++i)

@@ -72,10 +72,15 @@ class Plan:
     groups: int
     rounds: int
     layers_of_octets: list[list[int]]
+    copied_groups: int = 0  # of a grid
 
     @classmethod
     def of(cls, facts: dict[str, Any], prefix: str) -> Plan:
-        return cls(**{name: facts[prefix + name] for name in cls.__dataclass_fields__})
+        return cls(**{name: facts[prefix + name] for name in cls.__dataclass_fields__ if prefix + name in facts})
+
+    def copies_alone(self, jobs: int) -> bool:
+        """Whether each warp of a block of a grid copies its own groups' states, where weights rest; see layout.h."""
+        return self.team == "grid" and jobs == 1 and min(self.groups, self.warps) <= self.copied_groups
 
     def own(self, warp: int, jobs: int) -> list[int]:
         """The octets among a block's that a warp moves in a step, once for each of its groups; see shares_of() in
@@ -134,7 +139,8 @@ class Ways:
         """What a warp does in a step, in a block that has octets of these layers."""
         own = [reads[layers[job]] for job in self.plan.own(warp, len(layers))]
         update = [*self.update_of_warp(warp, layers, reads), self._barrier()] if self.moves else []
-        octets = [self._octet(below.chunks + above.chunks, below.pairs + above.pairs) for below, above in own]
+        alone = not self.moves and self.plan.copies_alone(len(layers))
+        octets = [self._octet(below.chunks + above.chunks, below.pairs + above.pairs, alone) for below, above in own]
         return update + octets
 
     def update_of_warp(self, warp: int, layers: Sequence[int], reads: Sequence[tuple[Reads, Reads]]) -> list[Way]:
@@ -156,8 +162,8 @@ class Ways:
             self._found[key] = Way(steps, unwanted_in(steps, unwanted))
         return self._found[key]
 
-    def _octet(self, chunks: int, pairs: int) -> Way:
-        """The new states of an octet and a group."""
+    def _octet(self, chunks: int, pairs: int, copies: bool) -> Way:
+        """The new states of an octet and a group, of which the warp copies what they read, if it does."""
         lines, samples = self.kernel.lines, self.plan.samples
         multiply, show = lines(LANES, "multiply"), lines(RELAXATION, "show", "Relaxation")
         sigmoid = lines("model/elementary.h", "steep_sigmoid")
@@ -177,8 +183,11 @@ class Ways:
             Event("of pairs", of_pairs, 16 * pairs),
             Event("sigmoid", made_by(sigmoid, names=("FFMA", "FMUL", "MUFU")), at_least=True),
         ]
+        if copies:
+            copied = made_by(lines(RELAXATION, "copy_own_states", "Relaxation"), names=("LDGSTS",))
+            events.append(Event("copied", copied, samples * (16 * chunks + 2 * pairs) * 2 // 32, at_least=True))
         return self._around(
-            ("octet", chunks, pairs),
+            ("octet", chunks, pairs, copies),
             made_by(multiply, names=("FFMA",)),
             events,
             lambda i: of_others(i) or (rho(i) and not sigmoid.made(i)),
@@ -227,6 +236,19 @@ def copied_bytes(layers: Sequence[int], reads: Sequence[tuple[Reads, Reads]], pl
     return 4 * sum(units.values()) * plan.samples * plan.groups
 
 
+def exchange_of(ways: Ways, layers: Sequence[int], reads: Sequence[tuple[Reads, Reads]], clocks: int) -> int:
+    """Clocks that a block with octets of these layers takes beside those in which its warps work."""
+    plan = ways.plan
+    exchange = EXCHANGE_CLOCKS[plan.team]
+    if plan.team == "grid":
+        copies = round(copied_bytes(layers, reads, plan) / COPIED_BYTES_OF_A_CLOCK)
+        alone = not ways.moves and plan.copies_alone(len(layers))
+        exchange += max(0, copies - clocks) if alone else CLOCKS_OF_A_COPY + copies
+    if ways.moves and plan.team == "cluster":
+        exchange += EXCHANGE_CLOCKS["block"]  # whose warps meet before they move weights
+    return exchange
+
+
 def row_of(ways: Ways, case: Any, phase: str, steps: int) -> TeamRow:
     """Of a case of the benchmark, of the busiest block."""
     plan, reads = ways.plan, Reads.of_layers(case.sizes)
@@ -235,22 +257,19 @@ def row_of(ways: Ways, case: Any, phase: str, steps: int) -> TeamRow:
         warps = [ways.of_warp(warp, layers, reads) for warp in range(ways.warps)]
         traces = [*map(trace_of, warps)]
         longest = max(range(ways.warps), key=lambda warp: len(traces[warp]))
-        found.append((simulate(traces).clocks, layers, traces[longest], warps[longest]))
-    clocks, layers, trace, of_longest = max(found, key=lambda one: one[:2])
+        clocks = simulate(traces).clocks
+        exchange = exchange_of(ways, layers, reads, clocks)
+        found.append((clocks + exchange, clocks, layers, traces[longest], warps[longest]))
+    both, clocks, layers, trace, of_longest = max(found, key=lambda one: one[:3])
     update = 0
     if ways.moves:
         of_update = [trace_of(ways.update_of_warp(warp, layers, reads)) for warp in range(ways.warps)]
         update = simulate(of_update).clocks
-    exchange = EXCHANGE_CLOCKS[plan.team]
-    if plan.team == "grid":
-        exchange += CLOCKS_OF_A_COPY + round(copied_bytes(layers, reads, plan) / COPIED_BYTES_OF_A_CLOCK)
-    if ways.moves and plan.team == "cluster":
-        exchange += EXCHANGE_CLOCKS["block"]  # whose warps meet before they move weights
     return TeamRow(
         case.name, phase, case.batch, plan.team, plan.blocks, plan.teams, plan.samples, plan.groups, plan.rounds,
         len(layers), plan.warps, len(trace), sum(one.name == "FFMA" for one, _ in trace),
-        sum(way.unwanted for way in of_longest), clocks, update, exchange,
-        (clocks + exchange) / CLOCKS_OF_A_MICROSECOND, steps,
+        sum(way.unwanted for way in of_longest), clocks, update, both - clocks,
+        both / CLOCKS_OF_A_MICROSECOND, steps,
     )  # fmt: skip
 
 

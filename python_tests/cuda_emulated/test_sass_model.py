@@ -326,13 +326,13 @@ def test_what_warps_do_in_a_step() -> None:
     reads = teams.Reads.of_layers(sizes)
     rests, _ = plan(widths=sizes, batch=20, continual=True)
     warps = [Counting(rests, False).of_warp(warp, (0, 1), reads) for warp in range(rests.warps)]
-    assert [*filter(None, warps)] == [[("_octet", 0, 1)], [("_octet", 4, 0)]]
+    assert [*filter(None, warps)] == [[("_octet", 0, 1, False)], [("_octet", 4, 0, False)]]
     moves, _ = plan("moving_", widths=sizes, batch=20, continual=True)
     of_output = [Counting(moves, True).of_warp(warp, (1,), reads) for warp in range(moves.warps)]
-    own = [("_constant", False), ("_barrier",), ("_octet", 4, 0)]
+    own = [("_constant", False), ("_barrier",), ("_octet", 4, 0, False)]
     assert (moves.warps, moves.groups) == (12, 5)
     nothing: list[tuple[Any, ...]] = [("_barrier",)]
     assert of_output == [[("_part", True, False), *own]] * 4 + [own] + [nothing] * 7
     of_first = [Counting(moves, True).of_warp(warp, (0,), reads) for warp in range(moves.warps)]
-    own = [("_constant", True), ("_barrier",), ("_octet", 0, 1)]
+    own = [("_constant", True), ("_barrier",), ("_octet", 0, 1, False)]
     assert of_first == [[("_part", False, True), *own]] + [own] * 4 + [nothing] * 7

@@ -105,7 +105,7 @@ class ContinualUpdate {
         if constexpr (Jobs::Team::is_far) {
           if (first == 0 || at_once < layout.groups) {
             if (first + begin > 0) __syncthreads();  // nobody reads the copies any more
-            jobs.copy(begin, end, later, step, false);
+            jobs.copy(begin, end, 0, later, step, false, warp_of_thread(), static_cast<int>(blockDim.x) / 32);
             jobs.team.wait_for_brought();
           }
         }

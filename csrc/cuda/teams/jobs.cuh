@@ -105,22 +105,24 @@ struct Jobs {
   __device__ __forceinline__ int copy_of(int slot, int step) const {
     return layout.copies + ((step & (layout.copied_steps - 1)) * layout.copied_groups + slot) * layout.copy;
   }
-  // Copies what the block reads of the states that a step has left in a buffer, of groups `begin` to `end`; if the step
-  // is `half` done, of layers that have moved. The warps take layers and groups in turn.
-  __device__ __forceinline__ void copy(int begin, int end, int buffer, int step, bool half) const {
+  // Copies what the block reads of the states that a step has left in a buffer, of groups `begin` to `end` to slots
+  // from `slot` on; if the step is `half` done, of layers that have moved. This is one of so many warps, which take
+  // layers and groups in turn.
+  __device__ __forceinline__ void copy(int begin, int end, int slot, int buffer, int step, bool half, int warp,
+                                       int warps_that_copy) const {
     constexpr int stride = octet_bytes(Samples, bytes), pieces = samples * row / 16;  // without the row that is empty
-    int skip = warp_of_thread();
+    static_assert(32 % pieces == 0);
+    int skip = warp;
     for (int l = 0, to = 0; l < p.layers; ++l) {
       if (!reads(l)) continue;
       const int size = layout.states[l + 1] - layout.states[l];
       for (int g = begin; g < end && !(half && turn_of(l) == 1); ++g) {
         if (skip-- > 0) continue;
-        skip = static_cast<int>(blockDim.x) / 32 - 1;
-        const int from = buffer_of(g, buffer) + layout.states[l];
-        for (int i = hidden(lane); i < size / stride * pieces; i += 32) {
-          const int at = i / pieces * stride + i % pieces * 16;
-          team.bring(copy_of(g - begin, step) + to + at, from + at);
-        }
+        skip = warps_that_copy - 1;
+        const int own = hidden(lane) / pieces * stride + hidden(lane) % pieces * 16;
+        const int from = buffer_of(g, buffer) + layout.states[l], target = copy_of(slot + g - begin, step) + to;
+#pragma unroll 4
+        for (int at = own; at < size; at += 32 / pieces * stride) team.bring(target + at, from + at);
       }
       to += size;
     }

@@ -126,6 +126,10 @@ struct Layout {
 
   CEPROP_INLINE int samples_at_once() const { return samples * groups; }
   CEPROP_INLINE int64_t exchange_bytes() const { return int64_t(groups) * ring_of(continual) * buffer; }
+  // Whether every warp of such a block is the only one that works for its groups, and has room for a copy of one.
+  CEPROP_INLINE bool copies_alone(const Shares& shares) const {
+    return kind == TeamKind::grid && !continual && shares.job_warps == 1 && shares.group_warps <= copied_groups;
+  }
   CEPROP_INLINE int64_t global_bytes() const { return kind == TeamKind::grid ? exchange_bytes() : 0; }
   CEPROP_INLINE int layer_of(int octet) const {
     int layer = 0;

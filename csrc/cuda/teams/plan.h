@@ -233,6 +233,7 @@ inline double step_microseconds(const Shape& shape, const Layout& layout, bool m
   const double of_number = shape.number_bytes == 4 ? 1 : pace::of_float64;
   const auto turns = [](int items, int workers) { return (items + workers - 1) / workers; };
   double busiest = 0;
+  bool alone_in_all = true;  // warps copy
   for (int block = 0; block < layout.blocks; ++block) {
     const int jobs = jobs_of(layout, block);
     if (jobs == 0) continue;
@@ -253,6 +254,7 @@ inline double step_microseconds(const Shape& shape, const Layout& layout, bool m
     }
     // An octet and a group is an item.
     const Shares warps = shares_of(jobs, layout.groups, layout.warps);
+    alone_in_all = alone_in_all && layout.copies_alone(warps);
     int in_turn = 0, of_scheduler[pace::schedulers] = {};  // items of a warp, and of a scheduler's warps
     for (int warp = 0; warp < warps.job_warps * warps.group_warps; ++warp) {
       const int items = turns(jobs - warp % warps.job_warps, warps.job_warps) *
@@ -267,10 +269,12 @@ inline double step_microseconds(const Shape& shape, const Layout& layout, bool m
                            turns(parts, layout.warps) * (alone + longest_moved) + in_turn * constant_alone);
     busiest = std::max(busiest, of_block);
   }
+  const double copied = double(layout.groups) * layout.copy / pace::copied_of_clock;
   double clocks = busiest + (layout.kind == TeamKind::cluster ? pace::exchange : pace::barrier);
-  if (layout.kind == TeamKind::grid)
-    clocks += pace::grid_barrier + pace::copying * turns(layout.groups, layout.copied_groups) +
-              double(layout.groups) * layout.copy / pace::copied_of_clock;
+  if (layout.kind == TeamKind::grid && alone_in_all)
+    clocks = std::max(busiest, copied) + pace::copying + pace::grid_barrier;
+  else if (layout.kind == TeamKind::grid)
+    clocks += pace::grid_barrier + pace::copying * turns(layout.groups, layout.copied_groups) + copied;
   return clocks / pace::clocks_of_a_microsecond * shape.network.turn_count();
 }
 

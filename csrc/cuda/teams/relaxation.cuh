@@ -14,7 +14,10 @@ class Relaxation {
   using Where = Jobs<T, Samples, Team, Moves>;
 
   __device__ __forceinline__ Relaxation(const Problem<T>& problem, const Layout& layout)
-      : sanity(problem, problem.broken), jobs(problem, layout), p_(problem) {}
+      : sanity(problem, problem.broken),
+        jobs(problem, layout),
+        p_(problem),
+        copies_alone_(may_copy_alone && layout.copies_alone(jobs.warps)) {}
 
   Sanity<T> sanity;
   Where jobs;
@@ -72,6 +75,7 @@ class Relaxation {
   }
 
  private:
+  static constexpr bool may_copy_alone = Team::is_far && !Moves;
   static constexpr int bytes = sizeof(T), stride = octet_bytes(Samples, bytes), ring = ring_of(Moves);
 
   // ---- what happens once ----
@@ -165,14 +169,14 @@ class Relaxation {
     for (int turn = 0; turn < 1 + p_.asynchronous; ++turn, ++half_steps_) {
       if constexpr (!Team::has_mail) jobs.team.meet();
       if constexpr (Team::has_mail && Moves) meet_by_mail(turn);
-      bool has_copies = shows;
+      bool has_copies = shows || copies_alone_;
       if constexpr (Moves) {
         if (updates && turn == 0) has_copies = move_weights();
         if (ends) return;
       }
       // In as many parts as the states that are far come in.
       for (int begin = 0, end = 0, first = jobs.first_group; begin < layout.groups; begin = end) {
-        end = Team::is_far ? min(begin + layout.copied_groups, layout.groups) : layout.groups;
+        end = Team::is_far && !copies_alone_ ? min(begin + layout.copied_groups, layout.groups) : layout.groups;
         if constexpr (Team::is_far)
           if (!has_copies) copy_states(begin, end, turn);
         int g = first;
@@ -183,7 +187,10 @@ class Relaxation {
           for (g = first; g < end; g += jobs.warps.group_warps) {
             if constexpr (Team::has_mail && !Moves)
               if (waits) jobs.wait(turn, g, half_steps_, steps_);
-            const int from = Team::is_far ? jobs.copy_of(g - begin, step_that_is_read(turn))
+            if constexpr (may_copy_alone)
+              if (copies_alone_ && !shows) copy_own_states(g, turn);
+            const int slot = copies_alone_ ? jobs.first_group : g - begin;
+            const int from = Team::is_far ? jobs.copy_of(slot, step_that_is_read(turn))
                                           : jobs.buffer_of(g, turn == 0 ? last_ : next_);
             take(job, g, from, beta, shows);
           }
@@ -212,8 +219,15 @@ class Relaxation {
   __device__ __forceinline__ int step_that_is_read(int turn) const { return steps_ - 1 + turn; }
   __device__ __forceinline__ void copy_states(int begin, int end, int turn) const {
     if (begin > 0) __syncthreads();  // nobody reads the copies any more
-    jobs.copy(begin, end, turn == 0 ? last_ : next_, step_that_is_read(turn), turn == 1);
+    jobs.copy(begin, end, 0, turn == 0 ? last_ : next_, step_that_is_read(turn), turn == 1, warp_of_thread(),
+              static_cast<int>(blockDim.x) / 32);
     jobs.team.wait_for_brought();
+  }
+  // By this warp alone, of a group that no other warp works for.
+  __device__ __forceinline__ void copy_own_states(int g, int turn) const {
+    __syncwarp();  // no lane reads the last group's any more
+    jobs.copy(g, g + 1, jobs.first_group, turn == 0 ? last_ : next_, step_that_is_read(turn), turn == 1, 0, 1);
+    jobs.team.wait_for_own();
   }
   // Returns whether the copies have the states of the last step, of all groups.
   __device__ __forceinline__ bool move_weights() const {
@@ -342,6 +356,7 @@ class Relaxation {
   }
 
   const Problem<T>& p_;
+  const bool copies_alone_;  // each warp the states of its own groups, while others work: the block need not meet
   int half_steps_ = 0, steps_ = 0;
   int met_ = -1;  // the half-step for which mail has been waited for, where a block meets; mail is waited for once
   int last_ = ring - 1, next_ = 0;  // buffers of a group: of the last step, and of this one

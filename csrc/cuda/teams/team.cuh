@@ -61,6 +61,12 @@ struct Grid {
     __pipeline_wait_prior(0);
     cooperative_groups::this_thread_block().sync(CALLER);
   }
+  // The same of what this warp has brought, for its own threads.
+  __device__ __forceinline__ void wait_for_own(CALLED_FROM) const {
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    __syncwarp(0xffffffffu AND_CALLER);
+  }
   // The next meeting ends it.
   __device__ __forceinline__ void clear(int place, int bytes) const {
     const int first = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
