@@ -19,7 +19,8 @@ from ceprop_cuda.spec import reference
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 FILES = sorted((ROOT / "csrc" / "cuda" / "teams").glob("*.cuh"))
-WAIT = r"__sync(threads|warp)(_and)?\((?!.*AND_CALLER)|\bsync\(\)|team\.(begin|end|meet|wait_for_brought|wait_for_own)\(\)|\bwait\(\w+, g, "
+OF_A_TEAM = "begin|end|meet|wait_for_brought|wait_for_own"
+WAIT = rf"__sync(threads|warp)(_and)?\((?!.*AND_CALLER)|\bsync\(\)|team\.({OF_A_TEAM})\(\)|\bwait\(\w+, g, "
 # Where kernels wait, and what stands there.
 WAITS = {
     f"{file.name}:{number}": line.strip()
