@@ -130,7 +130,7 @@ pybind11::dict launch_plan(int multiprocessors, int64_t shared_bytes, int cluste
                            bool continual, bool tolerance) {
   namespace teams = ceprop::cuda::teams;
   const ceprop::NetworkShape network = chain_of(widths, false, false, asynchronous);
-  const teams::Shape shape{network, batch, number_bytes, continual, tolerance};
+  const teams::Shape shape{network, batch, number_bytes, continual, false, tolerance};
   teams::Planned planned = teams::obstacle_of(network);
   if (std::get<std::string>(planned).empty())
     planned = teams::plan_team({multiprocessors, shared_bytes, cluster_blocks, clusters}, shape);

@@ -48,8 +48,8 @@ teams::Planned plan_for(int index, const teams::Shape& shape) {
   static Known<std::vector<int64_t>, teams::Planned> known;
   const NetworkShape& network = shape.network;
   // It is a chain of dense layers: the number of its turns says which they are.
-  std::vector<int64_t> key{index,           network.turn_count(), shape.batch,          shape.number_bytes,
-                           shape.continual, shape.tolerance,      network.input.units()};
+  std::vector<int64_t> key{index,           network.turn_count(), shape.batch,     shape.number_bytes,
+                           shape.continual, shape.gathers,        shape.tolerance, network.input.units()};
   for (int c = 0; c < network.connection_count(); ++c) key.push_back(network.units_above(c));
   return known.get(key, [&] { return teams::plan_team(properties_of(index), shape); });
 }

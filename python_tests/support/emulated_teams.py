@@ -46,6 +46,7 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "symmetric": ({}, {"symmetric": True, "free_steps": 3}),
     "free feedback": ({"feedback": "free"}, {"gate": "connection"}),
     "shared update": ({"feedback": "free"}, {"shared_update": True}),
+    "added up": ({"feedback": "free"}, {"accumulate": True, "symmetric": True}),
     "asynchronous energy": ({"dynamics": "energy", "schedule": "asynchronous"}, {}),
     "no free steps": ({"dynamics": "energy"}, {"free_steps": 0, "nudged_steps": 1}),
     "many samples": ({"shape": ((9, 20, 7), 70)}, {}),
@@ -78,10 +79,14 @@ def team_runs(module: Any, circuit: Circuit, x: Tensor, nudge: Nudge) -> Results
             gates = (None, "unit", "connection") if circuit.free_feedback and not shared_update else (None,)
             gate = gates[(len(x) + symmetric) % len(gates)]
             learning = {"lr": rates(circuit), "weight_decay": 0.1 * symmetric, "gate": gate}
-            for name, ran in (
+            all_ran = [
                 ("ep", module.ep_step(circuit, x, nudge, **common)),
                 ("cep", module.cep_step(copy_of(circuit), x, nudge, **common, **learning)),
-            ):
+            ]
+            if circuit.free_feedback and not shared_update:
+                by_steps = module.ep_step(circuit, x, nudge, **common, accumulate=True, gate=gate)
+                all_ran.append(("ep by steps", by_steps))
+            for name, ran in all_ran:
                 found |= {f"{name} {common} {key}": value for key, value in results_of(ran, circuit).items()}
     return found
 

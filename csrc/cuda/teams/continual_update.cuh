@@ -58,7 +58,7 @@ class ContinualUpdate {
   __device__ __forceinline__ static void begin(const Jobs& jobs, double divisor) {
     const Problem<T>& p = jobs.p;
     const int row = jobs.layout.samples_at_once();  // with zeros for samples that are not there
-    for (int i = static_cast<int>(threadIdx.x); jobs.layout.gram >= 0 && i < p.batch * row;
+    for (int i = static_cast<int>(threadIdx.x); jobs.layout.gram >= 0 && !gathers(jobs) && i < p.batch * row;
          i += static_cast<int>(blockDim.x)) {
       const int b = i % row;
       jobs.memory.put(jobs.layout.gram + i * bytes, b < p.batch ? __ldcg(p.gram + i / row * p.batch + b) : T(0));
@@ -116,12 +116,14 @@ class ContinualUpdate {
     jobs.for_each_own([&](const Job& job, int g) { move_constant(jobs, job, g); });
   }
 
-  // Stores what has moved, but for the input's weights.
+  // Stores what has moved or what is gathered, but for the input's weights.
   __device__ __forceinline__ static void store(const Jobs& jobs) {
     const Problem<T>& p = jobs.p;
+    T* const* const all = gathers(jobs) ? p.gradients : p.weights;
+    T* const* const feedback = gathers(jobs) ? p.feedback_gradients : p.feedback;
     jobs.for_each_job([&](const Job& job) {
-      jobs.for_each_weight(job, p.free_feedback, [&](int place, const auto& weight) {
-        const auto four = jobs.memory.template get<Four<T>>(place);
+      jobs.for_each_weight(job, p.free_feedback, all, feedback, [&](int place, const auto& weight) {
+        const auto four = jobs.memory.template get<Four<T>>(place + jobs.layout.learns);
 #pragma unroll
         for (int k = 0; k < 4; ++k)
           if (T* to = weight(k)) *to = four.v[k];
@@ -129,8 +131,9 @@ class ContinualUpdate {
     });
     jobs.for_each_own([&](const Job& job, int g) {
       if (!jobs.leads() || job.layer == 0 || jobs.sample_of(g) > 0 || jobs.unit_of(job) >= job.units) return;
-      if (T* biases = p.biases[job.layer])
-        biases[jobs.unit_of(job)] = jobs.memory.template get<T>(jobs.own(job, g, Own::constant));
+      if (T* biases = gathers(jobs) ? p.bias_gradients[job.layer] : p.biases[job.layer])
+        biases[jobs.unit_of(job)] =
+            jobs.memory.template get<T>(jobs.own(job, g, gathers(jobs) ? Own::sum : Own::constant));
     });
   }
 
@@ -138,6 +141,8 @@ class ContinualUpdate {
   static constexpr int bytes = sizeof(T), samples = Jobs::samples, stride = octet_bytes(samples, bytes);
   static_assert(samples == 4 || samples == 2);
 
+  // Whether EP gathers in place of moving.
+  __device__ __forceinline__ static bool gathers(const Jobs& jobs) { return jobs.layout.learns > 0; }
   __device__ __forceinline__ static int place_of_blend(const Jobs& jobs, int c) {
     return jobs.layout.blends + 2 * c * bytes;
   }
@@ -173,8 +178,8 @@ class ContinualUpdate {
       connection = job.layer + from_above;
       own = job.own;
       const int chunks = is_chunk ? index : sources.chunks, pairs = is_chunk ? 0 : index - sources.chunks;
-      weights = job.weights + (from_above ? padded(job.from_below) * octet * bytes : 0) + chunks * chunk_bytes(bytes) +
-                pairs * pair_bytes(bytes) + lane * 4 * bytes;
+      weights = job.weights + jobs.layout.learns + (from_above ? padded(job.from_below) * octet * bytes : 0) +
+                chunks * chunk_bytes(bytes) + pairs * pair_bytes(bytes) + lane * 4 * bytes;
       const int fours = 2 * (chunks * chunk_octets + 2 * pairs) + (is_chunk ? lane : lane / octet);
       const int before = fours / 2 * stride + fours % 2 * 4 * bytes;
       states = jobs.layout.states[from_above ? job.layer + 1 : job.layer - 1] + before;
@@ -286,7 +291,8 @@ class ContinualUpdate {
       return jobs.team.template shown<Four<T>>(place);
   }
 
-  // Moves a bias, in layer 0 with the input's drive, and the sum by which the input's weights move.
+  // Moves a bias, in layer 0 with the input's drive, and the sum by which the input's weights move; or gathers for
+  // them.
   __device__ __forceinline__ static void move_constant(const Jobs& jobs, const Job& job, int g) {
     const Problem<T>& p = jobs.p;
     if (job.layer > 0 && !p.biases[job.layer]) return;
@@ -294,6 +300,8 @@ class ContinualUpdate {
     T sum = 0;
     if (job.layer > 0) {
       sum = sum_of_moves(jobs, job, [](int) { return ones(); });
+    } else if (gathers(jobs)) {
+      // The input's drive stays.
     } else if (jobs.layout.gram >= 0) {
       const int row = jobs.layout.gram + sample * jobs.layout.samples_at_once() * bytes;
       sum = sum_of_moves(jobs, job, [&](int b) { return jobs.memory.template get<Pack<T>>(row + b * bytes); });
@@ -311,7 +319,10 @@ class ContinualUpdate {
       const int place = jobs.own(job, g, number);
       jobs.memory.put(place, blend(jobs.memory.template get<T>(place), by));
     };
-    move(Own::constant, sum);
+    if (!gathers(jobs))
+      move(Own::constant, sum);
+    else if (job.layer > 0)
+      move(Own::sum, sum);
     if (job.layer == 0)
       move(Own::sum, jobs.memory.template get<T>(place_of_noted(jobs, job, g, jobs.sample(), Own::moved)));
   }

@@ -26,10 +26,15 @@ class Contrast {
                  copy == 0 ? p_.gradients[c] : p_.feedback_gradients[c - 1], copy == 0 ? p_.bias_gradients[c] : nullptr,
                  tiles);
   }
-  // Moves the input's weights, and its bias, by what C-EP has gathered in p.sums; `keep` of them is left.
-  __device__ __forceinline__ void move_input(double keep) const {
+  // Moves the input's weights, and its bias, by what steps have gathered in p.sums; `keep` of them is left. Of EP that
+  // is the gradient.
+  __device__ __forceinline__ void move_input(double keep) {
     int tiles = 0;
-    take_all(0, Copy::weights, {}, {T(1 - keep), T(1)}, true, p_.weights[0], p_.biases[0], tiles);
+    by_sums_ = true;
+    if (p_.stages.op == Op::cep_step)
+      take_all(0, Copy::weights, {}, {T(1 - keep), T(1)}, true, p_.weights[0], p_.biases[0], tiles);
+    else
+      take_all(0, Copy::weights, {}, {T(0), T(1), true}, true, p_.gradients[0], p_.bias_gradients[0], tiles);
   }
 
  private:
@@ -65,7 +70,7 @@ class Contrast {
     return {states(place, layer), nullptr, as_is, rule.activation};
   }
   __device__ __forceinline__ Side moved(int layer, const Between& between) const {
-    if (p_.stages.op == Op::cep_step) return {p_.sums, nullptr, true, Activation::linear};
+    if (by_sums_) return {p_.sums, nullptr, true, Activation::linear};
     Side side = shown(layer, between.later);
     side.before = states(between.earlier, layer);
     side.as_is = side.as_is || moves_states(p_.learns);
@@ -170,6 +175,7 @@ class Contrast {
 
   const Problem<T>& p_;
   const Memory memory_;
+  bool by_sums_ = false;  // of what has moved
 };
 
 }  // namespace ceprop::cuda::teams

@@ -65,6 +65,8 @@ struct Jobs {
     if constexpr (Team::has_mail) read_roles();
     __syncthreads();
     for_each_job([&](const Job& job) { load_weights(job); });
+    if constexpr (Moves)
+      if (layout.learns > 0) memory.clear(layout.weights + layout.learns, layout.learns);
     if constexpr (Team::has_mail) team.begin();
   }
 
@@ -153,21 +155,22 @@ struct Jobs {
           [&](int i) { return sources.chunks * chunk_sources + c * pair_sources + lane / octet * 4 + i; });
   }
 
-  // body(four, weight) as above for the weights of a job, where weight(i) is the place in the network of number i, or
-  // null; from below, and `from_above` as well.
+  // body(four, weight) as above for the weights of a job, where weight(i) is the place of number i among all weights
+  // and their feedback, which may be null, or null; from below, and `from_above` as well.
   template <class Body>
-  __device__ __forceinline__ void for_each_weight(const Job& job, bool from_above, const Body& body) const {
+  __device__ __forceinline__ void for_each_weight(const Job& job, bool from_above, T* const* all, T* const* feedback,
+                                                  const Body& body) const {
     const int l = job.layer, n = job.units, below = units(l - 1);
     int place = job.weights;
     const auto unit = [&](int slot) { return job.first + (slot ^ unit_turn()); };
     for_each_four(place, job.from_below, [&](int four, const auto& slot, const auto& source) {
       body(four, [&](int i) -> T* {
         const int to = unit(slot(i)), from = source(i);
-        return to < n && from < below ? p.weights[l] + int64_t(to) * below + from : nullptr;
+        return to < n && from < below ? all[l] + int64_t(to) * below + from : nullptr;
       });
     });
     if (!from_above || is_output(l)) return;
-    T* const weights = p.free_feedback ? p.feedback[l] : p.weights[l + 1];
+    T* const weights = p.free_feedback ? feedback[l] : all[l + 1];
     const int above = units(l + 1);
     for_each_four(place, job.from_above, [&](int four, const auto& slot, const auto& source) {
       body(four, [&](int i) -> T* {
@@ -239,7 +242,7 @@ struct Jobs {
   }
 
   __device__ __forceinline__ void load_weights(const Job& job) const {
-    for_each_weight(job, true, [&](int place, const auto& weight) {
+    for_each_weight(job, true, p.weights, p.feedback, [&](int place, const auto& weight) {
       Four<T> four;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {

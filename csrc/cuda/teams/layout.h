@@ -123,6 +123,7 @@ struct Layout {
   int copied_steps, copied_groups;           // a block of a grid has copies of so many steps, of so many groups at once
   int copy;                                  // bytes of a copy of a group
   int buffers, jobs, own, blends, gram, copies, weights;  // places in shared memory; a grid's buffers are global
+  int learns;  // from a weight to where its updates go: 0, the weight itself, or to a sum that EP gathers
 
   CEPROP_INLINE int samples_at_once() const { return samples * groups; }
   CEPROP_INLINE int64_t exchange_bytes() const { return int64_t(groups) * ring_of(continual) * buffer; }

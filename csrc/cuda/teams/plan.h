@@ -24,7 +24,8 @@ struct Shape {
   const NetworkShape& network;
   int64_t batch;
   int64_t number_bytes;  // 4 or 8
-  bool continual;        // weights move at every nudged step
+  bool continual;        // every nudged step learns: weights move,
+  bool gathers;          // or EP adds up what they would move by
   bool tolerance;        // phases may end early, for all samples at once
 };
 
@@ -54,8 +55,8 @@ std::string obstacle_of(const RelaxCall<T>& call) {
 }
 template <class T>
 std::string obstacle_of(const EpCall<T>& call) {
-  if (call.gate != Gate::none) return "teams have no gate of EP";
-  if (stages_of(call).steps_learn) return "teams learn from the ends of phases alone";
+  if (call.gate != Gate::none && !stages_of(call).steps_learn)
+    return "teams have no gate of EP between the ends of its phases";
   return teams::obstacle_of(call.network.shape);
 }
 template <class T>
@@ -223,7 +224,9 @@ inline int64_t lay_out(const Shape& shape, Layout& layout, int warps) {
     layout.copy = static_cast<int>(most_copied(shape, layout));
     place(layout.copies, int64_t(layout.copied_steps) * layout.copied_groups * layout.copy);
   }
-  place(layout.weights, weight_bytes(shape, layout));
+  const int64_t weights = weight_bytes(shape, layout);
+  layout.learns = static_cast<int>(layout.continual && shape.gathers ? weights : 0);
+  place(layout.weights, weights + layout.learns);
   return next;
 }
 
@@ -409,7 +412,12 @@ inline Planned plan_team(const Device& device, const Shape& shape) {
 template <class Call>
 Shape shape_of(const Call& call) {
   using T = std::remove_const_t<std::remove_pointer_t<decltype(call.batch.x)>>;
-  return {call.network.shape, call.batch.size, sizeof(T), std::is_same_v<Call, CepCall<T>>,
+  const Stages stages = stages_of(call);
+  return {call.network.shape,
+          call.batch.size,
+          sizeof(T),
+          stages.steps_learn,
+          stages.steps_learn && stages.op == Op::ep_step,
           call.stop.tolerance.has_value()};
 }
 

@@ -10,7 +10,7 @@ template <class T>
 struct Problem {
   Stages stages;
   Learns learns;
-  Gate gate;  // of C-EP
+  Gate gate;  // of steps that learn
   int layers, batch;
   bool free_feedback, asynchronous;
   int widths[most_layers + 1];

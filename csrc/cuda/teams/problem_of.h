@@ -56,6 +56,8 @@ void give(Problem<T>& problem, const RelaxCall<T>& call) {
 template <class T>
 void give(Problem<T>& problem, const EpCall<T>& call) {
   filling::give_learning(problem, call);
+  problem.gate = call.gate;
+  std::fill(problem.rate, problem.rate + problem.layers, -1.0);  // a gradient is minus what weights would move by
   std::copy(call.gradients.begin(), call.gradients.end(), problem.gradients);
   std::copy(call.bias_gradients.begin(), call.bias_gradients.end(), problem.bias_gradients);
   std::copy(call.feedback_gradients.begin(), call.feedback_gradients.end(), problem.feedback_gradients);

@@ -151,6 +151,7 @@ class Relaxation {
     else if (p_.initial[l] && jobs.is_there(job, g))
       state = p_.initial[l][at];
     jobs.memory.put(jobs.own(job, g, Own::state), state);
+    if (is_first && !is_free_phase) jobs.memory.put(jobs.own(job, g, Own::free_state), state);
   }
   __device__ __forceinline__ void store(const Job& job, int g, T* const* to, bool keeps) const {
     const T state = jobs.memory.template get<T>(jobs.own(job, g, Own::state));

@@ -18,7 +18,7 @@ __device__ __forceinline__ void run_rounds(Relaxation<T, Samples, Team, false>& 
     const int first = (round * layout.teams + team) * layout.samples_at_once();
     if (team >= layout.teams || first >= batch) continue;
     relaxation.template run<0>(first, phases);
-    if (relaxation.jobs.p.stages.op == Op::cep_step) relaxation.store_for_all(Own::constant);
+    if (relaxation.jobs.p.stages.steps_learn) relaxation.store_for_all(Own::constant);
   }
   relaxation.end();
 }
@@ -56,20 +56,22 @@ __device__ __forceinline__ double kept_of_input(const Problem<T>& p) {
   return keep;
 }
 
-// Runs C-EP: the free phase by such teams, then the nudged phases by one that has all samples.
+// Runs C-EP, or EP that adds up the contrasts of its steps: the free phase by such teams, then the nudged phases by one
+// that has all samples.
 template <class T, int Samples, class Team, class MovingTeam>
 __device__ __forceinline__ void run_continual(const Problem<T>& p) {
   constexpr bool changes = !std::is_same_v<Team, Grid>;
   const auto grid = cooperative_groups::this_grid();
   Sanity<T>(p, p.broken).begin();
-  Relaxation<T, most_samples(sizeof(T)), MovingTeam, true> moving(p, p.moving);
-  ContinualUpdate<typename decltype(moving)::Where>::prepare(p);
+  using Moving = Relaxation<T, most_samples(sizeof(T)), MovingTeam, true>;
+  if (p.stages.op == Op::cep_step) ContinualUpdate<typename Moving::Where>::prepare(p);
   if constexpr (changes) {
     Relaxation<T, Samples, Team, false> resting(p, p.layout);
     run_rounds(resting, 1);
     grid.sync();  // all free states are there
     resting.sanity.tell();
   }
+  Moving moving(p, p.moving);
   const bool moves = moving.jobs.team.index() == 0;
   if (moves) {
     moving.load();
@@ -81,6 +83,7 @@ __device__ __forceinline__ void run_continual(const Problem<T>& p) {
   grid.sync();
   const bool holds = moving.sanity.holds();
   if (!holds) {
+    if (p.stages.op == Op::ep_step) Contrast<T>(p).learn(false);
     note_failure(p);
     return;
   }
