@@ -180,12 +180,11 @@ class Relaxation {
         end = Team::is_far && !copies_alone_ ? min(begin + layout.copied_groups, layout.groups) : layout.groups;
         if constexpr (Team::is_far)
           if (!has_copies) copy_states(begin, end, turn);
-        int g = first;
         [[maybe_unused]] bool waits = true;  // for the mail of these groups, once
         for (int i = jobs.first_job; i < jobs.count; i += jobs.warps.job_warps) {
           const Job job = jobs.job_of(i);
           if (job.is(Job::second_turn) != (turn == 1)) continue;
-          for (g = first; g < end; g += jobs.warps.group_warps) {
+          for (int g = first; g < end; g += jobs.warps.group_warps) {
             if constexpr (Team::has_mail && !Moves)
               if (waits) jobs.wait(turn, g, half_steps_, steps_);
             if constexpr (may_copy_alone)
