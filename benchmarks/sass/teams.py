@@ -173,7 +173,7 @@ class Ways:
             lines(RELAXATION, "next_of", "Relaxation"),
             lines("model/unit_math.h", "next_state").matching(r"moved|clips"),  # of energy dynamics
             lines("model/activations.h", "rho_prime"),
-            lines(UPDATE, "note_shown"),
+            lines(UPDATE, "note_shown").matching(r"before"),  # of energy dynamics
             show.matching(r"logits|octets|rho<A>"),
         )
         of_pairs = made_by(lines(LANES, "multiply_own"), names=("FFMA",))

@@ -187,7 +187,7 @@ def test_the_kernels_have_what_the_model_looks_for() -> None:
         ("model/elementary.h", "steep_sigmoid", ""),
         (teams.LANES, "multiply", r"weight\.v\[i\] \* state"),
         (teams.LANES, "multiply_own", ""),
-        (teams.UPDATE, "note_shown", ""),
+        (teams.UPDATE, "note_shown", "before"),
         (teams.UPDATE, "add_of_learning", "Part", "<Near, true, false>"),
         (teams.UPDATE, "add_of_learning", "Part", "<Near, false, true>"),
         (teams.UPDATE, "add_of_learning", "Part", "<Near, false, false>"),
