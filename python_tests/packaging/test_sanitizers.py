@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -108,8 +109,11 @@ def exercise(
     program = program_of("exercise", *flags, *objects, "-pthread")
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
     environment["FAULT"] = "-1" if fault is None else str(list(FAULTS).index(fault))
-    # A fault may make workers wait for each other forever.
-    return subprocess.run([str(program)], capture_output=True, text=True, env=environment, timeout=300)
+    # A fault may make workers wait for each other forever, before there was anything to report: then once more.
+    for timeout in (300,) if fault is None else (60, 60, 60):
+        with suppress(subprocess.TimeoutExpired):
+            return subprocess.run([str(program)], capture_output=True, text=True, env=environment, timeout=timeout)
+    raise AssertionError(f"{program} did not end")
 
 
 @pytest.mark.parametrize("number", ["float", "double"])
