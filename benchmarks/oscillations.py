@@ -53,7 +53,7 @@ def train(preset: Preset, epochs: int, seed: int, mnist: data.Dataset) -> list[E
     """As ``ceprop train`` does with these settings."""
     torch.manual_seed(seed)
     net = preset.network(tuple(mnist.train_x.shape[1:]), mnist.classes)
-    trainer = Trainer(preset.rule(net), preset.optimizer(net))
+    trainer = Trainer(preset.rule(net))
     batches, test = mnist.train_batches(preset.batch_size, seed), mnist.test_batches(SAMPLES)
     watched, _ = next(iter(test))
     made = []

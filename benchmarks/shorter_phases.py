@@ -58,7 +58,7 @@ def train(preset: Preset, data: Dataset, epochs: int, seed: int) -> dict[str, An
     """The last epoch's measures, and the mean seconds of an epoch."""
     torch.manual_seed(seed)
     net = preset.network(data.train_x[0].numel(), data.classes)
-    trainer = cep.Trainer(preset.rule(net), preset.optimizer(net))
+    trainer = cep.Trainer(preset.rule(net))
     batches = Batches(data.train_x, data.train_y, preset.batch_size, shuffle=True, seed=seed)
     history = trainer.fit(batches, epochs, test=Batches(data.test_x, data.test_y, 500))
     seconds = statistics.mean(row["seconds"] for row in history)

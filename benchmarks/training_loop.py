@@ -11,7 +11,7 @@ import torch
 
 from ceprop_cuda import data
 from ceprop_cuda.presets import PRESETS
-from ceprop_cuda.training import CEP, Trainer
+from ceprop_cuda.training import Trainer
 
 BATCHES = 400
 
@@ -21,20 +21,13 @@ def ratios(name: str, x: torch.Tensor, y: torch.Tensor, rounds: int) -> list[flo
     preset = PRESETS[name]
     net = preset.network(784, 10)
     rule = preset.rule(net, "fused")
-    optimizer = preset.optimizer(net)
-    trainer = Trainer(rule, optimizer)
+    trainer = Trainer(rule)
     batches = data.Batches(x, y, 20, shuffle=True)
     in_order = list(data.Batches(x, y, 20))
 
     def bare_steps() -> None:
         for inputs, target in in_order:
-            if isinstance(rule, CEP):
-                rule.step(inputs, target)
-                continue
-            assert optimizer is not None
-            net.zero_grad()
-            rule.backward(inputs, target)
-            optimizer.step()
+            rule.step(inputs, target)
 
     def seconds(run: Callable[[], object]) -> float:
         began = time.perf_counter()

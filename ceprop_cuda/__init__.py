@@ -2,7 +2,7 @@
 
 from .networks import Network, convnet, graph, mlp
 from .records import Diverged, StepResult
-from .training import BPTT, CEP, EP, Plan, Rule, Trainer, plan
+from .training import BPTT, CEP, EP, Plan, Replicas, Rule, Trainer, plan
 from .version import __version__
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Diverged",
     "Network",
     "Plan",
+    "Replicas",
     "Rule",
     "StepResult",
     "Trainer",

@@ -1,6 +1,6 @@
 """The kernels, with the signatures of their specification in ``reference.py``.
 
-The ops themselves are ``torch.ops.ceprop_cuda.{relax, ep_step, cep_step}``; ``csrc/library.cpp`` holds their
+The ops themselves are ``torch.ops.ceprop_cuda.{relax, ep_step, cep_step, learn}``; ``csrc/library.cpp`` holds their
 contracts. Every function takes ``engine``, what computes the call: "fused", the fused kernels of a CPU, which take
 chains of layers; "teams", those of a GPU, in which teams of blocks own samples or units, chains of dense layers in one
 launch, of chains with convolutions the phases in which weights rest in a launch each; "graph", PyTorch's operators
@@ -16,7 +16,7 @@ from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,10 +36,10 @@ except ImportError as error:
         f"({torch.__version__}) with `pip install --no-build-isolation .` in the source folder"
     ) from error
 
-from .spec.connections import POOLS_BY_LETTER, Convolution, Structure
+from .op_arguments import dynamics_arguments, nudge_arguments, parameters_of
 from .spec.dynamics import Circuit, Nudge, logits, state_shapes
 from .spec.reference import CEPResult, EPResult, PerParameter, Relaxed
-from .tracing import DENSE, new_states
+from .tracing import new_states
 
 
 def build_info() -> dict[str, str]:
@@ -183,7 +183,8 @@ def relax(
     """See :func:`ceprop_cuda.spec.reference.relax`; ``precision`` as for :class:`ceprop_cuda.EP`."""
     after, steps_used = _call(
         "relax",
-        *_tensors(circuit, x),
+        x,
+        *parameters_of(circuit, x),
         list(states or []),
         None if nudge is None else nudge.target,
         steps=steps,
@@ -191,7 +192,7 @@ def relax(
         beta=0.0 if nudge is None else nudge.beta,
         nudge_at="state" if nudge is None else nudge.at,
         loss="mse" if nudge is None else nudge.loss,
-        **_dynamics(circuit),
+        **dynamics_arguments(circuit),
         precision=precision,
         engine=engine,
     )
@@ -216,7 +217,8 @@ def ep_step(
     """See :func:`ceprop_cuda.spec.reference.ep_step`; ``precision`` as for :class:`ceprop_cuda.EP`."""
     of_weights, of_biases, of_feedback, free, nudged, steps_used = _call(
         "ep_step",
-        *_tensors(circuit, x),
+        x,
+        *parameters_of(circuit, x),
         nudge.target,
         free_steps=free_steps,
         nudged_steps=nudged_steps,
@@ -225,8 +227,8 @@ def ep_step(
         accumulate=accumulate,
         shared_update=shared_update,
         gate=gate or "none",
-        **_nudge(nudge),
-        **_dynamics(circuit),
+        **nudge_arguments(nudge),
+        **dynamics_arguments(circuit),
         precision=precision,
         engine=engine,
     )
@@ -256,14 +258,15 @@ def cep_step(
 
     ``update`` and ``precision`` as for :class:`ceprop_cuda.CEP`.
     """
-    before = _with_own_readout(circuit)
+    before = with_own_readout(circuit)
     shapes = state_shapes(circuit, x.shape[2:])
     new = new_states if torch.compiler.is_compiling() else _C.new_states
     states = new(x, shapes, 2 + symmetric)
     free, nudged = states[: len(shapes)], states[len(shapes) :]
     steps_used = _call(
         "cep_step",
-        *_tensors(circuit, x),
+        x,
+        *parameters_of(circuit, x),
         nudge.target,
         free,
         nudged,
@@ -276,12 +279,99 @@ def cep_step(
         weight_decay=weight_decay,
         update=update,
         gate=gate or "none",
-        **_nudge(nudge),
-        **_dynamics(circuit),
+        **nudge_arguments(nudge),
+        **dynamics_arguments(circuit),
         precision=precision,
         engine=engine,
     )
     return CEPResult(circuit, logits(before, free), free, _phases(circuit, nudged), steps_used)
+
+
+class LearnedMany(NamedTuple):
+    """What :func:`learn` found out, of R networks and N batches."""
+
+    loss: Tensor  # (R, N) float64, of the free phases, mean over a batch
+    wrong: Tensor  # (R, N) int64
+    steps: Tensor  # (R, N, phases) int64
+    learned: Tensor  # (R,) int64: from how many batches each has learned
+    states: list[list[list[Tensor]]]  # by network and phase, of the last batch: free, nudged, when symmetric -beta's
+
+
+def learn(
+    circuits: Sequence[Circuit],
+    x: Tensor,
+    target: Tensor,
+    orders: Tensor,
+    *,
+    betas: Tensor,
+    rates: Tensor,
+    values: Tensor | None,
+    continual: bool,
+    nudge_at: str,
+    loss: str,
+    free_steps: int,
+    nudged_steps: int,
+    weight_decay: Sequence[float],
+    momentum: Sequence[float],
+    momenta: Sequence[Tensor] = (),
+    tolerance: float | None = None,
+    symmetric: bool = False,
+    accumulate: bool = False,
+    shared_update: bool = False,
+    gate: str | None = None,
+    update: str = "auto",
+    precision: str = "exact",
+    engine: str = "auto",
+) -> LearnedMany:
+    """Learn with R networks of one shape from N batches each, in place: by continual EP, or by EP and SGD.
+
+    Args:
+        x: the data set, ``(S, *input)``, floats or bytes; ``target``: ``(S,)`` int64 or ``(S, classes)``.
+        orders: ``(R, N, B)`` int64, numbers of samples.
+        betas: ``(R, N)`` float64;  rates: ``(R, N, connections)`` float64.
+        values: of bytes, ``(channels, 256)``: what each stands for.
+        momenta: with a momentum, like the weights, biases and feedback weights of each network.
+    """
+    lists = [parameters_of(circuit, circuit.weights[0]) for circuit in circuits]
+    loss_of_batches, wrong, steps, learned, states = _call(
+        "learn",
+        x,
+        target,
+        orders,
+        betas,
+        rates,
+        values,
+        *([tensor for of in kind for tensor in of] for kind in zip(*lists, strict=True)),
+        list(momenta),
+        continual=continual,
+        free_steps=free_steps,
+        nudged_steps=nudged_steps,
+        tolerance=tolerance,
+        nudge_at=nudge_at,
+        loss=loss,
+        symmetric=symmetric,
+        accumulate=accumulate,
+        shared_update=shared_update,
+        weight_decay=list(weight_decay),
+        momentum=list(momentum),
+        update=update,
+        gate=gate or "none",
+        **dynamics_arguments(circuits[0]),
+        precision=precision,
+        engine=engine,
+    )
+    phases = _phases(circuits[0], states)
+    each = len(phases) // len(circuits)
+    by_network = [phases[first : first + each] for first in range(0, len(phases), each)]
+    return LearnedMany(loss_of_batches, wrong, steps, learned, by_network)
+
+
+def many_obstacle(circuit: Circuit, x: Tensor, gate: str | None = None, engine: str = "auto") -> str | None:
+    """Why no kernels learn from many batches in one call, of an input that :func:`obstacle` has nothing against; None
+    if some do."""
+    if torch.compiler.is_compiling():
+        return "torch.compile traces single steps"
+    return f"engine={engine!r} takes one batch a call" if engine == "graph" else _fused_obstacle(circuit, x, gate)
 
 
 def check_writable(circuit: Circuit) -> None:
@@ -291,7 +381,7 @@ def check_writable(circuit: Circuit) -> None:
     _C.check_writable(circuit.weights, biases, circuit.free_feedback or [])
 
 
-def _with_own_readout(circuit: Circuit) -> Circuit:
+def with_own_readout(circuit: Circuit) -> Circuit:
     """``circuit`` with a copy of its readout, if it has one: the op moves the original."""
     if not circuit.structure.has_readout:
         return circuit
@@ -303,61 +393,12 @@ def _with_own_readout(circuit: Circuit) -> Circuit:
     )
 
 
-def _tensors(circuit: Circuit, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    biases = [x.new_empty(0) if b is None else b for b in circuit.biases]
-    return x, circuit.weights, biases, circuit.free_feedback or []
-
-
-def _dynamics(circuit: Circuit) -> dict[str, Any]:
-    d = circuit.dynamics
-    return {
-        "activation": d.activation,
-        "output_activation": d.output_activation,
-        "dynamics": d.kind,
-        "dt": d.dt,
-        "clip": d.clip,
-        "schedule": d.schedule,
-        "feedback": "tied" if circuit.free_feedback is None else "free",
-        "readout": circuit.structure.has_readout,
-        **_structure(circuit.structure),
-    }
-
-
-DENSE_CHAIN = {"strides": (), "paddings": (), "pools": "", "windows": (), "joined": (), "turns": ()}
-
-
-def _structure(structure: Structure) -> dict[str, Any]:
-    """How layers are joined, as the ops take it."""
-    settings: dict[str, Any] = dict(DENSE_CHAIN)
-    if not structure.is_chain:
-        settings["joined"] = [layer for c in structure.moving for layer in (c.below, c.above)]
-    if structure.turns is not None:
-        turn_of = {layer: turn for turn, layers in enumerate(structure.turns) for layer in layers}
-        settings["turns"] = [turn_of[layer] for layer in range(structure.layers)]
-    if not structure.convolutions:
-        return settings
-    made = [c.convolution for c in structure.moving]
-    while made and made[-1] is None:
-        made.pop()
-    shown = [c or Convolution() for c in made]
-    settings["strides"] = [number for c in shown for number in c.stride]
-    settings["paddings"] = [number for c in shown for number in c.padding]
-    settings["pools"] = _pool_letters(made)
-    settings["windows"] = [number for c in shown for number in c.window]
-    return settings
-
-
-def _pool_letters(made: Sequence[Convolution | None]) -> str:
-    letters = {pool: letter for letter, pool in POOLS_BY_LETTER.items()}
-    return "".join(DENSE if c is None else letters[c.pool] for c in made)
-
-
 # By op, its settings in the order of its schema.
 _SETTINGS = {
     name: itemgetter(
         *(each.name for each in getattr(torch.ops.ceprop_cuda, name).default._schema.arguments if each.kwarg_only)
     )
-    for name in ("relax", "ep_step", "cep_step")
+    for name in ("relax", "ep_step", "cep_step", "learn")
 }
 
 
@@ -367,10 +408,6 @@ def _call(name: str, *tensors: Any, **settings: Any) -> Any:
     if torch.compiler.is_compiling():
         return getattr(torch.ops.ceprop_cuda, name)(*tensors, **settings)
     return getattr(_C, name)(*tensors, *_SETTINGS[name](settings))
-
-
-def _nudge(nudge: Nudge) -> dict[str, Any]:
-    return {"beta": nudge.beta, "nudge_at": nudge.at, "loss": nudge.loss}
 
 
 def _phases(circuit: Circuit, nudged: list[Tensor]) -> list[list[Tensor]]:

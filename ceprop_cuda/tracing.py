@@ -53,6 +53,9 @@ def _shapes(
     return state_shapes(Circuit(weights, [], None, Dynamics(), structure), x.shape[2:])
 
 
+_SHAPING = ("strides", "paddings", "pools", "windows", "joined")  # the settings that shapes depend on
+
+
 def _new_steps(x: Tensor, phases: int) -> Tensor:
     return x.new_empty(phases, dtype=torch.int64)
 
@@ -86,6 +89,33 @@ def _(  # type: ignore[no-untyped-def]
     lists = {"weights": weights, "biases": biases, "feedback_weights": feedback_weights}
     _check_devices(x, target, **lists, free_states=free_states, nudged_states=nudged_states)
     return _new_steps(x, 4 if symmetric else 2)
+
+
+@torch.library.register_fake("ceprop_cuda::learn")
+def _(  # type: ignore[no-untyped-def]
+    x,
+    target,
+    order,
+    betas,
+    rates,
+    values,
+    weights,
+    biases,
+    feedback_weights,
+    momenta,
+    *,
+    symmetric,
+    readout,
+    **settings,
+):
+    networks, count, batch = order.shape
+    phases = 2 + symmetric + (symmetric and settings["continual"])
+    of_one = weights[: len(weights) // networks]
+    like = of_one[0].new_empty(batch, *x.shape[1:])
+    settings = {name: value for name, value in settings.items() if name in _SHAPING}
+    states = new_states(like, _shapes(like, of_one, readout, **settings), (2 + symmetric) * networks)
+    steps = order.new_empty(networks, count, phases)
+    return betas.new_empty(networks, count), order.new_empty(networks, count), steps, order.new_empty(networks), states
 
 
 @torch.library.custom_op("ceprop_cuda::refuse_gradient", mutates_args=())

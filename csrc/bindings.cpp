@@ -9,6 +9,7 @@
 
 #include "arguments/calls.h"
 #include "cpu/kernels.h"
+#include "cpu/team_size.h"
 #include "cpu/threads.h"
 #ifdef CEPROP_WITH_CUDA
 #include "cuda/build_facts.h"
@@ -242,6 +243,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       },
       py::arg("weights"), py::arg("biases"), py::arg("feedback_weights"),
       "ValueError if parameters that are to be changed in place share memory, as cep_step has it.");
+  py::class_<ceprop::TeamSize>(m, "TeamSize", "How many threads calls of one kind get, on any clock.")
+      .def(py::init<int>(), py::arg("most"))
+      .def("threads", &ceprop::TeamSize::threads)
+      .def("note", &ceprop::TeamSize::note, py::arg("seconds"), py::arg("now"))
+      .def("gave_up_threads", &ceprop::TeamSize::gave_up_threads);
   m.def("allowed_threads", &ceprop::allowed_threads, "CPUs that this process may use at once.");
   ceprop::bind_eager_ops(m);
   m.def("step_costs", &step_costs, py::kw_only(), py::arg("widths"), py::arg("readout"), py::arg("free_feedback"),

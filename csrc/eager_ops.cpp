@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "arguments/refuse_gradients.h"
+#include "learn_op.h"
 #include "ops.h"
 
 namespace ceprop {
@@ -67,6 +68,7 @@ void bind_eager_ops(pybind11::module_& module) {
   define(module, "relax", std::type_identity<decltype(relax_op<void>)>());
   define(module, "ep_step", std::type_identity<decltype(ep_step_op<void>)>());
   define(module, "cep_step", std::type_identity<decltype(cep_step_op<void>)>());
+  define(module, "learn", std::type_identity<decltype(learn_op<void>)>());
   module.def(
       "new_states",
       [](const Tensor& x, const std::vector<std::vector<int64_t>>& shapes, int phases) {

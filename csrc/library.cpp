@@ -77,4 +77,30 @@ TORCH_LIBRARY(ceprop_cuda, m) {
       "Tensor(d!)[] free_states, Tensor(e!)[] nudged_states, *, int free_steps, int nudged_steps, float? tolerance, "
       "float beta, str nudge_at, str loss, float[] lr, bool symmetric, bool shared_update, float weight_decay, "
       "str update, str gate='none', " CEPROP_DYNAMICS ") -> Tensor steps_used");
+
+  // Learns from N batches of a data set of S samples one after the other, with R networks of one shape: by continual EP
+  // as cep_step does, or by EP and  g <- momentum g + (gradient + weight_decay p),  p <- p - lr g.  In place; a network
+  // becomes bit for bit what calls with its batches alone, one by one, would make of it. On the CPU, by the fused
+  // kernels only.
+  //   x         [S, ...], as above, or uint8 with `values` [channels, 256], what a byte of each channel stands for: a
+  //             sample's inputs are those of the first channel, then those of the next
+  //   target    [S] int64 or [S, classes]
+  //   order     [R, N, B] int64, numbers of samples;   betas  [R, N] float64;   rates  [R, N, connections] float64, >=
+  //   0:
+  //             all three on the CPU
+  //   weights, biases, feedback_weights  those of the first network, then those of the next
+  //   momenta   with a momentum g, like the weights, then the biases, then the feedback weights of each network
+  // Returns for each batch the free phase's loss, mean over its samples, [R, N] float64, how many samples' largest
+  // output is not their largest target, [R, N], and the steps of its phases, [R, N, phases]; from how many batches each
+  // network has learned, [R]; and of each network the states at the ends of the last batch's phases, as ep_step returns
+  // them. A network for which the numbers of a batch are not finite stays as the batch before left it, and the steps of
+  // that batch are -1. A signal ends the call after the batches in work, and leaves what was learned until then; a call
+  // of one batch it ends at once, without a change.
+  m.def(
+      "learn(Tensor x, Tensor target, Tensor order, Tensor betas, Tensor rates, Tensor? values, Tensor(a!)[] weights, "
+      "Tensor(b!)[] biases, Tensor(c!)[] feedback_weights, Tensor(d!)[] momenta, *, bool continual, int free_steps, "
+      "int nudged_steps, float? tolerance, str nudge_at, str loss, bool symmetric, bool accumulate, bool "
+      "shared_update, "
+      "float[] weight_decay, float[] momentum, str update, str gate='none', " CEPROP_DYNAMICS
+      ") -> (Tensor loss, Tensor wrong, Tensor steps, Tensor learned, Tensor[] states)");
 }

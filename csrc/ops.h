@@ -159,14 +159,11 @@ Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, Tenso
     describe_learning(call, dense_x, dense_target, arguments, nudge, stop, free_states, nudged_states, parameters);
     call.lr = lr.vec();
     call.weight_decay = weight_decay;
-    call.forms = is_chain(shape) && !shape.has_convolutions()
-                     ? StepCosts(shape_of(x, shape, arguments, weight_decay != 0, settings)).choose(form)
-                     : Forms{Form::literal, Form::literal};  // others have no low rank
+    call.forms = forms_of(x, shape, arguments, weight_decay, settings, form);
     device.run(call);
     parameters.write_back();
   });
-  for (const auto& [name, tensor] : written)
-    if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+  note_written(written);
   return steps_used;
 }
 

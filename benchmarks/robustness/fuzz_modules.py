@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import ceprop_cuda as cep
 from ceprop_cuda import ops
 from ceprop_cuda.arguments.choices import Update, words
+from ceprop_cuda.op_arguments import dynamics_arguments, parameters_of
 from ceprop_cuda.spec.dynamics import Circuit, Nudge, logits, state_shapes
 from ceprop_cuda.spec.reference import CEPResult, EPResult, PerParameter, Relaxed
 
@@ -103,7 +104,7 @@ class RawOps:
             steps=steps,
             tolerance=tolerance,
             **_nudge(nudge),
-            **ops._dynamics(circuit),
+            **dynamics_arguments(circuit),
         )
         held.refuse_changes()
         return Relaxed(found, used)
@@ -115,7 +116,7 @@ class RawOps:
             held.read("target", self._target(nudge)),
             **settings,
             **_nudge(nudge),
-            **ops._dynamics(circuit),
+            **dynamics_arguments(circuit),
         )
         held.refuse_changes()
         biases = [None if b is None else of_b for b, of_b in zip(circuit.biases, of_biases, strict=True)]
@@ -140,7 +141,7 @@ class RawOps:
             **settings,
             update=self._update,
             **_nudge(nudge),
-            **ops._dynamics(circuit),
+            **dynamics_arguments(circuit),
         )
         held.refuse_changes()
         moved = replace(
@@ -155,7 +156,7 @@ class RawOps:
         def all_of(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
             return [t if t.numel() == 0 else lay(f"{name}[{i}]", t) for i, t in enumerate(tensors)]
 
-        _, weights, biases, feedback = ops._tensors(circuit, x)
+        weights, biases, feedback = parameters_of(circuit, x)
         return held.read("x", x), all_of("weights", weights), all_of("biases", biases), all_of("feedback", feedback)
 
     def _target(self, nudge: Nudge) -> Tensor:

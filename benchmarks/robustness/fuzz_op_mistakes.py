@@ -11,7 +11,7 @@ import torch
 from fuzz_calls import Call
 from torch import Tensor
 
-from ceprop_cuda import ops
+from ceprop_cuda.op_arguments import dynamics_arguments, parameters_of
 from ceprop_cuda.spec.dynamics import state_shapes
 
 NAN, INF = float("nan"), float("inf")
@@ -52,10 +52,13 @@ class OpCall:
 def op_call(call: Call) -> OpCall:
     """The arguments with which ``call`` is one of its op, in tensors of its own."""
     circuit, x, _ = call.problem
-    own = [[t.clone() for t in part] if isinstance(part, list) else part.clone() for part in ops._tensors(circuit, x)]
+    own = [
+        [t.clone() for t in part] if isinstance(part, list) else part.clone()
+        for part in (x, *parameters_of(circuit, x))
+    ]
     positional: dict[str, Any] = dict(zip(("x", "weights", "biases", "feedback_weights"), own, strict=True))
     nudge = call.nudge
-    settings = {**call.settings, **ops._dynamics(circuit)}
+    settings = {**call.settings, **dynamics_arguments(circuit)}
     settings |= {"beta": nudge.beta if nudge else 0.0, "nudge_at": nudge.at if nudge else "state"}
     settings |= {"loss": nudge.loss if nudge else "mse"}
     target = None if nudge is None else nudge.target.clone()

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
+from ..training import groups_of
 from .cases import Case, needed_gflop
 from .contenders import Build
 
@@ -31,13 +32,16 @@ def to_check(case: Case) -> Case:
 
 
 def outcome(case: Case, build: Build, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-    """The states at the ends of the phases of one step, and what it did to the parameters, or their gradients."""
+    """The states at the ends of the phases of one step, and what it did to the parameters, or would do by plain SGD if
+    it left gradients."""
     before, x, y = case.problem(dtype)
     net = copy.deepcopy(before)
     states = build(case, net)(x, y)
+    if case.relaxes_only:
+        return states, []
+    rates = {p: group["lr"] for group in groups_of(net, case.preset.lr) for p in group["params"]}
     pairs = zip(net.parameters(), before.parameters(), strict=True)
-    changes = [p.detach() - q.detach() if p.grad is None else p.grad for p, q in pairs]
-    return states, [] if case.relaxes_only else changes
+    return states, [p.detach() - q.detach() if p.grad is None else -rates[p] * p.grad for p, q in pairs]
 
 
 def assert_agreement(

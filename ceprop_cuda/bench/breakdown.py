@@ -70,7 +70,7 @@ def _timed(case: Case, make: Callable[[Case, Network, Tensor, Tensor], Callable[
 
 
 def _rule(case: Case, net: Network, x: Tensor, y: Tensor) -> Callable[[], object]:
-    rule = case.preset.rule(net, "fused")
+    rule = case.preset.rule(net, "fused", gradients_only=True)
     if rule.moves_parameters:
         return lambda: rule.step(x, y)
 

@@ -53,6 +53,8 @@ def bench(patterns: Sequence[str], device: str, threads: Sequence[int], rounds: 
     (out / f"{device}.png").write_bytes(chart(rows))
     print("".join(f"{key}: {value}\n" for key, value in facts.items()))
     print(markdown_table(rows))
+    if any(row.contender == "fused_sgd" for row in rows):
+        print("\nfused_sgd and jax move EP's weights, the others leave gradients: there jax is compared with fused_sgd")
     slower = lost(rows)
     print(f"\nfused kernels are slower in {len(slower)} comparisons", *slower, sep="\n- " if slower else "")
     for name, reason in refused.items():

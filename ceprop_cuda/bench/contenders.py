@@ -14,14 +14,16 @@ from ..arguments.choices import Backend, EngineName
 from ..backends import Engine
 from ..networks import Network
 from ..spec.dynamics import Nudge
+from ..training import EP
 from . import autograd_of_phi
+from .by_jax import ByJax
 from .cases import Case
 from .measure import restore
 from .same_algebra import SameAlgebra
 from .stepwise import Stepwise
 
-# Makes one step on (x, y) and returns the states at the ends of its phases: continual EP moves the parameters, EP sets
-# their gradients, which were cleared before.
+# Makes one step on (x, y) and returns the states at the ends of its phases: continual EP moves the parameters; EP sets
+# their gradients, which were cleared before, or moves them, too, by SGD.
 Step = Callable[[Tensor, Tensor], list[Tensor]]
 Build = Callable[[Case, Network], Step]
 
@@ -33,13 +35,26 @@ def _by_rule(backend: Backend, case: Case, net: Network, engine: EngineName = "a
     """The package's own rules."""
     if case.relaxes_only:
         return lambda x, _: net.relax(x, case.free_steps, backend=backend, engine=engine)
-    rule = case.preset.rule(net, backend)
+    rule = case.preset.rule(net, backend, gradients_only=True)
     rule.engine = engine
     learn = rule.step if rule.moves_parameters else rule.backward
 
     def train(x: Tensor, y: Tensor) -> list[Tensor]:
         net.zero_grad()
         result = learn(x, y)
+        return [*result.free_states, *result.nudged_states]
+
+    return train
+
+
+def _with_sgd(case: Case, net: Network) -> Step:
+    """The package's EP where it moves the parameters itself."""
+    preset = case.preset
+    phases = (net, case.free_steps, case.nudged_steps, preset.beta)
+    rule = EP(*phases, nudge_at=preset.nudge_at, backend="fused", lr=preset.lr)
+
+    def train(x: Tensor, y: Tensor) -> list[Tensor]:
+        result = rule.step(x, y)
         return [*result.free_states, *result.nudged_states]
 
     return train
@@ -124,8 +139,16 @@ CONTENDERS: dict[str, Callable[[], Build]] = {
     "compile": _compiled,
     "same_algebra": lambda: partial(_by_engine, SameAlgebra()),
 }
+# fused_sgd does what jax does of EP.
+CONTENDERS_ON_CPU: dict[str, Callable[[], Build]] = {
+    "fused_sgd": lambda: _with_sgd,
+    "jax": lambda: ByJax,
+    "jax_gram": lambda: partial(ByJax, gram=True),
+}
+# The rules of those that are not for all of them, see Case.rule.
+OF_RULES = {"fused_sgd": ("EP",), "jax_gram": ("C-EP", "C-VF")}
 # Those that know dense layers only, and what there is for convolutions in their place.
-OF_DENSE_LAYERS = ("same_algebra",)
+OF_DENSE_LAYERS = ("same_algebra", *CONTENDERS_ON_CPU)
 CONTENDERS_OF_CONVOLUTIONS: dict[str, Callable[[], Build]] = {
     "autograd": lambda: partial(_by_engine, AUTOGRAD_OF_PHI),
 }
@@ -135,12 +158,14 @@ CONTENDERS_ON_CUDA: dict[str, Callable[[], Build]] = {
 }
 
 # What these are made of fails in as many ways as there are machines that lack something it needs.
-MAY_FAIL = ("compile", "graph")
+MAY_FAIL = ("compile", "graph", "jax", "jax_gram")
 
 
-def contenders(device: str, convolutional: bool = False) -> dict[str, Build]:
-    """Those that run on ``device``, by name."""
+def contenders(device: str, convolutional: bool = False, rule: str = "") -> dict[str, Build]:
+    """Those that run on ``device``, by name; without a ``rule`` none that are of some rules only."""
     makers = dict(CONTENDERS)
+    if device == "cpu":
+        makers |= {name: make for name, make in CONTENDERS_ON_CPU.items() if rule in OF_RULES.get(name, (rule,))}
     if convolutional:
         makers = {name: make for name, make in makers.items() if name not in OF_DENSE_LAYERS}
         makers |= CONTENDERS_OF_CONVOLUTIONS

@@ -11,11 +11,13 @@ import torch
 
 from .. import ops
 from .agreement import assert_agreement, outcome, shortened, to_check
+from .by_jax import ByJax
 from .cases import Case, needed_gflop
 from .contenders import MAY_FAIL, Build, contenders
 from .measure import CLOCKS, SLOW, Timed, interleaved, matrix_product, prepared, restore, spread
 
 SECONDS_AT_MOST = 30.0  # of one step; a contender that would take longer is skipped
+CHECKED_IN_FLOAT64 = ("fused", "same_algebra", "autograd", "fused_sgd", "jax", "jax_gram")  # beside float32
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Row:
     ms: float | None = None  # of one step: median over the rounds, then quartiles
     ms_q1: float | None = None
     ms_q3: float | None = None
-    over_fused: float | None = None  # this time over the fused one's of the same round: median, quartiles
+    over_fused: float | None = None  # this time over _fused()'s of the same round: median, quartiles
     over_fused_q1: float | None = None
     over_fused_q3: float | None = None
     needed_gflop: float | None = None  # of the cheapest algorithm, not of the contender's: see cases.needed_gflop
@@ -51,26 +53,23 @@ def run(case: Case, threads: int, rounds: int) -> list[Row]:
     """Check and time all contenders on ``case``; Disagreement if one computes something else than the reference."""
     if case.device == "cpu":
         torch.set_num_threads(threads)
-    builds = contenders(case.device, case.preset.convolutions is not None)
-    exact = to_check(case)
-    expected = outcome(exact, builds["eager"], torch.float64)
-    for name in ("fused", "same_algebra", "autograd"):
-        if name not in builds:
-            continue
-        assert_agreement(exact, name, outcome(exact, builds[name], torch.float64), expected)
+    builds = contenders(case.device, case.preset.convolutions is not None, case.rule)
     few = shortened(case)
-    expected = outcome(few, builds["eager"], torch.float32)
+    checked = {torch.float64: to_check(case), torch.float32: few}
+    expected = {dtype: outcome(part, builds["eager"], dtype) for dtype, part in checked.items()}
     statuses: dict[str, str] = {}
     timed: dict[str, Timed] = {}
     for name, build in builds.items():
+        dtypes = [torch.float32, *([torch.float64] if name in CHECKED_IN_FLOAT64 else [])]
         try:
-            got = outcome(few, build, torch.float32)
+            got = {dtype: outcome(checked[dtype], build, dtype) for dtype in dtypes}
         except Exception as error:
             if name not in MAY_FAIL:
                 raise
             statuses[name] = f"n/a: {next(iter(str(error).splitlines()), type(error).__name__)}"
             continue
-        assert_agreement(few, name, got, expected)
+        for dtype, found in got.items():
+            assert_agreement(checked[dtype], name, found, expected[dtype])
         step, reset = _step(few, build)
         clock = CLOCKS[case.device]
         seconds = prepared(step, reset, clock).seconds * case.steps / few.steps
@@ -90,8 +89,11 @@ def run(case: Case, threads: int, rounds: int) -> list[Row]:
 def _step(case: Case, build: Build) -> tuple[Callable[[], object], Callable[[], object]]:
     """A step of ``case`` on a network of its own, and what gives that its first parameters back."""
     net, x, y = case.problem(torch.float32)
-    start = copy.deepcopy(net)
-    return partial(build(case, net), x, y), partial(restore, net, start)
+    start, step = copy.deepcopy(net), build(case, net)
+    if isinstance(step, ByJax):
+        step.load(x, y)
+        return step.run, partial(step.load, x, y)
+    return partial(step, x, y), partial(restore, net, start)
 
 
 def _predicted_ms(case: Case) -> float | None:
@@ -109,6 +111,12 @@ def _predicted_ms(case: Case) -> float | None:
     return (case.free_steps * free_us + case.nudged_steps * nudged_us) / 1e3
 
 
+def _fused(name: str, times: Mapping[str, list[float]]) -> str:
+    """The fused step that contender ``name`` is compared with: for jax, which moves EP's parameters, the one that moves
+    them, too."""
+    return "fused_sgd" if name == "jax" and "fused_sgd" in times else "fused"
+
+
 def _row(
     case: Case,
     threads: int,
@@ -124,7 +132,7 @@ def _row(
         return row
     seconds, gflop = spread(times[name]), needed_gflop(case)
     # A contender may have missed rounds that the fused kernels made, or the other way round.
-    ratios = [a / b for a, b in zip(times[name], times.get("fused", []), strict=False)]
+    ratios = [a / b for a, b in zip(times[name], times.get(_fused(name, times), []), strict=False)]
     over_fused = spread(ratios) if ratios else (None, None, None)
     return replace(
         row,

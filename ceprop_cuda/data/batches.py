@@ -99,8 +99,14 @@ class Batches:
     def __len__(self) -> int:
         return math.ceil(len(self.x) / self.batch_size)
 
+    def next_order(self) -> Tensor:
+        """The numbers of the samples ``(N,)`` int64 in the order of the next epoch, which begins by this."""
+        if not self.shuffle:
+            return torch.arange(len(self.x), device="cpu")
+        return torch.randperm(len(self.x), generator=self._generator, device="cpu")
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.x), generator=self._generator, device="cpu") if self.shuffle else None
+        order = self.next_order() if self.shuffle else None
         draws = torch.Generator("cpu")
         if self.augment is not None:
             # One number of the batches' generator decides all draws of an epoch, so that its state at any time within

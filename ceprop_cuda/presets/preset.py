@@ -45,7 +45,7 @@ class Preset:
     """
 
     source: str
-    continual: bool  # CEP if true, else EP with SGD
+    continual: bool  # CEP if true, else EP
     hidden: tuple[int, ...]  # units of each dense hidden layer
     free_steps: int
     nudged_steps: int
@@ -99,8 +99,9 @@ class Preset:
             net.set_angle(self.feedback_angle)
         return net
 
-    def rule(self, net: Network, backend: Backend = "auto") -> Rule:
-        """The learning rule on ``net``; ``backend`` as for :class:`ceprop_cuda.EP`.
+    def rule(self, net: Network, backend: Backend = "auto", gradients_only: bool = False) -> Rule:
+        """The learning rule on ``net``; ``backend`` as for :class:`ceprop_cuda.EP`. EP and CEP move the parameters
+        themselves; with ``gradients_only`` EP leaves that to an optimizer.
 
         Raises ValueError if BPTT is asked for together with what it has not.
         """
@@ -125,11 +126,14 @@ class Preset:
         }
         if self.continual:
             return CEP(*phases, self.lr, weight_decay=self.weight_decay, **settings)
+        if not gradients_only:
+            settings |= {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
         return EP(*phases, **settings)
 
     def optimizer(self, net: Network) -> torch.optim.Optimizer | None:
-        """SGD with a parameter group per connection; None for continual EP, which moves the weights itself."""
-        if self.continual and not self.bptt:
+        """For :class:`ceprop_cuda.BPTT` SGD with a parameter group per connection; None for rules that move the
+        parameters themselves."""
+        if not self.bptt:
             return None
         return torch.optim.SGD(groups_of(net, self.lr), momentum=self.momentum, weight_decay=self.weight_decay)
 

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..arguments.checks import shown
 from ..arguments.choices import Update
 from ..backends import Kernels, engine_for, exact
 from ..records import StepResult, refuse_not_finite
 from ..spec import reference
 from ..spec.dynamics import Circuit
-from .groups import OfAllGroups, OfGroups, groups_of, rate, rates_and_decay
-from .nudged import NudgedRule, Work
-from .rule import Rule
+from .groups import OfAllGroups, OfGroups, Rates, rate
+from .moving import MovingRule, rates_by_connection
+from .nudged import Work
 from .setting import setting, word
 
 
-def _rates(rule: Rule, name: str, lr: float | Sequence[float]) -> tuple[float, ...]:
-    connections = len(rule.net.weights)
-    is_number = not isinstance(lr, Iterable) or getattr(lr, "shape", None) == ()  # a tensor without axes is iterable
-    rates = [lr] * connections if is_number else list(lr)  # type: ignore[arg-type]
-    if len(rates) != connections:
-        raise ValueError(f"{name} must hold {connections} rates, input side first, got {len(rates)}: {shown(lr)}")
-    return tuple(rate(f"{name}[{connection}]", value) for connection, value in enumerate(rates))
-
-
-class CEP(NudgedRule):
+class CEP(MovingRule):
     """Continual equilibrium propagation: the weights move at every nudged step (arXiv 2005.04168, 2005.04169).
 
     With tied feedback C-EP, with free feedback C-VF. After every nudged step, from r to r' in :class:`EP`'s words,
@@ -62,73 +50,25 @@ class CEP(NudgedRule):
         ValueError, TypeError: as :class:`EP`; or a rate is negative, or there is not one for every connection.
     """
 
-    lr: float | Sequence[float] = setting(_rates, kw_only=False, kind=OfGroups)
+    lr: float | Sequence[float] = setting(rates_by_connection, kw_only=False, kind=OfGroups)
     weight_decay: float = setting(lambda _, name, value: rate(name, value), default=0.0, kind=OfAllGroups)
     update: Update = setting(word(Update), default="auto", decides=False)
 
-    moves_parameters = True
-
-    @cached_property
-    def optimizer(self) -> torch.optim.SGD:
-        """A parameter group for each connection, whose ``lr`` and ``weight_decay`` are the rule's: give it to any
-        scheduler of torch. Nobody needs to call its ``step`` or ``zero_grad``."""
-        return torch.optim.SGD(groups_of(self.net, [0.0] * len(self.net.weights)))
-
-    def refuse_wrong_settings(self) -> None:
-        super().refuse_wrong_settings()
-        rates_and_decay(self.optimizer, len(self.net.weights))
-
-    def settings(self) -> dict[str, Any]:
-        """... with the rates before any scheduler moved them."""
-        groups = self.optimizer.param_groups
-        return super().settings() | {"lr": tuple(group.get("initial_lr", group["lr"]) for group in groups)}
-
     def kernels(self) -> Kernels:
         return Kernels(self.precision, self.engine, self.update)
+
+    def many_settings(self) -> dict[str, Any]:
+        return super().many_settings() | {"continual": True}
 
     def work(self) -> Work:
         return super().work()._replace(continual=True, weight_decay=self.weight_decay != 0, update=self.update)
 
     def moved(self, circuit: Circuit, contrast: reference.PerParameter) -> Circuit:
-        return reference.moved(circuit, contrast, *rates_and_decay(self.optimizer, len(self.net.weights)))
+        rates = self.rates()
+        return reference.moved(circuit, contrast, rates.lr, rates.weight_decay)
 
-    def _rates_to_train(self, circuit: Circuit) -> tuple[list[float], float]:
-        """The rate of each connection, 0 for one that does not require grad, and the weight decay, of groups that were
-        found right; ValueError if only a part of a connection requires grad."""
-        groups = self.optimizer.param_groups
-        rates, decay = [float(group["lr"]) for group in groups], float(groups[0]["weight_decay"])
-        for connection in range(len(rates)):
-            # Of a connection W, b and V, as far as they exist.
-            parts = [circuit.weights[connection], circuit.biases[connection]]
-            if circuit.free_feedback is not None and connection in circuit.structure.inner:
-                parts.append(circuit.feedback(connection))
-            requires = {p.requires_grad for p in parts if p is not None}
-            if len(requires) == 2:
-                raise ValueError(
-                    f"some parameters of connection {connection} require grad and others do not: continual EP moves "
-                    "the weights, the bias and the feedback weights of a connection at one rate, or none of them"
-                )
-            if requires == {False}:
-                rates[connection] = 0.0
-        return rates, decay
-
-    @torch.no_grad()
-    def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """One batch: free phase, nudged phase and continual updates of the parameters, in place.
-
-        Args:
-            x: ``(B, *input_shape)``.
-            y: class indices ``(B,)`` int64, or float targets ``(B, classes)``.
-
-        Raises:
-            ValueError, TypeError: a shape, dtype or device does not fit, or no parameter requires grad, or only a part
-                of a connection does; no parameter was changed.
-            RuntimeError: within ``torch.inference_mode()``.
-        """
-        circuit = self.circuit_to_train()
-        rates, decay = self._rates_to_train(circuit)
-        x = self.net.check_input(circuit, x)
-        nudge = self.drawn_nudge(self.net.check_nudge_target(circuit, x, y))
+    def moved_by(self, circuit: Circuit, x: Tensor, y: Tensor, beta: float, rates: Rates) -> StepResult:
+        nudge = self.nudge(y, beta)
         engine = engine_for(self.backend, self.kernels(), circuit, x, self.gate)
         with exact(x):
             ran = engine.cep_step(
@@ -137,11 +77,11 @@ class CEP(NudgedRule):
                 nudge,
                 free_steps=self.free_steps,
                 nudged_steps=self.nudged_steps,
-                lr=rates,
+                lr=rates.lr,
                 tolerance=self.tolerance,
                 symmetric=self.is_symmetric,
                 shared_update=self.shared_update,
-                weight_decay=decay,
+                weight_decay=rates.weight_decay,
                 gate=self.gate,
             )
         learned = [] if engine.stores_only_finite else ran.circuit.parameters()
@@ -150,5 +90,4 @@ class CEP(NudgedRule):
         if ran.circuit is not circuit:  # the reference returns new tensors, the kernels write in place
             for p, moved in zip(circuit.parameters(), ran.circuit.parameters(), strict=True):
                 p.copy_(moved)
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # or schedulers warn that it has made no step
         return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
@@ -12,8 +12,16 @@ from ..arguments.checks import real_number, shown
 from ..networks import Network
 from .setting import Checked, Setting
 
-# What torch.optim.SGD can do beside plain steps with weight decay.
-PLAIN = {"momentum": 0, "dampening": 0, "nesterov": False, "maximize": False, "differentiable": False}
+# What torch.optim.SGD can do beside steps with momentum and weight decay.
+PLAIN = {"dampening": 0, "nesterov": False, "maximize": False, "differentiable": False}
+
+
+class Rates(NamedTuple):
+    """By what a rule moves the parameters: the rate of each connection, and two numbers for all of them."""
+
+    lr: list[float]
+    weight_decay: float
+    momentum: float
 
 
 def groups_of(net: Network, rates: Sequence[float]) -> list[dict[str, Any]]:
@@ -23,26 +31,32 @@ def groups_of(net: Network, rates: Sequence[float]) -> list[dict[str, Any]]:
     return [{"params": [p for p in (w, b, v) if p is not None], "lr": rate} for w, b, v, rate in connections]
 
 
-def rates_and_decay(optimizer: torch.optim.Optimizer, connections: int) -> tuple[list[float], float]:
-    """The rate of each connection, and the weight decay of all of them; ValueError, which names it, if the groups say
-    something that continual EP cannot do. Asked at every step: whoever has the optimizer may write into its groups."""
+def rates_of(optimizer: torch.optim.Optimizer, connections: int, has_momentum: bool) -> Rates:
+    """What the groups say; ValueError, which names it, if that is something that the rule cannot do. Asked at every
+    step: whoever has the optimizer may write into its groups."""
     groups = optimizer.param_groups
     if len(groups) != connections:
         raise ValueError(f"rule.optimizer must have a group for each of {connections} connections, got {len(groups)}")
     for number, group in enumerate(groups):
-        if any(map(group.get, PLAIN)):
-            name = next(filter(group.get, PLAIN))
+        refused = PLAIN if has_momentum else PLAIN | {"momentum": 0}
+        if any(map(group.get, refused)):
+            name = next(filter(group.get, refused))
+            why = "the kernels have none" if has_momentum else "continual EP takes plain steps in its phase"
             raise ValueError(
-                f"{name} of rule.optimizer must stay {PLAIN[name]}, as continual EP takes plain steps in its phase, "
-                f"got {shown(group[name])} in group {number} (of a scheduler that cycles it: cycle_momentum=False)"
+                f"{name} of rule.optimizer must stay {refused[name]}, as {why}, got {shown(group[name])} in group "
+                f"{number} (of a scheduler that cycles it: cycle_momentum=False)"
             )
     rates = [group["lr"] for group in groups]
     if not all(map(_is_rate, rates)):
         rates = [rate(f"lr[{number}]", value) for number, value in enumerate(rates)]
-    decays = [rate("weight_decay", group["weight_decay"]) for group in groups]
-    if len(set(decays)) > 1:
-        raise ValueError(f"weight_decay must be the same in all groups of rule.optimizer, got {decays}")
-    return rates, decays[0]
+    return Rates(rates, _of_all("weight_decay", groups), _of_all("momentum", groups))
+
+
+def _of_all(name: str, groups: Sequence[dict[str, Any]]) -> float:
+    numbers = [rate(name, group[name]) for group in groups]
+    if len(set(numbers)) > 1:
+        raise ValueError(f"{name} must be the same in all groups of rule.optimizer, got {numbers}")
+    return numbers[0]
 
 
 def _is_rate(value: object) -> TypeGuard[float]:
@@ -68,7 +82,19 @@ class OfGroups(Setting):
 
     @staticmethod
     def _groups(rule: Any) -> list[dict[str, Any]]:
-        return rule.optimizer.param_groups
+        return rule.own_sgd.param_groups
+
+
+class OfGroupsOrNone(OfGroups):
+    """The same; or None, which says that the rule has no rates."""
+
+    def __get__(self, rule: Any, owner: type | None = None) -> Any:
+        return super().__get__(rule, owner) if rule is None or rule.has_rates else None
+
+    def keep(self, rule: Checked, value: Sequence[float] | None) -> None:
+        vars(rule)["has_rates"] = value is not None
+        if value is not None:
+            super().keep(rule, value)
 
 
 class OfAllGroups(OfGroups):

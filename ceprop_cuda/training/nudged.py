@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -83,17 +82,15 @@ class NudgedRule(Rule):
         """What ``circuit`` is after a nudged step with this contrast, if the weights move at every step."""
         return circuit
 
-    def nudge(self, target: Tensor) -> Nudge:
-        """Towards ``target`` with the sign that ``beta`` has."""
+    def nudge(self, target: Tensor, beta: float | None = None) -> Nudge:
+        """Towards ``target``; ``beta`` None: with the sign that the setting has."""
         assert self.nudge_at is not None  # its check has filled in the default
-        return Nudge(target, self.beta, self.nudge_at, self.loss_kind())
+        return Nudge(target, self.beta if beta is None else beta, self.nudge_at, self.loss_kind())
 
-    def drawn_nudge(self, target: Tensor) -> Nudge:
-        """As :meth:`nudge`, but of "random_sign" with a sign drawn by torch's global generator."""
-        nudge = self.nudge(target)
-        if self.nudging == "random_sign" and torch.rand((), device="cpu").item() < 0.5:
-            nudge = replace(nudge, beta=-nudge.beta)
-        return nudge
+    def drawn_beta(self) -> float:
+        """``beta``; of "random_sign" with a sign drawn by torch's global generator."""
+        is_negative = self.nudging == "random_sign" and torch.rand((), device="cpu").item() < 0.5
+        return -self.beta if is_negative else self.beta
 
     def nudged_result(self, nudge: Nudge, ran: reference.EPResult | reference.CEPResult) -> StepResult:
         minus = ran.nudged_states[1] if self.is_symmetric else []

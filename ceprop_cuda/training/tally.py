@@ -8,6 +8,9 @@ from torch import Tensor
 from ..networks import Network
 from ..records import Diverged, StepResult, what_is_not_finite
 from ..spec import reference
+from .moving import Learned
+
+DIGITS = 9  # of a loss, all that float32 tells apart
 
 
 class Tally:
@@ -41,6 +44,16 @@ class Tally:
         if len(self._pending) == self.BATCHES:
             self._count()
 
+    def add_learned(self, learned: Learned, samples: int, has_classes: bool) -> None:
+        """Count batches that hold ``samples`` in all, from which a rule has learned in one call."""
+        self._count()
+        self._batches += len(learned.loss)
+        self._samples += samples
+        self._loss += (learned.loss.sum() * (samples // len(learned.loss))).to(self._loss)
+        self._wrong += learned.wrong.sum()
+        self._has_classes &= has_classes
+        self._steps = self._steps + learned.steps.sum(0)
+
     def means(self) -> tuple[float, float | None]:
         """Mean loss, and wrongly classified samples in percent, None where the targets are no classes; ValueError if
         there was no sample; or Diverged."""
@@ -48,7 +61,8 @@ class Tally:
         if self._samples == 0:
             raise ValueError("there is no batch to train or test on")
         error = 100 * self._wrong.item() / self._samples if self._has_classes.item() else None
-        return self._loss.item() / self._samples, error
+        # Rounded: the last digits depend on how many batches are counted at once.
+        return float(f"{self._loss.item() / self._samples:.{DIGITS}g}"), error
 
     def mean_steps(self) -> list[float]:
         """Steps of each phase, mean over the batches that :meth:`means` has seen."""
@@ -73,12 +87,17 @@ class Tally:
                 _refuse_bad_states(self.last_batch(), self._net, x, out)
         output, target = (torch.cat([getattr(out, name) for _, out in pending]) for name in ("output", "target"))
         self._samples += len(output)
-        self._loss += reference.loss(output, target, pending[0][1].loss_kind) * len(output)
+        self._loss += reference.loss(output.double(), target.double(), pending[0][1].loss_kind) * len(output)
         self._wrong += (output.argmax(1) != target.argmax(1)).sum()
-        # One-hot targets, and more than one class: of others, the largest output says nothing.
-        is_one_hot = ((target == 0) | (target == 1)).all() & (target.sum(1) == 1).all()
-        self._has_classes &= is_one_hot & (target.shape[1] > 1)
+        self._has_classes &= are_classes(target)
         self._steps = self._steps + steps.sum(0)
+
+
+def are_classes(target: Tensor) -> Tensor:
+    """Whether targets ``(B, classes)`` are one-hot, and of more than one class: of others, the largest output says
+    nothing. 0-d, which waits for no device."""
+    is_one_hot = ((target == 0) | (target == 1)).all() & (target.sum(1) == 1).all()
+    return is_one_hot & (target.shape[1] > 1)
 
 
 def summary_of(loss: float, error: float | None, test_error: float | None = None) -> str:

@@ -15,10 +15,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from ..arguments.checks import folder_path, whole_number
+from ..data import Batches
 from ..networks import Network
 from ..output.messages import has_bar, has_stderr, say
 from ..records import Diverged, NotStored, StepResult, bad_parameters
 from ..run_directory import GeneratorState, Metrics, RunDirectory, json_values
+from .in_calls import learn_in_calls, takes_calls
 from .rule import Rule
 from .tally import Tally, summary_of
 
@@ -170,14 +172,8 @@ class Trainer:
         shown = began = time.perf_counter()
         total = len(train_batches) if isinstance(train_batches, Sized) else None
         with tqdm(desc=f"epoch {epoch}/{epochs}", total=total, unit="batch", disable=not progress) as bar:
-            for number, batch in enumerate(train_batches, 1):
-                where = f"epoch {epoch}, batch {number}"
-                x, y = _pair(batch, where)
-                try:
-                    tally.add(x, self._learn(x, y))
-                except NotStored as refusal:
-                    raise Diverged(f"{where}: {refusal}") from None
-                bar.update()
+            for batches in self._learned(train_batches, tally, f"epoch {epoch}"):
+                bar.update(batches)
                 if progress and time.perf_counter() - shown > 0.5:  # reading the tally waits for the device
                     bar.set_postfix_str(summary_of(*tally.means()))
                     shown = time.perf_counter()
@@ -199,6 +195,19 @@ class Trainer:
             "seconds": seconds,
             "steps": tally.mean_steps(),
         }
+
+    def _learned(self, batches: Iterable[Sequence[Tensor]], tally: Tally, where: str) -> Iterator[int]:
+        """Learns from all batches, and says from how many since the last time."""
+        if isinstance(batches, Batches) and takes_calls(self.rule, batches):
+            yield from learn_in_calls(self.rule, batches, tally, where)
+            return
+        for number, batch in enumerate(batches, 1):
+            x, y = _pair(batch, f"{where}, batch {number}")
+            try:
+                tally.add(x, self._learn(x, y))
+            except NotStored as refusal:
+                raise Diverged(f"{where}, batch {number}: {refusal}") from None
+            yield 1
 
     def _learn(self, x: Tensor, y: Tensor) -> StepResult:
         if self.rule.moves_parameters:

@@ -270,4 +270,17 @@ inline StepShape shape_of(const Tensor& x, const NetworkShape& network, const Le
           .number_bytes = static_cast<int64_t>(x.element_size())};
 }
 
+// Returns how C-EP holds the weights: as is wished for, or by what it costs. Only dense chains have a low rank.
+inline Forms forms_of(const Tensor& x, const NetworkShape& network, const LearnArguments& arguments,
+                      double weight_decay, const Settings& settings, std::optional<Form> wanted) {
+  if (!is_chain(network) || network.has_convolutions()) return {Form::literal, Form::literal};
+  return StepCosts(shape_of(x, network, arguments, weight_decay != 0, settings)).choose(wanted);
+}
+
+// Tells autograd that these have changed.
+inline void note_written(const std::vector<Named>& written) {
+  for (const auto& [name, tensor] : written)
+    if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+}
+
 }  // namespace ceprop

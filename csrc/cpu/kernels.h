@@ -4,16 +4,25 @@
 #include <string>
 #include <vector>
 
+#include "../model/batches.h"
 #include "../model/network.h"
 
 namespace ceprop {
 
-// Each kernel returns whether it was interrupted; see Stop.
+// From how many batches a call has learned, and whether it was interrupted; see Batches.
+struct Learned {
+  int64_t batches;
+  bool interrupted;
+};
+
+// Each kernel of one batch returns whether it was interrupted; see Stop.
 template <class T>
 struct KernelsOf {
   bool (*relax)(const RelaxCall<T>&, int threads);
   bool (*ep_step)(const EpCall<T>&, int threads);
   bool (*cep_step)(const CepCall<T>&, int threads);
+  Learned (*learn_continually)(CepCall<T>&, const DataSet<T>&, const Batches&, int threads);
+  Learned (*descend)(DescentCall<T>&, const DataSet<T>&, const Batches&, int threads);
 };
 
 struct Kernels {

@@ -1,12 +1,12 @@
 // Every kernels_<set>.cpp consists of this. It sets the instruction set and defines what set.h says.
 #pragma once
 
+#include "calls.h"
+#include "conv/descent.h"
 #include "conv/learning.h"
-#include "conv/relaxation.h"
+#include "dense/descent.h"
 #include "dense/learning.h"
-#include "dense/relaxation.h"
 #include "kernels.h"
-#include "phases.h"
 
 namespace ceprop::CEPROP_SET {
 
@@ -17,6 +17,7 @@ struct Dense {
   using Relaxation = dense::Relaxation<Tile>;
   using Contrast = dense::Contrast<Tile>;
   using Learning = dense::Learning<Tile>;
+  using Descent = dense::Descent<Tile>;
 };
 
 template <class Tile>
@@ -26,6 +27,7 @@ struct Convolutional {
   using Relaxation = conv::Relaxation<Tile>;
   using Contrast = conv::Contrast<Tile>;
   using Learning = conv::Learning<Tile>;
+  using Descent = conv::Descent<Tile>;
 };
 
 // Each of these runs a call by the engine for its network.
@@ -45,9 +47,20 @@ struct Calls {
     return call.network.shape.has_convolutions() ? cep_step<Convolutional<Tiles>>(call, threads)
                                                  : cep_step<Dense<Tiles>>(call, threads);
   }
+  static Learned run_continually(CepCall<T>& call, const DataSet<T>& data, const Batches& batches, int threads) {
+    return call.network.shape.has_convolutions()
+               ? learn<Convolutional<Tiles>, ContinualRule>(call, data, batches, threads)
+               : learn<Dense<Tiles>, ContinualRule>(call, data, batches, threads);
+  }
+  static Learned run_descent(DescentCall<T>& call, const DataSet<T>& data, const Batches& batches, int threads) {
+    return call.network.shape.has_convolutions()
+               ? learn<Convolutional<Tiles>, DescentRule>(call, data, batches, threads)
+               : learn<Dense<Tiles>, DescentRule>(call, data, batches, threads);
+  }
 };
 
 template <class T>
-constexpr KernelsOf<T> kernels_of = {Calls<T>::run_relax, Calls<T>::run_ep_step, Calls<T>::run_cep_step};
+constexpr KernelsOf<T> kernels_of = {Calls<T>::run_relax, Calls<T>::run_ep_step, Calls<T>::run_cep_step,
+                                     Calls<T>::run_continually, Calls<T>::run_descent};
 
 }  // namespace ceprop::CEPROP_SET

@@ -3,9 +3,14 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/library.h>
 
+#include <chrono>
+
+#include "../learn_op.h"
 #include "../ops.h"
 #include "aten/run.h"
 #include "kernels.h"
+#include "networks.h"
+#include "team_size.h"
 #include "threads.h"
 
 namespace ceprop {
@@ -42,10 +47,8 @@ int steps_of(const LearnCall<T>& call) {
   return call.free_steps + call.nudged_steps * (call.symmetric ? 3 : 1);
 }
 
-// A call takes as many threads as torch is set to, but no more than can run at once or have something to do: the others
-// would only be waited for.
-template <class Call>
-int threads_for(const Call& call) {
+// A call takes as many threads as torch is set to, but no more than can run at once.
+int threads_at_once() {
   const int asked = at::get_num_threads();
   if (oversubscribes()) return asked;
   const int allowed = allowed_threads();
@@ -59,8 +62,58 @@ int threads_for(const Call& call) {
         "takes one; start processes by the method 'spawn' or 'forkserver' for more");
     return 1;
   }
-  return threads_worth(work_between_barriers(call.network, call.batch.size, steps_of(call)), std::min(asked, allowed));
+  return std::min(asked, allowed);
 }
+
+TeamSizes team_sizes;
+
+// Says by how many threads a call runs: no more than have something to do, as the others would only be waited for, and
+// fewer where that was found to be faster. Lives as long as the call.
+class Team {
+ public:
+  // `op` and `batches` tell calls apart that look alike.
+  template <class Call>
+  Team(const Call& call, int64_t op, int64_t batches = 1) : batches_(batches) {
+    const int most = threads_at_once();
+    if (oversubscribes()) {
+      threads_ = most;
+      return;
+    }
+    threads_ = threads_worth(work_between_barriers(call.network, call.batch.size, steps_of(call)), most);
+    if (threads_ == 1) return;
+    kind_ = {threads_,
+             op,
+             call.batch.size,
+             steps_of(call),
+             call.stop.tolerance.has_value(),
+             static_cast<int64_t>(sizeof(*call.network.weights[0]))};
+    for (const MapShape& layer : call.network.shape.layers) kind_.push_back(layer.units());
+    threads_ = team_sizes.threads(kind_);
+    began_ = seconds();
+  }
+
+  int threads() const { return threads_; }
+
+  // The call has ended as it should.
+  void note() const {
+    if (kind_.empty()) return;
+    const double now = seconds();
+    if (team_sizes.note(kind_, threads_, (now - began_) / static_cast<double>(batches_), now))
+      TORCH_WARN_ONCE(
+          "ceprop_cuda takes fewer than ", kind_[0],
+          " threads for some calls, with which they are faster: ", "other programs seem to keep the cores busy");
+  }
+
+ private:
+  static double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
+
+  int64_t batches_;
+  int threads_;
+  double began_ = 0;
+  TeamSizes::Kind kind_;
+};
 
 class Cpu {
  public:
@@ -98,6 +151,19 @@ class Cpu {
     run(call, set_.of<T>().cep_step);
   }
 
+  template <class T>
+  bool run(std::vector<CepCall<T>>& calls, const DataSet<T>& data, std::vector<Batches>& batches,
+           int64_t* learned) const {
+    return learn_with_all(calls, data, batches, learned, set_.of<T>().learn_continually);
+  }
+  template <class T>
+  bool run(std::vector<DescentCall<T>>& calls, const DataSet<T>& data, std::vector<Batches>& batches,
+           int64_t* learned) const {
+    return learn_with_all(calls, data, batches, learned, set_.of<T>().descend);
+  }
+
+  [[noreturn]] void raise_interrupt() const { ceprop::raise_interrupt(); }
+
   void clear_unless_finite(const Tensor& steps, std::initializer_list<Lists> gradients) const {
     if (*steps.const_data_ptr<int64_t>() >= 0) return;
     for (const Lists& list : gradients)
@@ -105,13 +171,33 @@ class Cpu {
   }
 
  private:
+  template <class T, class Call>
+  bool learn_with_all(std::vector<Call>& calls, const DataSet<T>& data, std::vector<Batches>& batches, int64_t* learned,
+                      cpu::ManyBatches<T, Call> kernel) const {
+    const std::string obstacle = obstacle_of(calls[0]);
+    TORCH_CHECK_VALUE(engine_ != Engine::graph && obstacle.empty(), "only the fused kernels learn from many batches",
+                      obstacle.empty() ? "" : ": ", obstacle);
+    if (calls.size() > 1)
+      return cpu::learn_with_all<T>(calls, data, batches, learned, kernel, interrupted, threads_at_once());
+    const Team team(calls[0], reinterpret_cast<intptr_t>(kernel), batches[0].count);
+    const bool ended = cpu::learn_with_all<T>(calls, data, batches, learned, kernel, interrupted, team.threads());
+    if (!ended) team.note();
+    return ended;
+  }
+
   template <class Call>
   void run(Call& call, bool (*kernel)(const Call&, int)) const {
     call.stop.interrupted = interrupted;
     const std::string obstacle = obstacle_of(call);
     TORCH_CHECK_VALUE(engine_ != Engine::fused || obstacle.empty(), "engine must not be 'fused': ", obstacle);
     const bool fused = engine_ != Engine::graph && obstacle.empty();
-    if (fused ? kernel(call, threads_for(call)) : cpu::run_by_aten(call, options_)) raise_interrupt();
+    if (!fused) {
+      if (cpu::run_by_aten(call, options_)) raise_interrupt();
+      return;
+    }
+    const Team team(call, reinterpret_cast<intptr_t>(kernel));
+    if (kernel(call, team.threads())) raise_interrupt();
+    team.note();
   }
 
   // Why the fused kernels cannot run a call; empty if they can.
@@ -137,4 +223,5 @@ TORCH_LIBRARY_IMPL(ceprop_cuda, CPU, m) {
   m.impl("relax", &ceprop::relax_op<ceprop::Cpu>);
   m.impl("ep_step", &ceprop::ep_step_op<ceprop::Cpu>);
   m.impl("cep_step", &ceprop::cep_step_op<ceprop::Cpu>);
+  m.impl("learn", &ceprop::learn_op<ceprop::Cpu>);
 }

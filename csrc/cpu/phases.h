@@ -1,5 +1,5 @@
-// What every worker does in the three ops from the first step to the last, by the table of model/stages.h. An Engine
-// says for one kind of network how it relaxes, what it learns from, and how its weights move while it learns.
+// What every worker does in a phase, and in all phases of a batch, by the table of model/stages.h. An Engine says for
+// one kind of network how it relaxes, what it learns from, and how its weights move while it learns.
 #pragma once
 
 #include <algorithm>
@@ -57,20 +57,7 @@ Walked walk_phase(Relaxation& relaxation, const Worker& worker, Part& part, int 
   return {(from + steps) % ring, steps};  // a worker without samples says so, too
 }
 
-template <class Engine>
-bool relax(const RelaxCall<typename Engine::Scalar>& call, int threads) {
-  typename Engine::Relaxation relaxation(call.network, call.batch, threads);
-  return run_team(threads, call.stop.interrupted, [&](const Worker& worker) {
-    relaxation.load(worker, call.initial);
-    Part part = relaxation.by_samples(worker);
-    const Nudge* nudge = call.batch.target ? &call.nudge : nullptr;
-    const Walked walked = walk_phase(relaxation, worker, part, call.steps, 0, call.stop, nudge);
-    note_steps(worker, call.stop, 0, walked.count);
-    relaxation.store(part, walked.last, call.states.data());
-  });
-}
-
-// The two ops that learn share this: the way through their stages, and what must hold before anything is stored.
+// All that learn share this: the way through their stages, and what must hold before anything is stored.
 template <class Engine>
 class LearningPhases {
  public:
@@ -84,12 +71,17 @@ class LearningPhases {
         error = Buffer<T>(relaxation.padded(call.network.shape.classes) * call.batch.size);
   }
 
+  // The next batch goes by these stages; to be said by one worker, between barriers.
+  void start(const Stages& stages) { stages_ = stages; }
+  const Stages& stages() const { return stages_; }
+
   // Walks through all stages. begin() is called after the free phase; learn(part, stage, nudge, from, to, number) takes
   // step `number` of those that learn, and learns from it. Ends with a barrier. Returns the last buffer, and how many
   // steps learned.
   template <class Begin, class Learn>
   Walked run(const Worker& worker, const Begin& begin, const Learn& learn) {
-    relaxation_.load(worker, {});
+    sanity_.clear(worker);
+    relaxation_.load_batch(worker, {});
     relaxation_.note_inputs(worker, sanity_);
     Part part = relaxation_.by_samples(worker);
     int last = 0, learnt = 0;
@@ -173,81 +165,10 @@ class LearningPhases {
   }
 
   const LearnCall<T>& call_;
-  const Stages& stages_;
+  Stages stages_;
   Relaxation& relaxation_;
   Buffer<T> error_[2];  // laid out as the relaxation does
   Sanity<T> sanity_;
 };
-
-template <class Engine>
-bool ep_step(const EpCall<typename Engine::Scalar>& call, int threads) {
-  using T = typename Engine::Scalar;
-  const Stages stages = stages_of(call);
-  typename Engine::Relaxation relaxation(call.network, call.batch, threads, std::nullopt, call.gate,
-                                         stages.steps_learn);
-  typename Engine::Contrast contrast(relaxation, call.shared_update, threads);
-  LearningPhases<Engine> phases(call, stages, relaxation, threads);
-  const auto batch = static_cast<double>(call.batch.size);
-
-  return run_team(threads, call.stop.interrupted, [&](const Worker& worker) {
-    const Walked walked = phases.run(
-        worker, [&] { relaxation.note_parameters(worker, phases.sanity()); },
-        [&](Part& part, const Stage& stage, const Nudge& nudge, int from, int to, int number) {
-          const Between between{from, to, from, to};
-          relaxation.step(worker, part, from, to, &nudge);
-          contrast.differ(worker, between);
-          contrast.add_to_gradients(worker, between, gradient_blend<T>(stage.divisor, batch, number == 0), call);
-        });
-    const double times = stages.steps_learn ? 2.0 * call.nudged_steps : 1.0;
-    const double of_dynamics = times / std::abs(stages.divisor) / batch * phases.largest_contrast();
-    if (!phases.holds(worker, std::max(of_dynamics, phases.largest_of_readout())) || worker.has_ended()) return;
-    if (!stages.steps_learn) {
-      const Between between = phases.ends(walked.last);
-      if constexpr (Engine::has_gates)
-        if (call.gate != Gate::none) relaxation.take_slopes_at(worker, between.fixed, between.slopes);
-      contrast.differ(worker, between);
-      contrast.add_to_gradients(worker, between, gradient_blend<T>(stages.divisor, batch, true), call);
-    }
-    phases.learn_readout(
-        worker, contrast, walked.last, [&](bool fresh) { return gradient_blend<T>(stages.nudged, batch, fresh); },
-        call.gradients.back(), call.bias_gradients.back());
-  });
-}
-
-template <class Engine>
-bool cep_step(const CepCall<typename Engine::Scalar>& call, int threads) {
-  using T = typename Engine::Scalar;
-  const Stages stages = stages_of(call);
-  typename Engine::Relaxation relaxation(call.network, call.batch, threads, call.forms, call.gate);
-  typename Engine::Contrast contrast(relaxation, call.shared_update, threads);
-  typename Engine::Learning learning(call, relaxation, contrast, threads);
-  LearningPhases<Engine> phases(call, stages, relaxation, threads);
-  const auto batch = static_cast<double>(call.batch.size);
-  const double fastest = *std::max_element(call.lr.begin(), call.lr.end()) / std::abs(call.nudge.beta);
-
-  return run_team(threads, call.stop.interrupted, [&](const Worker& worker) {
-    const Part mine = relaxation.by_units(worker);
-    const Walked walked = phases.run(
-        worker, [&] { learning.load(worker); },
-        [&](Part& part, const Stage& stage, const Nudge& nudge, int from, int to, int) {
-          learning.step(worker, part, from, to, nudge, stage.divisor);
-        });
-    relaxation.note_parameters(worker, phases.sanity());
-    learning.note_parameters(worker, mine, phases.sanity());
-    worker.wait();
-    if (worker.has_ended()) return;
-    const double of_dynamics = fastest / batch * phases.largest_contrast();
-    const double of_input = learning.largest_input_update(phases.sanity());
-    if (!phases.holds(worker, std::max({of_dynamics, of_input, fastest * phases.largest_of_readout()}))) return;
-    learning.store(worker, mine, walked.last, walked.count);
-    const int readout = call.network.shape.connection_count() - 1;
-    phases.learn_readout(
-        worker, contrast, walked.last,
-        [&](bool first) {
-          return continual_blend<T>(call.lr[readout], first ? call.weight_decay : 0, stages.nudged, batch);
-        },
-        call.network.weights.back(), call.network.biases.back());
-  });
-}
 
 }  // namespace ceprop::CEPROP_SET

@@ -35,6 +35,9 @@ class Sanity {
 
   explicit Sanity(int workers) : seen_(workers) {}
 
+  // Forgets what a worker has seen. No worker may still ask for it.
+  void clear(const Worker& worker) { seen_[worker.index] = {}; }
+
   // Notes a magnitude that a worker has seen; all of them are known after a barrier.
   void note(const Worker& worker, Kind kind, T largest) {
     T& most = seen_[worker.index].largest[kind];

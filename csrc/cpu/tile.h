@@ -26,6 +26,18 @@ struct Tile {
   static constexpr int max_rows = vector_bytes == 64 ? 12 : 6;
 };
 
+// Keeps the compiler from adding a product before it is rounded. It does so where it likes, and then the same sum has
+// other bits in another place.
+template <class Vector>
+inline Vector rounded(Vector product) {
+#if defined(__x86_64__)
+  asm("" : "+v"(product));
+#elif defined(__aarch64__)
+  asm("" : "+w"(product));
+#endif
+  return product;
+}
+
 // Calls `body.template operator()<rows>()` with `rows` as a constant.
 template <int most, class Body>
 inline void with_constant_rows(int64_t rows, const Body& body) {
@@ -149,25 +161,34 @@ inline void outer_products(const Product<typename Tile::Scalar>* products, int c
       }
     }
   }
-  if (valid >= vectors * lanes) {
-    const auto store = [&](const auto& blended) __attribute__((always_inline)) {
+  // What is blended has the same bits wherever it lies: the lanes of a vector that is not whole go the same way.
+  const auto store = [&](const auto& blended) __attribute__((always_inline)) {
+    if (valid >= vectors * lanes) {
 #pragma GCC unroll 12
       for (int row = 0; row < rows; ++row, out += stride)
         for (int v = 0; v < vectors; ++v) {
           Unaligned* to = reinterpret_cast<Unaligned*>(out + v * lanes);
-          *to = blended(to, acc[row][v]);
+          *to = blended(Vector(*to), acc[row][v]);
         }
-    };
-    if (blend.fresh)
-      store([&](const Unaligned*, const Vector& sum) { return blend.scale * sum; });
-    else if (blend.decay == 0)
-      store([&](const Unaligned* to, const Vector& sum) { return Vector(*to) + blend.scale * sum; });
-    else
-      store([&](const Unaligned* to, const Vector& sum) { return blend(Vector(*to), sum); });
-    return;
-  }
-  for (int row = 0; row < rows; ++row, out += stride)
-    for (int64_t lane = 0; lane < valid; ++lane) out[lane] = blend(out[lane], T(acc[row][lane / lanes][lane % lanes]));
+      return;
+    }
+    for (int row = 0; row < rows; ++row, out += stride)
+      for (int v = 0; v < vectors; ++v) {
+        const int64_t count = std::clamp<int64_t>(valid - v * lanes, 0, lanes);
+        Vector to{};
+        std::memcpy(&to, out + v * lanes, count * sizeof(T));
+        to = blended(to, acc[row][v]);
+        std::memcpy(out + v * lanes, &to, count * sizeof(T));
+      }
+  };
+  if (blend.fresh)
+    store([&](const Vector&, const Vector& sum) { return blend.scale * sum; });
+  else if (blend.decay == 0)
+    store([&](const Vector& to, const Vector& sum) { return to + rounded(blend.scale * sum); });
+  else
+    store([&](const Vector& to, const Vector& sum) {
+      return to + (rounded(blend.scale * sum) - rounded(blend.decay * to));
+    });
 }
 
 // Swaps rows[i][j] and rows[j][i]: blocks of 1, 2, 4, ... lanes change places across the diagonal.

@@ -178,6 +178,17 @@ struct EpCall : LearnCall<T> {
   std::vector<T*> feedback_gradients;  // out, like the feedback
 };
 
+// Plain gradient descent with EP's estimate, as torch.optim.SGD does it:
+//   g <- momentum g + (gradient + weight_decay p),   p <- p - lr g.
+template <class T>
+struct DescentCall : LearnCall<T> {
+  bool accumulate;
+  std::vector<double> lr;  // per connection
+  double weight_decay, momentum;
+  // g, like the parameters; all empty without momentum.
+  std::vector<T*> weight_momenta, bias_momenta, feedback_momenta;
+};
+
 // How C-EP holds weights that move. The literal form moves them at every step. In low rank they stay constant until the
 // phase ends, and products with B x B matrices add what they would have moved by.
 enum class Form { literal, low_rank };

@@ -78,10 +78,18 @@ CEPROP_INLINE Stages stages_of(const LearnCall<T>& call, Op op, bool steps_learn
 }
 
 template <class T>
-CEPROP_INLINE Stages stages_of(const EpCall<T>& call) {
+CEPROP_INLINE Stages stages_of_ep(const LearnCall<T>& call, bool accumulate) {
   // Tied and shared, the contrasts of consecutive steps telescope to the one between the ends.
   const Learns learns = learns_by(call.network.free_feedback, call.shared_update);
-  return stages_of(call, Op::ep_step, call.accumulate && adds_up_steps(learns));
+  return stages_of(call, Op::ep_step, accumulate && adds_up_steps(learns));
+}
+template <class T>
+CEPROP_INLINE Stages stages_of(const EpCall<T>& call) {
+  return stages_of_ep(call, call.accumulate);
+}
+template <class T>
+CEPROP_INLINE Stages stages_of(const DescentCall<T>& call) {
+  return stages_of_ep(call, call.accumulate);
 }
 template <class T>
 CEPROP_INLINE Stages stages_of(const CepCall<T>& call) {

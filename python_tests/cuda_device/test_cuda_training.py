@@ -52,7 +52,7 @@ def trained(continual: bool, device: str) -> dict[str, Any]:
     preset, data = replace(PRESETS["digits"], continual=continual), load("digits").to(device)
     torch.manual_seed(0)
     net = preset.network(64, data.classes).to(device)
-    trainer = cep.Trainer(preset.rule(net, "fused"), preset.optimizer(net))
+    trainer = cep.Trainer(preset.rule(net, "fused"))
     train = Batches(data.train_x, data.train_y, preset.batch_size, shuffle=True)
     return trainer.fit(train, 1, test=Batches(data.test_x, data.test_y, 500), progress=False)[0]
 

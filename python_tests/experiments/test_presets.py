@@ -64,7 +64,8 @@ def test_published_dense_settings(name: str) -> None:
     assert rule.tolerance is None
     assert net.dynamics.schedule == "synchronous"
 
-    optimizer = preset.optimizer(net)
+    optimizer = rule.optimizer
+    assert preset.optimizer(net) is None
     assert preset.scheduler(optimizer) is None
     assert preset.data == "mnist"
     assert not preset.augmented
@@ -72,7 +73,6 @@ def test_published_dense_settings(name: str) -> None:
         assert isinstance(rule, CEP)
         assert rule.lr == tuple(rates)
         assert rule.weight_decay == 0
-        assert optimizer is None
     else:
         assert isinstance(rule, EP)
         assert isinstance(optimizer, torch.optim.SGD)
@@ -82,7 +82,9 @@ def test_published_dense_settings(name: str) -> None:
             assert group["params"][1] is net.biases[connection]
             assert len(group["params"]) == 2
             assert group["momentum"] == group["weight_decay"] == group["dampening"] == 0
-    Trainer(rule, optimizer)
+        by_hand = preset.rule(net, gradients_only=True)
+        assert isinstance(by_hand, EP) and not by_hand.moves_parameters
+    Trainer(rule)
 
 
 def test_p_conv() -> None:
@@ -99,7 +101,7 @@ def test_p_conv() -> None:
     assert isinstance(rule, EP)
     assert (rule.free_steps, rule.nudged_steps, rule.beta) == (200, 10, 0.4)
     assert (rule.nudging, rule.nudge_at, rule.loss) == ("positive", "state", "mse")  # as the dense ones of 1905.13633
-    optimizer = preset.optimizer(net)
+    optimizer = rule.optimizer
     assert isinstance(optimizer, torch.optim.SGD)
     from_output = [0.015, 0.035, 0.15]
     assert [group["lr"] for group in optimizer.param_groups] == from_output[::-1]
@@ -151,7 +153,7 @@ def test_deep_convnets(name: str, nudged_steps: int, beta: float) -> None:
     assert (rule.nudging, rule.nudge_at, rule.loss) == ("symmetric", "drive", "mse" if squared else "cross_entropy")
     assert rule.shared_update == free
 
-    optimizer = preset.optimizer(net)
+    optimizer = rule.optimizer
     assert isinstance(optimizer, torch.optim.SGD)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.15, 0.1, 0.08, 0.05]
     for group in optimizer.param_groups:
@@ -164,13 +166,13 @@ def test_deep_convnets(name: str, nudged_steps: int, beta: float) -> None:
     scheduler = preset.scheduler(optimizer)
     assert isinstance(scheduler, CosineThenConstant)
     assert (scheduler.T_max, scheduler.eta_min) == (100, 1e-5)
-    Trainer(rule, optimizer, scheduler)  # which refuses an optimizer that leaves out parameters
+    Trainer(rule, scheduler=scheduler)
 
 
 def test_rates_fall_along_a_cosine_and_stay() -> None:
     """lr(t) = 1e-5 + (lr(0) - 1e-5) (1 + cos(pi t / 100)) / 2 for t <= 100 epochs, then 1e-5."""
     preset = PRESETS["cifar10-ep-mse"]
-    optimizer = preset.optimizer(preset.network((3, 32, 32), 10))
+    optimizer = preset.rule(preset.network((3, 32, 32), 10)).optimizer
     assert optimizer is not None
     scheduler = preset.scheduler(optimizer)
     assert scheduler is not None
@@ -215,7 +217,7 @@ def test_weights_start_as_torch_draws_linears() -> None:
 def test_every_parameter_of_a_network_with_feedback_reaches_the_optimizer() -> None:
     preset = replace(PRESETS["ep-2h"], feedback="free")
     net = preset.network(20, 5)
-    optimizer = preset.optimizer(net)
+    optimizer = preset.rule(net).optimizer
     assert optimizer is not None
     groups = [{id(p) for p in group["params"]} for group in optimizer.param_groups]
     assert groups == [
@@ -261,7 +263,7 @@ def test_the_default_learns_the_digits() -> None:
     digits = load("digits")
     net = preset.network(64, digits.classes)
     assert isinstance(preset.rule(net), CEP)
-    history = Trainer(preset.rule(net), preset.optimizer(net)).fit(
+    history = Trainer(preset.rule(net)).fit(
         Batches(digits.train_x, digits.train_y, preset.batch_size, shuffle=True),
         epochs=10,  # a quarter of the preset's, which end near 2.5 %
         test=Batches(digits.test_x, digits.test_y, 359),

@@ -10,6 +10,7 @@ from problems import Problem, random_problem
 from torch import Tensor
 
 from ceprop_cuda import ops
+from ceprop_cuda.op_arguments import dynamics_arguments, parameters_of
 from ceprop_cuda.spec import reference
 from ceprop_cuda.spec.dynamics import Circuit, Nudge
 
@@ -67,7 +68,7 @@ def arguments_of_chain(op: str, dtype: torch.dtype = torch.float32, **changes: A
 def arguments_of(op: str, problem: Problem, nudge: Nudge, **changes: Any) -> tuple[list[Any], dict[str, Any]]:
     """Arguments of an op for a problem, with other settings."""
     circuit, x, _ = problem
-    first, settings = [*ops._tensors(circuit, x)], ops._dynamics(circuit)
+    first, settings = [x, *parameters_of(circuit, x)], dynamics_arguments(circuit)
     settings |= {"tolerance": None, "beta": 0.3, "nudge_at": nudge.at, "loss": nudge.loss}
     states = [torch.rand_like(s) for s in reference.relax(circuit, x, 0).states]
     if op == "relax":

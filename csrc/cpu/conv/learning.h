@@ -16,6 +16,7 @@ class Learning {
   }
 
   void load(const Worker&) {}
+  void finish(const Worker&, const Part&, int, int) const {}  // no weight waits for the end
 
   // This part's samples take a step, then all weights move by the contrast over `divisor`. Ends after barriers, before
   // which `part` waits.
@@ -31,16 +32,9 @@ class Learning {
   }
 
   // Writes what has moved back into the network's parameters. No barrier.
-  void store(const Worker& worker, const Part&, int, int) const {
-    const Network<T>& network = call_.network;
-    for (int c = 0; c < network.shape.layer_count(); ++c) {
-      const Link<Tile>& link = relaxation_.link(c);
-      const Range channels = worker.share(link.above.channels);
-      relaxation_.weights(c).store(link, channels);
-      if (relaxation_.has_feedback(c)) relaxation_.feedback(c).store(link, channels);
-      for (int64_t i = channels.begin; i < channels.end && network.biases[c]; ++i)
-        network.biases[c][i] = relaxation_.bias(c)[i];
-    }
+  void store(const Worker& worker, const Part&) const {
+    for (int c = 0; c < call_.network.shape.layer_count(); ++c)
+      relaxation_.store_parameters(c, worker.share(relaxation_.link(c).above.channels));
   }
 
   // No weight moves at the end only.

@@ -32,7 +32,7 @@ class Relaxation {
   using PlacesOf = std::vector<Buffer<uint16_t>>;  // per connection [batch][places above][stride above]
 
   Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, const std::optional<Forms>& = {},
-             Gate = Gate::none, bool /*steps_learn*/ = true)
+             Gate = Gate::none, bool /*steps_learn*/ = true, bool /*stays_packed*/ = false)
       : network_(network), shape_(network.shape), batch_(batch), settling_(workers) {
     for (int l = -1; l < shape_.connection_count(); ++l) maps_.push_back(map_above(l));
     for (int c = 0; c < shape_.connection_count(); ++c)
@@ -50,8 +50,21 @@ class Relaxation {
   Part by_units(const Worker& worker) const { return {{}, worker.share(batch_.size), worker.count == 1}; }
   int64_t rows_together() const { return together_; }
 
-  // Takes over the batch and the weights, and computes the input's drive. Ends with a barrier.
-  void load(const Worker& worker, const std::vector<const T*>& initial) {
+  // Takes over the weights. load_batch() follows.
+  void load_parameters(const Worker& worker) {
+    for (size_t c = 0; c < links_.size(); ++c) {
+      const Range channels = worker.share(links_[c].above.channels);
+      weights_[c].load(links_[c], channels);
+      if (has_feedback(c)) feedback_[c].load(links_[c], channels);
+      for (int64_t i = channels.begin; i < channels.end && network_.biases[c]; ++i)
+        biases_[c].get()[i] = network_.biases[c][i];
+    }
+    worker.wait();
+    pack(worker);
+  }
+
+  // Takes over the batch, and computes the input's drive. Ends with a barrier.
+  void load_batch(const Worker& worker, const std::vector<const T*>& initial) {
     const Range rows = worker.share(batch_.size);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       load_map(map(-1), batch_.x, row, x_.get());
@@ -62,19 +75,13 @@ class Relaxation {
       for (int l = 0; l < shape_.layer_count(); ++l) {
         const StateBuffer<T>& start = buffers_[0][l];
         const int64_t at = row * map(l).size();
-        if (!initial.empty()) load_map(map(l), initial[l], row, start.state);
+        if (initial.empty())
+          std::memset(start.state + at, 0, map(l).size() * sizeof(T));
+        else
+          load_map(map(l), initial[l], row, start.state);
         if (energy()) activate(map(l), network_.rules[l].activation, start.state + at, start.seen + at);
       }
     }
-    for (size_t c = 0; c < links_.size(); ++c) {
-      const Range channels = worker.share(links_[c].above.channels);
-      weights_[c].load(links_[c], channels);
-      if (has_feedback(c)) feedback_[c].load(links_[c], channels);
-      for (int64_t i = channels.begin; i < channels.end && network_.biases[c]; ++i)
-        biases_[c].get()[i] = network_.biases[c][i];
-    }
-    worker.wait();
-    pack(worker);
     worker.wait();
     load_input_drive(worker, rows);
     worker.wait();
@@ -198,6 +205,26 @@ class Relaxation {
     for_some_rows(some, together_, [&](const Range& rows) {
       lift(worker, 0, weights_[0], x_.get(), rows, input_drive_.get() + rows.begin * drive_size(0), places_[0].get());
     });
+  }
+
+  // Writes some channels of a connection back into the network's parameters.
+  void store_parameters(int c, const Range& channels) const {
+    weights_[c].store(links_[c], channels);
+    if (has_feedback(c)) feedback_[c].store(links_[c], channels);
+    for (int64_t i = channels.begin; i < channels.end && network_.biases[c]; ++i)
+      network_.biases[c][i] = biases_[c].get()[i];
+  }
+
+  // Takes over a readout that has moved in the network. A barrier must follow.
+  void load_readout(const Worker& worker) {
+    if (!shape_.has_readout()) return;
+    const int c = shape_.layer_count();
+    const Range classes = worker.share(links_[c].above.channels);
+    weights_[c].load(links_[c], classes);
+    for (int64_t i = classes.begin; i < classes.end && network_.biases[c]; ++i)
+      biases_[c].get()[i] = network_.biases[c][i];
+    worker.wait();
+    weights_[c].pack(links_[c], worker);
   }
 
   bool has_feedback(size_t c) const { return shape_.connections[c].feedback >= 0; }

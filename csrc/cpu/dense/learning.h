@@ -18,8 +18,12 @@ class Learning {
     if (call.forms.inner == Form::low_rank) low_rank_.emplace(call, relaxation, contrast);
   }
 
-  // Ends with a barrier where there is anything to load.
-  void load(const Worker& worker) { update_.load(worker); }
+  // Begins a nudged phase. Ends with a barrier.
+  void load(const Worker& worker) {
+    update_.load(worker);
+    if (low_rank_) low_rank_->load(worker);
+    worker.wait();
+  }
 
   // This part takes a step, then its weights move by the contrast over `divisor`.
   void step(const Worker& worker, Part& part, int from, int to, const Nudge& nudge, double divisor) {
@@ -37,11 +41,16 @@ class Learning {
     update_.move(worker, part, between, divisor, !low_rank_);
   }
 
-  // Writes what has moved in `moves` updates, the last of which ended in buffer `last`, back into the network's
-  // parameters. No barrier.
-  void store(const Worker&, const Part& part, int last, int moves) const {
-    update_.store(part, !low_rank_, moves);
-    if (low_rank_) low_rank_->store(part, last);
+  // Weights that have waited for the end of all nudged phases move, after so many updates, the last of which ended in
+  // buffer `last`. No barrier.
+  void finish(const Worker& worker, const Part& part, int last, int moves) const {
+    update_.finish(worker, moves);
+    if (low_rank_) low_rank_->finish(part, last, update_.packed());
+  }
+
+  // Writes what has moved where it lies packed back into the network's parameters. No barrier.
+  void store(const Worker& worker, const Part& part) const {
+    update_.store(worker, part, !low_rank_ || relaxation_.stays_packed());
   }
 
   // Notes what W[0] moves by, if it does so at the end.

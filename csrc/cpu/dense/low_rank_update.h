@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "contrast.h"
+#include "packed_update.h"
 
 namespace ceprop::CEPROP_SET::dense {
 
@@ -22,13 +22,20 @@ class LowRankUpdate {
   static constexpr int width = Tile::width;
 
   LowRankUpdate(const CepCall<T>& call, const Relaxation<Tile>& relaxation, const Contrast<Tile>& contrast)
-      : relaxation_(relaxation), contrast_(contrast), network_(call.network) {
+      : call_(call), relaxation_(relaxation), contrast_(contrast), network_(call.network) {
     const int64_t n = relaxation.batch();
     for (int l = 0; l < layer_count(); ++l) {
-      rate_.push_back(static_cast<T>(call.lr[l] / (call.nudge.beta * static_cast<double>(n))));
-      away_.push_back(Buffer<T>::zeros(relaxation.layers()[l].panels * n * width));
+      away_.emplace_back(relaxation.layers()[l].panels * n * width);
       of_away_.emplace_back(relaxation.padded(n) * n);
       of_free_.emplace_back(relaxation.padded(n) * n);
+    }
+  }
+
+  // Begins where the free phase ended. A barrier must follow.
+  void load(const Worker& worker) {
+    for (int l = 0; l < layer_count(); ++l) {
+      const Range mine = worker.share(relaxation_.layers()[l].panels * relaxation_.batch() * width);
+      std::fill(away_[l].get() + mine.begin, away_[l].get() + mine.end, T(0));
     }
   }
 
@@ -69,20 +76,34 @@ class LowRankUpdate {
     for (int64_t i = 0; i < count; ++i) away[i] = seen[i] - free[i];
   }
 
-  // Moves the network's inner weights at last, from the states in `buffer`. No barrier.
-  void store(const Part& part, int buffer) const {
+  // The weights between layers move at last, from the states in `buffer`, where they lie: packed in both copies, or in
+  // the network. No barrier.
+  void finish(const Part& part, int buffer, const PackedUpdate<Tile>& packed) const {
+    const auto sum_of = [&](int c) {
+      return typename Contrast<Tile>::Sum{{{away_[c].get(), relaxation_.buffer(buffer, c - 1).seen},
+                                           {relaxation_.buffer(kept_free, c).seen, away_[c - 1].get()}},
+                                          2};
+    };
     relaxation_.for_each_item(part, [&](const Item& item) {
-      const auto [c, panel] = item;
-      if (c == 0) return;
-      const typename Contrast<Tile>::Sum sum{{{away_[c].get(), relaxation_.buffer(buffer, c - 1).seen},
-                                              {relaxation_.buffer(kept_free, c).seen, away_[c - 1].get()}},
-                                             2};
-      contrast_.add_row_panel(sum, panel, relaxation_.layers()[c].units, relaxation_.layers()[c - 1].units,
-                              Blend<T>{0, rate_[c]}, network_.weights[c]);
+      const auto [l, panel] = item;
+      const Layer<T>& layer = relaxation_.layers()[l];
+      if (!relaxation_.stays_packed()) {
+        if (l > 0)
+          contrast_.add_row_panel(sum_of(l), panel, layer.units, layer.below.depth, Blend<T>{0, rate(l)},
+                                  network_.weights[l]);
+        return;
+      }
+      if (l > 0) packed.add_panel(item, sum_of(l), false, layer.below.depth, {0, rate(l)}, layer.below.weights);
+      if (l + 1 < layer_count())
+        packed.add_panel(item, sum_of(l + 1), true, layer.above.depth, {0, rate(l + 1)}, layer.above.weights);
     });
   }
 
  private:
+  T rate(int c) const {
+    return static_cast<T>(call_.lr[c] / (call_.nudge.beta * static_cast<double>(relaxation_.batch())));
+  }
+
   int layer_count() const { return network_.shape.layer_count(); }
 
   // Where [batch][batch] matrices, in panels of their columns, hold an element.
@@ -104,18 +125,18 @@ class LowRankUpdate {
         const auto products = Block::of(left, right, n * width, relaxation_.layers()[m].units);
         for (const int l : {m - 1, m + 1}) {
           if (l < 0 || l >= layer_count()) continue;
-          const T rate = rate_[l > m ? l : m];
+          const T of_connection = rate(l > m ? l : m);
           for (int64_t i = 0; i < Block::rows && row + i < rows.end; ++i)
             for (int64_t j = 0; j < Block::columns && sample + j < n; ++j)
-              matrices[l].get()[at(row + i, sample + j)] += rate * products[i * Block::columns + j];
+              matrices[l].get()[at(row + i, sample + j)] += of_connection * products[i * Block::columns + j];
         }
       }
   }
 
+  const CepCall<T>& call_;
   const Relaxation<Tile>& relaxation_;
   const Contrast<Tile>& contrast_;
   const Network<T>& network_;
-  std::vector<T> rate_;             // lr / (beta B) per connection
   std::vector<Buffer<T>> away_;     // D per layer, [panel][batch][width]
   std::vector<Buffer<T>> of_away_;  // what multiplies D, per layer, [panel of samples][batch][width]
   std::vector<Buffer<T>> of_free_;  // what multiplies r_0

@@ -40,6 +40,7 @@ struct Layer {
   int64_t units, panels;
   T* bias;            // [panel][width]
   T* drive;           // [panel][batch][width]: what reaches layer 0 from the input, bias included; else null
+  T* input;           // W[0] in panels, where it stays packed and only a batch's drive reads it; else null
   Incoming<T> below;  // W[l]
   Incoming<T> above;  // V[l + 1], tied: W[l + 1]; in the top layer a readout
 };
@@ -51,8 +52,9 @@ class PackedNetwork {
   static constexpr int width = Tile::width;
 
   // `literal_input`: layer 0 reads the input anew at every step, by weights that may move; else its drive is computed
-  // once. With a gate the buffers of the ring have room for its slopes.
-  PackedNetwork(const Network<T>& network, const Batch<T>& batch, bool literal_input, Gate gate)
+  // once. With a gate the buffers of the ring have room for its slopes. `stays_packed`: for many batches, one after the
+  // other.
+  PackedNetwork(const Network<T>& network, const Batch<T>& batch, bool literal_input, Gate gate, bool stays_packed)
       : network_(network), batch_(batch) {
     const NetworkShape& shape = network.shape;
     const int64_t n = batch.size;
@@ -69,13 +71,14 @@ class PackedNetwork {
         layer.below.weights = keep(layer.panels * layer.below.depth * width);
       else
         layer.drive = keep(layer.panels * n * width);
+      if (layer.drive && stays_packed) layer.input = keep(layer.panels * layer.below.depth * width);
       if (l + 1 < shape.connection_count()) {
         layer.above.depth = shape.units_above(l + 1);
         layer.above.weights = keep(layer.panels * layer.above.depth * width);
       }
       const int64_t numbers = layer.panels * n * width;
       for (int buffer = 0; buffer < state_buffers; ++buffer) {
-        T* state = buffer == 0 ? keep_zeros(numbers) : keep(numbers);  // where phases start
+        T* state = keep(numbers);
         T* up = gate == Gate::none || buffer >= ring ? nullptr : keep(numbers);
         T* down = up && gate == Gate::connection ? keep(numbers) : up;
         buffers_[buffer].push_back({state, layer.rule.dynamics == Dynamics::energy ? keep(numbers) : state, up, down});
@@ -123,41 +126,62 @@ class PackedNetwork {
     }
   }
 
-  // Packs one panel of a layer: its parameters, and the states that it starts from.
-  void load_item(const Item& item, const std::vector<const T*>& initial) {
+  // Packs the parameters of one panel of a layer.
+  void load_parameters(const Item& item) {
     const auto [l, panel] = item;
     Layer<T>& layer = layers_[l];
-    const int64_t n = batch_.size, first = panel * width;
+    const int64_t first = panel * width;
     if (network_.biases[l]) load_panel<Tile>(network_.biases[l], 1, layer.units, first, layer.bias + first);
-    if (layer.below.weights)
-      load_panel_transposed<Tile>(network_.weights[l], layer.below.depth, layer.below.depth, layer.units, first,
-                                  layer.below.weights + first * layer.below.depth);
-    if (layer.above.weights) {
-      const int feedback = shape().connections[l + 1].feedback;
-      const T* matrix = feedback < 0 ? network_.weights[l + 1] : network_.feedback[feedback];
-      load_panel<Tile>(matrix, layer.above.depth, layer.units, first, layer.above.weights + first * layer.above.depth);
-    }
+    if (layer.below.weights) load_weights(item, layer.below.weights);
+    load_above(item);
+  }
+
+  // Packs one panel of the weights into a layer from above.
+  void load_above(const Item& item) {
+    const auto [l, panel] = item;
+    const Layer<T>& layer = layers_[l];
+    if (!layer.above.weights) return;
+    const int64_t first = panel * width;
+    const int feedback = shape().connections[l + 1].feedback;
+    const T* matrix = feedback < 0 ? network_.weights[l + 1] : network_.feedback[feedback];
+    load_panel<Tile>(matrix, layer.above.depth, layer.units, first, layer.above.weights + first * layer.above.depth);
+  }
+
+  // Packs one panel of W[0], where it stays packed.
+  void load_input(int64_t panel) {
+    if (layers_[0].input) load_weights({0, panel}, layers_[0].input);
+  }
+
+  // Packs the states that one panel of a layer starts from; they are zeros if none are given.
+  void load_states(const Item& item, const std::vector<const T*>& initial) {
+    const auto [l, panel] = item;
+    const Layer<T>& layer = layers_[l];
+    const int64_t n = batch_.size, first = panel * width;
     const StateBuffer<T>& start = buffers_[0][l];
-    if (!initial.empty()) load_panel<Tile>(initial[l], n, layer.units, first, start.state + first * n);
+    if (initial.empty())
+      std::memset(start.state + first * n, 0, n * width * sizeof(T));
+    else
+      load_panel<Tile>(initial[l], n, layer.units, first, start.state + first * n);
     if (layer.rule.dynamics == Dynamics::energy)
       apply_activation(layer.rule.activation, start.state + first * n, start.seen + first * n, n * width);
   }
 
-  // Computes drive = b + x W[0]^T, where it is computed once, of the panels that are this worker's share. Some columns
-  // of a panel of W[0] are packed, used for all rows and forgotten.
-  void load_input_drive(const Worker& worker) {
+  // Computes drive = b + x W[0]^T, where it is computed once, of the panels that are this worker's share. Where W[0]
+  // does not stay packed, some columns of a panel are packed, used for all rows and forgotten.
+  void load_input_drive(const Range& panels) {
     const Layer<T>& layer = layers_[0];
     if (!layer.drive) return;
     const int64_t n = batch_.size, n_in = layer.below.depth;
     alignas(64) T packed[products_per_sum * width];
-    const Range panels = worker.share(layer.panels);
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
       T* drive = layer.drive + panel * n * width;
       for (int64_t k = 0; k < n_in; k += products_per_sum) {
         const int64_t count = n_in - k < products_per_sum ? n_in - k : products_per_sum;
-        load_panel_transposed<Tile>(network_.weights[0] + k, n_in, count, layer.units, panel * width, packed);
+        const T* weights = layer.input ? layer.input + (panel * n_in + k) * width : packed;
+        if (!layer.input)
+          load_panel_transposed<Tile>(network_.weights[0] + k, n_in, count, layer.units, panel * width, packed);
         const Start<T> start = k == 0 ? Start<T>{layer.bias + panel * width, 0} : Start<T>{drive, width};
-        add_products<Tile>(drive, start, x_ + k * n, n * width, packed, count, n,
+        add_products<Tile>(drive, start, x_ + k * n, n * width, weights, count, n,
                            lanes_used<Tile>(layer.units, panel * width));
       }
     }
@@ -225,6 +249,14 @@ class PackedNetwork {
   }
 
  private:
+  // Packs one panel of weights from below.
+  void load_weights(const Item& item, T* packed) const {
+    const auto [l, panel] = item;
+    const int64_t depth = layers_[l].below.depth;
+    load_panel_transposed<Tile>(network_.weights[l], depth, depth, layers_[l].units, panel * width,
+                                packed + panel * width * depth);
+  }
+
   int64_t offset(const Item& item, const Range& rows) const { return (item.panel * batch_.size + rows.begin) * width; }
 
   // Notes one panel of [panel][rows][width] parameters of so many units; lanes past the last unit do not count.

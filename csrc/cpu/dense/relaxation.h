@@ -17,11 +17,13 @@ class Relaxation {
   static constexpr int width = Tile::width;
 
   // With `forms` the weights move; where the input's do so literally, layer 0 reads the input anew at every step, else
-  // its drive is computed once. With a gate nudged steps keep its slopes, if they learn.
+  // its drive is computed once. With a gate nudged steps keep its slopes, if they learn. `stays_packed`: the batch is
+  // overwritten by the next one, while the parameters stay as they are.
   Relaxation(const Network<T>& network, const Batch<T>& batch, int workers, std::optional<Forms> forms = {},
-             Gate gate = Gate::none, bool steps_learn = true)
-      : packed_(network, batch, forms && forms->input == Form::literal, gate),
+             Gate gate = Gate::none, bool steps_learn = true, bool stays_packed = false)
+      : packed_(network, batch, forms && forms->input == Form::literal, gate, stays_packed),
         network_(network),
+        stays_packed_(stays_packed),
         gate_(gate),
         keeps_slopes_(gate != Gate::none && steps_learn),
         drives_(workers * batch.size * width),
@@ -45,17 +47,35 @@ class Relaxation {
 
   Part by_units(const Worker& worker) const { return sharing_.by_units(worker); }
   Part by_samples(const Worker& worker) const { return sharing_.by_samples(worker); }
+  // The panels of W[0] that this worker reads and moves where that happens once a batch: their owners have other things
+  // to do in a step.
+  Range input_share(const Worker& worker) const { return worker.share(layers()[0].panels); }
   template <class Body>
   void for_each_item(const Part& part, const Body& body) const {
     sharing_.for_each_item(part, body);
   }
 
-  // Packs the batch and the weights, and computes the input's drive. Ends with a barrier.
-  void load(const Worker& worker, const std::vector<const T*>& initial) {
+  // Packs the parameters. load_batch() follows.
+  void load_parameters(const Worker& worker) {
+    for_each_item(by_units(worker), [&](const Item& item) { packed_.load_parameters(item); });
+    const Range panels = input_share(worker);
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) packed_.load_input(panel);
+  }
+
+  // Packs a readout that has moved for the way down; the way up is packed with every batch. No barrier.
+  void load_readout(const Worker& worker) {
+    if (!network_.shape.has_readout()) return;
+    for_each_item(by_units(worker), [&](const Item& item) {
+      if (item.layer == network_.shape.output) packed_.load_above(item);
+    });
+  }
+
+  // Packs the batch, with a readout, and computes the input's drive. Ends with a barrier.
+  void load_batch(const Worker& worker, const std::vector<const T*>& initial) {
     packed_.load_batch(worker);
-    for_each_item(by_units(worker), [&](const Item& item) { packed_.load_item(item, initial); });
+    for_each_item(by_units(worker), [&](const Item& item) { packed_.load_states(item, initial); });
     worker.wait();
-    packed_.load_input_drive(worker);
+    packed_.load_input_drive(input_share(worker));
     worker.wait();
   }
 
@@ -154,6 +174,7 @@ class Relaxation {
   int64_t batch() const { return packed_.batch(); }
   const Network<T>& network() const { return network_; }
   Gate gate() const { return gate_; }
+  bool stays_packed() const { return stays_packed_; }
   int64_t padded(int64_t units) const { return packed_.padded(units); }
 
   // Whether the owner of a unit of layer l moves its weights from the layer below, or above. Of tied weights only one
@@ -259,6 +280,7 @@ class Relaxation {
 
   PackedNetwork<Tile> packed_;
   const Network<T>& network_;
+  const bool stays_packed_;
   const Gate gate_;
   const bool keeps_slopes_;  // in nudged steps
   Buffer<T> drives_;         // [worker][batch][width]

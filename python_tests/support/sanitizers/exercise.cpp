@@ -1,5 +1,5 @@
-// Calls the portable CPU kernels on random networks, for the sanitizers to watch: every op, with one worker and with
-// three. Exits with 1 if the two give different bits. Compiled for numbers of one type, NUMBER.
+// Calls the portable CPU kernels on random networks, for the sanitizers to watch: every kernel, with one worker and
+// with three. Exits with 1 if the two give different bits. Compiled for numbers of one type, NUMBER.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -55,7 +55,7 @@ struct Chain {
 };
 
 struct Settings {
-  int op;                       // relax, ep_step, cep_step
+  int op;                       // relax, ep_step, cep_step; the two kernels of many batches
   std::vector<int64_t> widths;  // channels or units
   Chain chain;
   int64_t batch;
@@ -124,6 +124,31 @@ std::vector<T*> states(const Network<T>& network, int64_t batch, int phases, Mem
   return result;
 }
 
+template <class Call>
+void set_rates(Call& call, const Settings& settings) {
+  for (size_t c = 0; c < call.network.weights.size(); ++c) call.lr.push_back(0.05 * static_cast<double>(c + 1));
+  call.weight_decay = settings.weight_decay;
+}
+
+// Two batches of a data set that is as large as one.
+template <class T, class Call>
+void learn_from_many(Call& call, Learned (*kernel)(Call&, const DataSet<T>&, const Batches&, int), int threads,
+                     int64_t* steps_used, Memory<T>& memory) {
+  const int64_t size = call.batch.size;
+  std::vector<int64_t> order(2 * size), steps(8), wrong(2);
+  for (int64_t i = 0; i < 2 * size; ++i) order[i] = 7 * i % size;
+  std::vector<double> rates = call.lr, losses(2);
+  rates.insert(rates.end(), call.lr.begin(), call.lr.end());
+  const double betas[] = {0.3, -0.3};
+  const DataSet<T> data{call.batch.x, nullptr, nullptr, 0, call.batch.target, nullptr};
+  const Batches batches{2, order.data(), betas, rates.data(), losses.data(), wrong.data(), steps.data(), nullptr};
+  const Learned learned = kernel(call, data, batches, threads);
+  T* const found = memory.result(5);
+  for (int i = 0; i < 2; ++i) found[i] = static_cast<T>(losses[i]), found[2 + i] = static_cast<T>(wrong[i]);
+  found[4] = static_cast<T>(learned.batches);
+  std::copy(steps.begin(), steps.begin() + 4, steps_used);
+}
+
 template <class T>
 std::vector<T> run(const Settings& settings, int threads) {
   Memory<T> memory(settings.seed);
@@ -163,13 +188,28 @@ std::vector<T> run(const Settings& settings, int threads) {
       if (network.shape.connections[c].feedback >= 0) call.feedback_gradients.push_back(memory.result(count));
     }
     kernels.ep_step(call, threads);
+  } else if (settings.op == 4) {
+    DescentCall<T> call;
+    learn(call);
+    set_rates(call, settings);
+    call.accumulate = settings.accumulate;
+    call.momentum = settings.weight_decay == 0 ? 0.9 : 0;
+    for (int c = 0; c < network.shape.connection_count() && call.momentum != 0; ++c) {
+      const int64_t count = network.shape.weight_count(c);
+      call.weight_momenta.push_back(memory.result(count));
+      call.bias_momenta.push_back(settings.bias ? memory.result(network.shape.above(c).channels) : nullptr);
+      if (network.shape.connections[c].feedback >= 0) call.feedback_momenta.push_back(memory.result(count));
+    }
+    learn_from_many(call, kernels.descend, threads, steps_used, memory);
   } else {
     CepCall<T> call;
     learn(call);
-    for (size_t c = 0; c < network.weights.size(); ++c) call.lr.push_back(0.05 * static_cast<double>(c + 1));
-    call.weight_decay = settings.weight_decay;
+    set_rates(call, settings);
     call.forms = settings.forms;
-    kernels.cep_step(call, threads);
+    if (settings.op == 2)
+      kernels.cep_step(call, threads);
+    else
+      learn_from_many(call, kernels.learn_continually, threads, steps_used, memory);
   }
   std::vector<T> results = memory.results();
   results.insert(results.end(), std::begin(steps_used), std::end(steps_used));
@@ -246,8 +286,8 @@ int differences(int repeats) {
   int count = 0, early = 0, different = 0;
   for (const auto& [widths, chain] : all_shapes())
     for (const int64_t batch : {1, 2, 7, 13})
-      for (int op = 0; op < 3; ++op)
-        for (int repeat = 0; repeat < repeats; ++repeat) {
+      for (int op = 0; op < 5; ++op)
+        for (int repeat = 0; repeat < (op < 3 ? repeats : repeats / 2); ++repeat) {
           const Settings settings = random_settings(op, widths, chain, batch, draw);
           const std::vector<T> one = run<T>(settings, 1), three = run<T>(settings, 3);
           ++count;
