@@ -81,8 +81,11 @@ class EP(MovingRule):
 
     def refuse_wrong_settings(self) -> None:
         super().refuse_wrong_settings()
-        given = next((name for name in ("momentum", "weight_decay") if getattr(self, name)), None)
-        if given and not self.has_rates:
+        if self.has_rates:
+            return
+        groups = self.own_sgd.param_groups  # read here, as a step asks
+        given = next((name for name in ("momentum", "weight_decay") if any(group[name] for group in groups)), None)
+        if given:
             raise ValueError(
                 f"{given} is of the rule's own steps, which need lr=: give it, or {given} to your optimizer"
             )

@@ -32,7 +32,7 @@ def learn_in_calls(rule: MovingRule, batches: Batches, tally: Tally, where: str)
     size = batches.batch_size
     whole = len(order) // size
     groups = [order[: whole * size].view(whole, size), order[whole * size :][None]]  # the last batch may be smaller
-    targets = batches.y
+    x, targets = batches.x.contiguous(), batches.y.contiguous()  # or every call would have to make them so
     has_classes = bool(are_classes(targets)) if targets.ndim == 2 else rule.net.circuit().classes > 1
     done, together = 0, 1
     for group in groups:
@@ -40,7 +40,7 @@ def learn_in_calls(rule: MovingRule, batches: Batches, tally: Tally, where: str)
             now, group = group[:together], group[together:]
             began = time.perf_counter()
             try:
-                learned = rule.learn(batches.x, targets, now, normalise=batches.normalise)
+                learned = rule.learn(x, targets, now, normalise=batches.normalise)
             except NotStoredOf as refusal:
                 raise Diverged(f"{where}, batch {done + refusal.batch + 1}: {refusal.reason}") from None
             tally.add_learned(learned, now.numel(), has_classes)

@@ -1,7 +1,7 @@
 // Every kernels_<set>.cpp consists of this. It sets the instruction set and defines what set.h says.
 #pragma once
 
-#include "calls.h"
+#include "entries.h"
 #include "conv/descent.h"
 #include "conv/learning.h"
 #include "dense/descent.h"

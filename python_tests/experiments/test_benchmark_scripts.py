@@ -96,8 +96,18 @@ def test_shorter_phases(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_training_loop(run: Run) -> None:
-    shown = run("training_loop", "--rounds", "1", "--data-dir", "data").splitlines()
-    assert [line.split(":")[0] for line in shown] == ["c-ep-1h", "ep-1h", "c-ep-2h", "ep-2h"]
+    shown = run("training_loop", "--rounds", "1", "--presets", "c-ep-1h", "ep-1h", "--data-dir", "data").splitlines()
+    assert [line.split(":")[0] for line in shown] == ["c-ep-1h", "ep-1h", "8 networks of c-ep-1h"]
+
+
+def test_other_load(run: Run) -> None:
+    settings = ("--presets", "digits", "--load", "0", "1", "--rounds", "1", "--seconds", "0.05")
+    shown = run("other_load", *settings).splitlines()
+    assert shown[0] == "load,preset,default,1 thread,2 threads,default / better"
+    assert [line.split(",")[:2] for line in shown[1:]] == [["0", "digits"], ["1", "digits"]]
+    for line in shown[1:]:
+        default, one, two, ratio = map(float, line.split(",")[2:])
+        assert default > 0 and ratio == pytest.approx(default / max(one, two), rel=0.1)
 
 
 def test_two_threads(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,10 @@ class Descent {
       gathered_.push_back(
           {like(of.bias, l, 1), like(of.below, l, packed_.depth_below(l)), like(of.above, l, packed_.depth_above(l))});
     }
-    gathered_input_ = like(input(), 0, packed_.depth_below(0));
+    if (gathers_ && !packs_input() && call.momentum != 0)
+      gathered_input_ = call.weight_momenta[0];
+    else
+      gathered_input_ = like(input(), 0, packed_.depth_below(0));
   }
 
   // Packs the momenta of this part. No barrier.
@@ -44,6 +47,7 @@ class Descent {
         load_panel_transposed<Tile>(call_.weight_momenta[l], below, below, units, first, to.below + first * below);
       if (to.above) load_panel<Tile>(above_of(l), above, units, first, to.above + first * above);
     });
+    if (!packs_input()) return;
     packed_.for_each_input(worker, [&](const Item& item) {
       const int64_t depth = packed_.depth_below(0), first = item.panel * width;
       load_panel_transposed<Tile>(call_.weight_momenta[0], depth, depth, relaxation_.layers()[0].units, first,
@@ -74,7 +78,8 @@ class Descent {
     });
     packed_.for_each_input(worker, [&](const Item& item) {
       if (gathers_)
-        descend(item.panel, input(), gathered_input_, packed_.depth_below(0), 0);
+        descend(item.panel, input(), gathered_input_, packed_.depth_below(0), 0,
+                packs_input() ? width : units_of(item));
       else
         add_input(worker, item, *between, blend(0), input());
     });
@@ -83,6 +88,7 @@ class Descent {
   // Writes what this part owns back into the network's parameters and momenta. No barrier.
   void store(const Worker& worker, const Part& part) const {
     packed_.for_each_input(worker, [&](const Item& item) {
+      if (!packs_input()) return;
       packed_.store_weights(item, input(), call_.network.weights[0]);
       if (call_.momentum != 0) packed_.store_weights(item, gathered_input_, call_.weight_momenta[0]);
     });
@@ -107,7 +113,12 @@ class Descent {
     return call_.network.free_feedback ? call_.feedback_momenta[l] : call_.weight_momenta[l + 1];
   }
 
-  T* input() const { return relaxation_.layers()[0].input; }
+  // W[0] lies packed for many batches; for one it moves, after all has been looked at, where it was given.
+  bool packs_input() const { return relaxation_.layers()[0].input != nullptr; }
+  T* input() const { return packs_input() ? relaxation_.layers()[0].input : call_.network.weights[0]; }
+  int64_t units_of(const Item& item) const {
+    return lanes_used<Tile>(relaxation_.layers()[item.layer].units, item.panel * width);
+  }
 
   Blend<T> gathering(double divisor, bool first) const {
     Blend<T> blend = gradient_blend<T>(divisor, batch(), first && call_.momentum == 0);
@@ -119,8 +130,12 @@ class Descent {
     packed_.add(worker, item, between, true, [&](int) { return blend; }, gathered_[item.layer]);
   }
   void add_input(const Worker& worker, const Item& item, const Between& between, const Blend<T>& blend, T* to) const {
-    packed_.add_panel(item, contrast_.sum_of(worker, 0, Copy::weights, between), false, packed_.depth_below(0), blend,
-                      to);
+    const auto sum = contrast_.sum_of(worker, 0, Copy::weights, between);
+    const int64_t depth = packed_.depth_below(0);
+    if (packs_input())
+      packed_.add_panel(item, sum, false, depth, blend, to);
+    else
+      contrast_.add_row_panel(sum, item.panel, relaxation_.layers()[0].units, depth, blend, to);
   }
 
   // p <- p - lr g, where g takes the weight decay first.
@@ -128,17 +143,18 @@ class Descent {
     const auto [l, panel] = item;
     const Panels<T> parameters = packed_.parameters(l);
     const Panels<T>& gathered = gathered_[l];
-    descend(panel, parameters.bias, gathered.bias, 1, l);
-    descend(panel, parameters.below, gathered.below, packed_.depth_below(l), l);
-    descend(panel, parameters.above, gathered.above, packed_.depth_above(l), l + 1);
+    descend(panel, parameters.bias, gathered.bias, 1, l, width);
+    descend(panel, parameters.below, gathered.below, packed_.depth_below(l), l, width);
+    descend(panel, parameters.above, gathered.above, packed_.depth_above(l), l + 1, width);
   }
-  void descend(int64_t panel, T* p, T* g, int64_t depth, int connection) const {
+  // Of one panel, packed or of so many rows.
+  void descend(int64_t panel, T* p, T* g, int64_t depth, int connection, int64_t rows) const {
     if (!p) return;
     const T lr = static_cast<T>(call_.lr[connection]), decay = static_cast<T>(call_.weight_decay);
     p += panel * width * depth;
     g += panel * width * depth;
 #pragma GCC ivdep
-    for (int64_t i = 0; i < depth * width; ++i) p[i] -= lr * (g[i] += decay * p[i]);
+    for (int64_t i = 0; i < depth * rows; ++i) p[i] -= lr * (g[i] += decay * p[i]);
   }
 
   const DescentCall<T>& call_;

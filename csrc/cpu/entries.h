@@ -75,7 +75,7 @@ Learned learn(typename Rule<Engine>::Call& call, const DataSet<typename Engine::
   Gathering<typename Engine::Scalar> gathering(call, data, batches, threads);
   gathering.aim_at(0);
   typename Engine::Relaxation relaxation(call.network, call.batch, threads, forms_of(call), call.gate,
-                                         stages_of(call).steps_learn, true);
+                                         stages_of(call).steps_learn, batches.count > 1);
   Rule<Engine> rule(call, relaxation, threads);
   const bool is_one = batches.count == 1;
   Watch between_batches(is_one ? nullptr : batches.interrupted);
