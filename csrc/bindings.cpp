@@ -246,7 +246,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::class_<ceprop::TeamSize>(m, "TeamSize", "How many threads calls of one kind get, on any clock.")
       .def(py::init<int>(), py::arg("most"))
       .def("threads", &ceprop::TeamSize::threads)
-      .def("note", &ceprop::TeamSize::note, py::arg("seconds"), py::arg("now"))
+      .def("note", &ceprop::TeamSize::note, py::arg("seconds"), py::arg("now"), py::arg("calls") = 1)
       .def("gave_up_threads", &ceprop::TeamSize::gave_up_threads);
   m.def("allowed_threads", &ceprop::allowed_threads, "CPUs that this process may use at once.");
   ceprop::bind_eager_ops(m);

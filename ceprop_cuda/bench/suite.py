@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -53,6 +55,26 @@ def run(case: Case, threads: int, rounds: int) -> list[Row]:
     """Check and time all contenders on ``case``; Disagreement if one computes something else than the reference."""
     if case.device == "cpu":
         torch.set_num_threads(threads)
+    with _exactly_so_many():
+        return _run(case, threads, rounds)
+
+
+@contextmanager
+def _exactly_so_many() -> Iterator[None]:
+    """Calls take the threads that torch is set to, whatever the library finds out about fewer."""
+    name = "CEPROP_CPU_OVERSUBSCRIBE"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _run(case: Case, threads: int, rounds: int) -> list[Row]:
     builds = contenders(case.device, case.preset.convolutions is not None, case.rule)
     few = shortened(case)
     checked = {torch.float64: to_check(case), torch.float32: few}

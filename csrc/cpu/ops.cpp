@@ -71,7 +71,7 @@ TeamSizes team_sizes;
 // fewer where that was found to be faster. Lives as long as the call.
 class Team {
  public:
-  // `op` and `batches` tell calls apart that look alike.
+  // `op` tells calls apart that look alike.
   template <class Call>
   Team(const Call& call, int64_t op, int64_t batches = 1) : batches_(batches) {
     const int most = threads_at_once();
@@ -83,6 +83,7 @@ class Team {
     if (threads_ == 1) return;
     kind_ = {threads_,
              op,
+             batches == 1,
              call.batch.size,
              steps_of(call),
              call.stop.tolerance.has_value(),
@@ -96,9 +97,10 @@ class Team {
 
   // The call has ended as it should.
   void note() const {
-    if (kind_.empty()) return;
+    // In a call of a few batches much is done once.
+    if (kind_.empty() || (batches_ > 1 && batches_ < 16)) return;
     const double now = seconds();
-    if (team_sizes.note(kind_, threads_, (now - began_) / static_cast<double>(batches_), now))
+    if (team_sizes.note(kind_, threads_, (now - began_) / static_cast<double>(batches_), now, batches_))
       TORCH_WARN_ONCE(
           "ceprop_cuda takes fewer than ", kind_[0],
           " threads for some calls, with which they are faster: ", "other programs seem to keep the cores busy");

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <map>
 #include <mutex>
@@ -24,16 +25,17 @@ class TeamSize {
   // Whether fewer than the most are faster, and the next larger number was tried again since that was found.
   bool gave_up_threads() const { return is_confirmed_; }
 
-  // That call took so long, and ended then.
-  void note(double seconds, double now) {
+  // That call took so long, and ended then; or so many that were one took so long each.
+  void note(double seconds, double now, int64_t calls = 1) {
     if (sizes_.size() == 1) return;
-    ++calls_;
-    if (trying_ >= 0) return note_trial(seconds, now);
+    calls_ += calls;
+    if (trying_ >= 0) return note_trial(seconds, now, calls);
     Size& best = sizes_[best_];
     if (best.seconds < 0 && calls_ <= calls_to_warm_up) return;  // the very first ones
-    best.seconds = best.seconds < 0 ? seconds : 0.9 * best.seconds + 0.1 * seconds;
-    slow_ = seconds > 1.3 * usual_ ? slow_ + 1 : std::max(0, slow_ - 2);
-    if (slow_ == calls_before_trial) best.seconds = seconds;  // something has changed
+    const double kept = best.seconds < 0 ? 0 : std::pow(0.9, calls);
+    best.seconds = kept * best.seconds + (1 - kept) * seconds;
+    slow_ = seconds > 1.3 * usual_ ? slow_ + calls : std::max<int64_t>(0, slow_ - 2 * calls);
+    if (slow_ >= calls_before_trial) best.seconds = seconds;  // something has changed
     if (calls_ >= calls_before_trial && (now >= next_trial_ || slow_ >= calls_before_trial)) begin_trial();
   }
 
@@ -42,25 +44,30 @@ class TeamSize {
     int threads;
     double seconds = -1;  // that a call takes; below 0: not known
   };
-  static constexpr int calls_before_trial = 10, calls_of_trial = 12, calls_to_warm_up = 4;
+  static constexpr int64_t calls_before_trial = 10, calls_of_trial = 12, calls_to_warm_up = 4;
   static constexpr double calls_between = 50;  // times as long as a trial: slow ones must not add up
 
   void begin_trial() {
     const int last = static_cast<int>(sizes_.size()) - 1;
     direction_ = best_ == 0 ? 1 : best_ == last ? -1 : direction_;
     trying_ = best_ + direction_;
-    calls_ = slow_ = 0;
+    calls_ = slow_ = measured_calls_ = 0;
     measured_ = spent_ = 0;
   }
 
   // The first calls of a trial find workers asleep and caches cold.
-  void note_trial(double seconds, double now) {
-    spent_ += seconds;
-    if (calls_ > calls_to_warm_up) measured_ += seconds;
+  void note_trial(double seconds, double now, int64_t calls) {
+    const double of_all = seconds * static_cast<double>(calls);
+    spent_ += of_all;
+    if (calls_ > calls_to_warm_up) {
+      measured_ += of_all;
+      measured_calls_ += calls;
+    }
     if (calls_ < calls_of_trial) return;
     Size& tried = sizes_[trying_];
-    tried.seconds = measured_ / (calls_of_trial - calls_to_warm_up);
-    const bool is_better = tried.seconds < 0.95 * sizes_[best_].seconds;
+    tried.seconds = measured_ / static_cast<double>(measured_calls_);
+    // Fewer threads have to be much faster: a virtual machine may need a second of steady use to give its cores away.
+    const bool is_better = tried.seconds < (direction_ > 0 ? 0.8 : 0.95) * sizes_[best_].seconds;
     is_confirmed_ = !is_better && best_ > 0 && (direction_ < 0 || is_confirmed_);
     if (is_better)
       best_ = trying_;
@@ -74,7 +81,8 @@ class TeamSize {
 
   std::vector<Size> sizes_;  // the largest first
   int best_ = 0, trying_ = -1, direction_ = 1;
-  int calls_ = 0, slow_ = 0;  // since the last trial began or ended; those that were slow lately
+  // Since the last trial began or ended; those that were slow lately; those that a trial goes by.
+  int64_t calls_ = 0, slow_ = 0, measured_calls_ = 0;
   bool is_confirmed_ = false;
   double measured_ = 0, spent_ = 0, next_trial_ = 0, usual_ = 0;
 };
@@ -89,10 +97,10 @@ class TeamSizes {
     return of(kind).threads();
   }
   // Returns whether this kind now gets fewer threads than it was first given.
-  bool note(const Kind& kind, int threads, double seconds, double now) {
+  bool note(const Kind& kind, int threads, double seconds, double now, int64_t calls) {
     const std::lock_guard lock(mutex_);
     TeamSize& size = of(kind);
-    if (size.threads() == threads) size.note(seconds, now);  // else another thread's call has come between
+    if (size.threads() == threads) size.note(seconds, now, calls);  // else another thread's call has come between
     return size.gave_up_threads();
   }
 

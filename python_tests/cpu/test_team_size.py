@@ -10,7 +10,7 @@ from ceprop_cuda import _C
 
 IDLE = {1: 1.0, 2: 0.6, 4: 0.4, 8: 0.3}  # seconds of a call by so many threads
 BUSY = {1: 1.0, 2: 5.0, 4: 9.0, 8: 12.0}  # where a worker waits for a core
-SMALL = {1: 1.0, 2: 1.2, 4: 2.0, 8: 3.0}  # of a call that has less work than was thought
+SMALL = {1: 1.0, 2: 1.5, 4: 2.0, 8: 3.0}  # of a call that has less work than was thought
 
 
 class Caller:
@@ -20,13 +20,13 @@ class Caller:
         self.size = _C.TeamSize(most)
         self.now = 0.0
 
-    def calls(self, count: int, seconds: dict[int, float]) -> list[int]:
+    def calls(self, count: int, seconds: dict[int, float], batches: int = 1) -> list[int]:
         """By how many threads each of them ran."""
         ran = []
         for _ in range(count):
             threads = self.size.threads()
-            self.now += seconds[threads]
-            self.size.note(seconds[threads], self.now)
+            self.now += seconds[threads] * batches
+            self.size.note(seconds[threads], self.now, batches)
             ran.append(threads)
         return ran
 
@@ -78,9 +78,22 @@ def test_noise_changes_little(noise: Callable[[int], float]) -> None:
     assert caller.now < 1.25 * best
 
 
+def test_it_does_not_fall_back_for_little() -> None:
+    caller = Caller(2)
+    ran = caller.calls(1000, {1: 1.0, 2: 1.15})
+    assert ran.count(2) > 970
+
+
 def test_a_cold_start_is_no_reason() -> None:
     caller = Caller(2)
     for factor in (9.0, 5.0, 2.0, 1.5):
         caller.calls(1, {threads: factor * seconds for threads, seconds in IDLE.items()})
     ran = caller.calls(1000, IDLE)
     assert ran.count(2) > 970
+
+
+def test_calls_of_many_batches_count_as_many() -> None:
+    caller = Caller(2)
+    assert caller.calls(200, IDLE, batches=200).count(2) > 0.96 * 200
+    caller.calls(3, BUSY, batches=200)
+    assert caller.calls(200, BUSY, batches=200).count(1) > 0.96 * 200
