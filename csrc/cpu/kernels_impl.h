@@ -1,11 +1,11 @@
 // Every kernels_<set>.cpp consists of this. It sets the instruction set and defines what set.h says.
 #pragma once
 
-#include "entries.h"
 #include "conv/descent.h"
 #include "conv/learning.h"
 #include "dense/descent.h"
 #include "dense/learning.h"
+#include "entries.h"
 #include "kernels.h"
 
 namespace ceprop::CEPROP_SET {
