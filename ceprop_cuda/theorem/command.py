@@ -147,7 +147,7 @@ def _of_preset(args: argparse.Namespace, count: int) -> Problem:
     data = args.data or preset.data
     dataset = _load(args, data)
     net = preset.network(tuple(dataset.train_x.shape[1:]), dataset.classes).double()
-    rule = preset.rule(net, args.backend)
+    rule = preset.rule(net, args.backend, gradients_only=True)
     batches = islice(dataset.train_batches(preset.batch_size, args.seed), count)
     return Problem(rule, ((x.double(), y) for x, y in batches), preset.batch_size, data, preset.source)
 

@@ -10,7 +10,7 @@ from ..records import Diverged, StepResult, what_is_not_finite
 from ..spec import reference
 from .moving import Learned
 
-DIGITS = 9  # of a loss, all that float32 tells apart
+DIGITS = 7  # of a loss, as many as float32 has
 
 
 class Tally:

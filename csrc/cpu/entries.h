@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gathering.h"
+#include "kernels.h"
 #include "rules.h"
 
 namespace ceprop::CEPROP_SET {

@@ -164,7 +164,9 @@ def test_a_contender_that_would_take_too_long_is_said_to_be_skipped(
 ) -> None:
     monkeypatch.setattr(suite, "SECONDS_AT_MOST", 0.0)
     rows = suite.run(small("ep-1h"), torch.get_num_threads(), rounds=1)
-    assert all(row.status.startswith("skipped: est. ") and row.ms is None for row in rows)
+    assert all(row.ms is None for row in rows)
+    of_package = [row for row in rows if row.contender != "jax"]  # which may not be installed
+    assert len(of_package) > 3 and all(row.status.startswith("skipped: est. ") for row in of_package)
 
 
 def test_a_compiler_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
