@@ -235,11 +235,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "check_writable",
       [](const std::vector<at::Tensor>& weights, const std::vector<at::Tensor>& biases,
          const std::vector<at::Tensor>& feedback) {
-        std::vector<ceprop::Named> written;
-        for (auto& list : {ceprop::named("weights", weights), ceprop::named("biases", biases),
-                           ceprop::named("feedback_weights", feedback)})
-          written.insert(written.end(), list.begin(), list.end());
-        ceprop::check_writable(written);
+        ceprop::check_writable(
+            ceprop::named({{"weights", weights}, {"biases", biases}, {"feedback_weights", feedback}}));
       },
       py::arg("weights"), py::arg("biases"), py::arg("feedback_weights"),
       "ValueError if parameters that are to be changed in place share memory, as cep_step has it.");

@@ -107,21 +107,13 @@ inline Lessons check_lessons(const Tensor& x, const Tensor& target, const Tensor
                       " inputs a multiple of the channels, got ", describe(values->sizes()));
     check_tensor("values", *values, {values->size(0), 256}, like);
   }
-  TORCH_CHECK_VALUE(target.device() == x.device(), "target must be on ", x.device(), " like x, got ", target.device());
+  check_target_of(target, x.size(0), shape.classes, like);
   Lessons lessons{x.contiguous(),     target.contiguous(), order.contiguous(),
                   betas.contiguous(), rates.contiguous(),  values ? std::optional(values->contiguous()) : std::nullopt};
   check_indices("order", lessons.order, x.size(0));
   check_all("betas", lessons.betas, false, true, "a finite number other than 0");
   check_all("rates", lessons.rates, true, false, "a finite number >= 0");
-  if (!lessons.has_labels()) {
-    check_tensor("target", target, {x.size(0), shape.classes}, like);
-    return lessons;
-  }
-  TORCH_CHECK_TYPE(target.scalar_type() == at::kLong, "class indices in target must be int64, got ",
-                   target.scalar_type());
-  TORCH_CHECK_VALUE(target.size(0) == x.size(0), "target must be (", x.size(0), ",) class indices or (", x.size(0),
-                    ", ", shape.classes, ") floats, got ", describe(target.sizes()));
-  check_indices("class indices in target", lessons.target, shape.classes);
+  if (lessons.has_labels()) check_indices("class indices in target", lessons.target, shape.classes);
   return lessons;
 }
 
@@ -182,10 +174,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Lists> learn_op(
   const size_t parameters_of_one = lists[0].count();
   check_count("momenta", momenta.size(), has_any(momentum) ? networks * parameters_of_one : 0,
               "tensors, like weights, biases and feedback weights of each network, or none without momentum");
-  std::vector<Named> written;
-  for (auto& list : {named("weights", weights), named("biases", biases), named("feedback_weights", feedback_weights),
-                     named("momenta", momenta)})
-    written.insert(written.end(), list.begin(), list.end());
+  const std::vector<Named> written =
+      named({{"weights", weights}, {"biases", biases}, {"feedback_weights", feedback_weights}, {"momenta", momenta}});
   check_writable(written);
 
   const int nudged_phases = symmetric ? 2 : 1, phases = 1 + nudged_phases + (continual && symmetric);

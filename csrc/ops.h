@@ -147,10 +147,11 @@ Tensor cep_step_op(const Tensor& x, TensorList weights, TensorList biases, Tenso
     check_tensor(element("nudged_states", i), nudged_states[i], shape.sizes(static_cast<int>(i % layers), x.size(0)),
                  x);
   const Tensor dense_x = x.contiguous(), dense_target = check_target(target, x, shape.classes, device);
-  std::vector<Named> written;
-  for (auto& list : {named("weights", weights), named("biases", biases), named("feedback_weights", feedback_weights),
-                     named("free_states", free_states), named("nudged_states", nudged_states)})
-    written.insert(written.end(), list.begin(), list.end());
+  const std::vector<Named> written = named({{"weights", weights},
+                                            {"biases", biases},
+                                            {"feedback_weights", feedback_weights},
+                                            {"free_states", free_states},
+                                            {"nudged_states", nudged_states}});
   check_writable(written);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cep_step", [&] {
     Parameters<scalar_t> parameters;

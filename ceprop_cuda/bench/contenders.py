@@ -14,7 +14,6 @@ from ..arguments.choices import Backend, EngineName
 from ..backends import Engine
 from ..networks import Network
 from ..spec.dynamics import Nudge
-from ..training import EP
 from . import autograd_of_phi
 from .by_jax import ByJax
 from .cases import Case
@@ -31,30 +30,19 @@ Build = Callable[[Case, Network], Step]
 ENGINES: dict[str, EngineName] = {"teams": "teams", "library": "graph"}
 
 
-def _by_rule(backend: Backend, case: Case, net: Network, engine: EngineName = "auto") -> Step:
-    """The package's own rules."""
+def _by_rule(
+    backend: Backend, case: Case, net: Network, engine: EngineName = "auto", gradients_only: bool = True
+) -> Step:
+    """The package's own rules; see Preset.rule for ``gradients_only``."""
     if case.relaxes_only:
         return lambda x, _: net.relax(x, case.free_steps, backend=backend, engine=engine)
-    rule = case.preset.rule(net, backend, gradients_only=True)
+    rule = case.preset.rule(net, backend, gradients_only)
     rule.engine = engine
     learn = rule.step if rule.moves_parameters else rule.backward
 
     def train(x: Tensor, y: Tensor) -> list[Tensor]:
         net.zero_grad()
         result = learn(x, y)
-        return [*result.free_states, *result.nudged_states]
-
-    return train
-
-
-def _with_sgd(case: Case, net: Network) -> Step:
-    """The package's EP where it moves the parameters itself."""
-    preset = case.preset
-    phases = (net, case.free_steps, case.nudged_steps, preset.beta)
-    rule = EP(*phases, nudge_at=preset.nudge_at, backend="fused", lr=preset.lr)
-
-    def train(x: Tensor, y: Tensor) -> list[Tensor]:
-        result = rule.step(x, y)
         return [*result.free_states, *result.nudged_states]
 
     return train
@@ -141,7 +129,7 @@ CONTENDERS: dict[str, Callable[[], Build]] = {
 }
 # fused_sgd does what jax does of EP.
 CONTENDERS_ON_CPU: dict[str, Callable[[], Build]] = {
-    "fused_sgd": lambda: _with_sgd,
+    "fused_sgd": lambda: partial(_by_rule, "fused", gradients_only=False),
     "jax": lambda: ByJax,
     "jax_gram": lambda: partial(ByJax, gram=True),
 }

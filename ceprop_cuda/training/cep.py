@@ -72,17 +72,7 @@ class CEP(MovingRule):
         engine = engine_for(self.backend, self.kernels(), circuit, x, self.gate)
         with exact(x):
             ran = engine.cep_step(
-                circuit,
-                x,
-                nudge,
-                free_steps=self.free_steps,
-                nudged_steps=self.nudged_steps,
-                lr=rates.lr,
-                tolerance=self.tolerance,
-                symmetric=self.is_symmetric,
-                shared_update=self.shared_update,
-                weight_decay=rates.weight_decay,
-                gate=self.gate,
+                circuit, x, nudge, lr=rates.lr, weight_decay=rates.weight_decay, **self.step_settings()
             )
         learned = [] if engine.stores_only_finite else ran.circuit.parameters()
         result = self.nudged_result(nudge, ran)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..backends import Engine, Kernels, engine_for, exact
+from ..backends import Kernels, engine_for, exact
 from ..records import StepResult, refuse_not_finite
 from ..spec import reference
 from ..spec.dynamics import Circuit
 from ..spec.reference import PerParameter
 from .groups import OfAllGroups, OfGroupsOrNone, Rates, rate
-from .moving import MovingRule, call_kernels, one, rates_by_connection, takes_many
+from .moving import MovingRule, call_kernels, kernels_of_many, one, rates_by_connection
 from .nudged import Work
 from .rule import Rule, add_to_grads
 from .samples import Samples
@@ -114,19 +114,18 @@ class EP(MovingRule):
         circuit = self.circuit_to_train()
         x = self.net.check_input(circuit, x)
         y = self.net.check_nudge_target(circuit, x, y)
-        engine = engine_for(self.backend, self.kernels(), circuit, x, self.gate)
-        result, gradients = self._estimate(engine, circuit, x, y, self.drawn_beta())
+        result, gradients = self._estimate(circuit, x, y, self.drawn_beta())
         add_to_grads(circuit, gradients)
         return result
 
-    def many_settings(self) -> dict[str, Any]:
-        return super().many_settings() | {"accumulate": self.accumulate}
+    def step_settings(self) -> dict[str, Any]:
+        return super().step_settings() | {"accumulate": self.accumulate}
 
     def moved_by(self, circuit: Circuit, x: Tensor, y: Tensor, beta: float, rates: Rates) -> StepResult:
-        engine = engine_for(self.backend, self.kernels(), circuit, x, self.gate)
-        if takes_many(engine, circuit, x, self.gate):
-            return self._descend(engine, circuit, x, y, beta, rates)
-        result, gradients = self._estimate(engine, circuit, x, y, beta)
+        kernels = kernels_of_many(self, circuit, x)
+        if kernels is not None:
+            return self._descend(kernels, circuit, x, y, beta, rates)
+        result, gradients = self._estimate(circuit, x, y, beta)
         of_biases = [connection for connection, b in enumerate(circuit.biases) if b is not None]
         connections = [
             *range(len(circuit.weights)),
@@ -155,23 +154,11 @@ class EP(MovingRule):
         refuse_not_finite(self.net.layers, circuit, x, result)
         return result
 
-    def _estimate(
-        self, engine: Engine, circuit: Circuit, x: Tensor, y: Tensor, beta: float
-    ) -> tuple[StepResult, PerParameter]:
+    def _estimate(self, circuit: Circuit, x: Tensor, y: Tensor, beta: float) -> tuple[StepResult, PerParameter]:
         nudge = self.nudge(y, beta)
+        engine = engine_for(self.backend, self.kernels(), circuit, x, self.gate)
         with exact(x):
-            ran = engine.ep_step(
-                circuit,
-                x,
-                nudge,
-                free_steps=self.free_steps,
-                nudged_steps=self.nudged_steps,
-                tolerance=self.tolerance,
-                symmetric=self.is_symmetric,
-                accumulate=self.accumulate,
-                shared_update=self.shared_update,
-                gate=self.gate,
-            )
+            ran = engine.ep_step(circuit, x, nudge, **self.step_settings())
         learned = [] if engine.stores_only_finite else ran.gradients.parameters()
         result = self.nudged_result(nudge, ran)
         refuse_not_finite(self.net.layers, circuit, x, result, learned)

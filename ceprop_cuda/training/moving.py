@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..arguments.checks import shown
-from ..backends import Engine, Kernels, engine_for, exact
+from ..backends import Kernels, engine_for, exact
 from ..data import Normalisation
 from ..records import NotStored, StepResult, what_is_not_finite
 from ..spec.dynamics import Circuit
 from .groups import Rates, groups_of, rate, rates_of
 from .nudged import NudgedRule
 from .rule import Rule
-from .samples import Samples, checked_orders
+from .samples import Samples, checked_inputs, checked_orders, example_of
 
 
 def rates_by_connection(rule: Rule, name: str, lr: float | Sequence[float]) -> tuple[float, ...]:
@@ -125,19 +125,21 @@ class MovingRule(NudgedRule):
         momentum: Tensor = state["momentum_buffer"]
         return momentum
 
-    def many_settings(self) -> dict[str, Any]:
-        """The settings of :func:`ceprop_cuda.ops.learn` that a rule has, but for rates."""
+    def step_settings(self) -> dict[str, Any]:
+        """What an engine is told of a step, beside the nudge and rates."""
         return {
-            "continual": False,
             "free_steps": self.free_steps,
             "nudged_steps": self.nudged_steps,
             "tolerance": self.tolerance,
-            "nudge_at": self.nudge_at,
-            "loss": self.loss_kind(),
             "symmetric": self.is_symmetric,
             "shared_update": self.shared_update,
             "gate": self.gate,
         }
+
+    def many_settings(self) -> dict[str, Any]:
+        """What :func:`ceprop_cuda.ops.learn` is told, beside data and rates."""
+        kind = {"continual": False, "nudge_at": self.nudge_at, "loss": self.loss_kind()}
+        return kind | self.step_settings()
 
     def moved_by(self, circuit: Circuit, x: Tensor, y: Tensor, beta: float, rates: Rates) -> StepResult:
         """:meth:`step` by this beta and these rates; ``x`` and ``y`` as the network's checks return them."""
@@ -171,9 +173,8 @@ class MovingRule(NudgedRule):
     def takes_many(self, x: Tensor, normalise: Normalisation | None = None) -> bool:
         """Whether :meth:`learn` takes batches of ``x`` in one call of the kernels."""
         circuit = self.net.circuit()
-        example = Samples.of_inputs(self.net, circuit, x, normalise).example()
-        engine = engine_for(self.backend, self.kernels(), circuit, example, self.gate)
-        return takes_many(engine, circuit, example, self.gate)
+        example = example_of(*checked_inputs(self.net, circuit, x, normalise))
+        return kernels_of_many(self, circuit, example) is not None
 
     def learn(
         self,
@@ -236,12 +237,11 @@ def learn_together(
     count = orders.shape[1]
     lr = _rates_by_batch(own, count, rates)
     betas = _betas(rules, count, signs)
-    example = samples.example()
-    engine = engine_for(first.backend, first.kernels(), circuits[0], example, first.gate)
-    if not takes_many(engine, circuits[0], example, first.gate):
+    kernels = kernels_of_many(first, circuits[0], example_of(samples.x, samples.values))
+    if kernels is None:
         each = zip(rules, circuits, own, orders, betas, lr, strict=True)
         return [_one_by_one(rule, circuit, samples, *rest) for rule, circuit, *rest in each]
-    ran = call_kernels(engine, rules, circuits, own, samples, orders, betas, lr)
+    ran = call_kernels(kernels, rules, circuits, own, samples, orders, betas, lr)
     found: list[Learned | NotStoredOf] = []
     for r, (rule, learned, states) in enumerate(zip(rules, ran.learned.tolist(), ran.states, strict=True)):
         rule.note_step()
@@ -255,9 +255,12 @@ def learn_together(
     return found
 
 
-def takes_many(engine: Engine, circuit: Circuit, x: Tensor, gate: str | None) -> TypeGuard[Kernels]:
-    """Whether an engine learns from many batches in one call."""
-    return isinstance(engine, Kernels) and ops.many_obstacle(circuit, x, gate, engine.engine) is None
+def kernels_of_many(rule: MovingRule, circuit: Circuit, x: Tensor) -> Kernels | None:
+    """Those that learn by ``rule`` from many batches of samples like ``x`` in one call; None if it runs by none."""
+    engine = engine_for(rule.backend, rule.kernels(), circuit, x, rule.gate)
+    if isinstance(engine, Kernels) and ops.many_obstacle(circuit, x, rule.gate, engine.engine) is None:
+        return engine
+    return None
 
 
 def call_kernels(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,25 +27,9 @@ class Samples:
     @classmethod
     def of(cls, net: Network, circuit: Circuit, x: Tensor, y: Tensor, normalise: Normalisation | None) -> Samples:
         """ValueError or TypeError if they do not fit the network."""
-        inputs = cls.of_inputs(net, circuit, x, normalise)
-        like = inputs.x if inputs.values is None else inputs.values.new_empty(1).expand(inputs.x.shape)
-        return replace(inputs, y=net.check_nudge_target(circuit, like, y))
-
-    @classmethod
-    def of_inputs(cls, net: Network, circuit: Circuit, x: Tensor, normalise: Normalisation | None) -> Samples:
-        """The same without a target."""
-        if not isinstance(x, Tensor) or x.dtype != torch.uint8:
-            if normalise is not None:
-                got = getattr(x, "dtype", type(x).__name__)
-                raise TypeError(f"normalise says what bytes stand for, so that x must be torch.uint8, got {got}")
-            x = net.check_input(circuit, x)
-            return cls(x, x, None)
-        weight = circuit.weights[0]
-        if x.device != weight.device:
-            raise ValueError(f"x must be on {weight.device} like the network's weights, got {x.device}")
-        # The network looks at samples that take no memory.
-        like = net.check_input(circuit, weight.new_empty(1).expand(x.shape))
-        return cls(x.reshape(like.shape), x, _values(weight, x, normalise))
+        x, values = checked_inputs(net, circuit, x, normalise)
+        like = x if values is None else values.new_empty(1).expand(x.shape)
+        return cls(x, net.check_nudge_target(circuit, like, y), values)
 
     def batch(self, order: Tensor) -> tuple[Tensor, Tensor]:
         """The samples with these numbers, ``(B,)``, as single steps take them."""
@@ -58,9 +42,27 @@ class Samples:
             x = self.values[by_channel, inputs].reshape(x.shape)
         return x, self.y[order]
 
-    def example(self) -> Tensor:
-        """A sample as the network sees it, by its shape, dtype and device."""
-        return self.x[:1] if self.values is None else self.values.new_empty(1, *self.x.shape[1:])
+
+def checked_inputs(
+    net: Network, circuit: Circuit, x: Tensor, normalise: Normalisation | None
+) -> tuple[Tensor, Tensor | None]:
+    """x and ``values`` of :class:`Samples`; ValueError or TypeError if they do not fit the network."""
+    if not isinstance(x, Tensor) or x.dtype != torch.uint8:
+        if normalise is not None:
+            got = getattr(x, "dtype", type(x).__name__)
+            raise TypeError(f"normalise says what bytes stand for, so that x must be torch.uint8, got {got}")
+        return net.check_input(circuit, x), None
+    weight = circuit.weights[0]
+    if x.device != weight.device:
+        raise ValueError(f"x must be on {weight.device} like the network's weights, got {x.device}")
+    # The network looks at samples that take no memory.
+    like = net.check_input(circuit, weight.new_empty(1).expand(x.shape))
+    return x.reshape(like.shape), _values(weight, x, normalise)
+
+
+def example_of(x: Tensor, values: Tensor | None) -> Tensor:
+    """A sample as the network sees it, by its shape, dtype and device."""
+    return x[:1] if values is None else values.new_empty(1, *x.shape[1:])
 
 
 def _values(weight: Tensor, x: Tensor, normalise: Normalisation | None) -> Tensor:

@@ -29,8 +29,8 @@ class Trainer:
     """Runs a learning rule over epochs of batches.
 
     Args:
-        rule: an EP or BPTT rule, which only computes gradients, CEP, which moves the weights itself, or one of your
-            own, see :class:`ceprop_cuda.Rule`.
+        rule: an EP or BPTT rule, which computes gradients, CEP or an EP rule with ``lr=``, which move the weights
+            themselves, or one of your own, see :class:`ceprop_cuda.Rule`.
         optimizer: steps after every batch of a rule that computes gradients, on every parameter of the network that
             requires grad; None for others. One that takes no closure: not LBFGS.
         scheduler: of the learning rates of ``optimizer``, or of ``rule.optimizer``, stepped after every epoch; any that

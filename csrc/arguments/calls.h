@@ -119,19 +119,21 @@ inline Nudge check_nudge(double beta, std::string_view nudge_at, std::string_vie
   return nudge;
 }
 
+// Checks that the target is one of so many samples: class indices, or floats like x.
+inline void check_target_of(const Tensor& target, int64_t samples, int64_t classes, const Tensor& x) {
+  TORCH_CHECK_VALUE(target.device() == x.device(), "target must be on ", x.device(), " like x, got ", target.device());
+  if (target.dim() != 1) return check_tensor("target", target, {samples, classes}, x);
+  TORCH_CHECK_VALUE(target.size(0) == samples, "target must be (", samples, ",) class indices or (", samples, ", ",
+                    classes, ") floats, got ", describe(target.sizes()));
+  TORCH_CHECK_TYPE(target.scalar_type() == at::kLong, "class indices in target must be int64, got ",
+                   target.scalar_type());
+}
+
 // Returns the target, contiguous: floats [B, classes], or what the device makes of class indices.
 template <class Device>
 Tensor check_target(const Tensor& target, const Tensor& x, int64_t classes, const Device& device) {
-  TORCH_CHECK_VALUE(target.device() == x.device(), "target must be on ", x.device(), " like x, got ", target.device());
-  if (target.dim() != 1) {
-    check_tensor("target", target, {x.size(0), classes}, x);
-    return target.contiguous();
-  }
-  TORCH_CHECK_VALUE(target.size(0) == x.size(0), "target must be (", x.size(0), ",) class indices or (", x.size(0),
-                    ", ", classes, ") floats, got ", describe(target.sizes()));
-  TORCH_CHECK_TYPE(target.scalar_type() == at::kLong, "class indices in target must be int64, got ",
-                   target.scalar_type());
-  return device.target_of(target.contiguous(), x, classes);
+  check_target_of(target, x.size(0), classes, x);
+  return target.dim() == 1 ? device.target_of(target.contiguous(), x, classes) : target.contiguous();
 }
 
 template <class T>
@@ -201,11 +203,12 @@ struct Named {
   Tensor tensor;
 };
 
-// Returns those that hold anything: a bias that does not exist has no memory.
-inline std::vector<Named> named(const char* list, TensorList tensors) {
+// Returns those of all lists that hold anything: a bias that does not exist has no memory.
+inline std::vector<Named> named(std::initializer_list<std::pair<const char*, TensorList>> lists) {
   std::vector<Named> result;
-  for (size_t i = 0; i < tensors.size(); ++i)
-    if (tensors[i].numel() > 0) result.push_back({element(list, i), tensors[i]});
+  for (const auto& [name, tensors] : lists)
+    for (size_t i = 0; i < tensors.size(); ++i)
+      if (tensors[i].numel() > 0) result.push_back({element(name, i), tensors[i]});
   return result;
 }
 

@@ -2,13 +2,14 @@
 // estimate. They take a batch from the free phase to the weights that the next batch finds.
 #pragma once
 
+#include "descent.h"
 #include "phases.h"
 
 namespace ceprop::CEPROP_SET {
 
-// Takes EP's estimate of a batch from its phases: gather(part, between, divisor, first) takes the contrast of a step,
-// between(ends) that of the ends of the phases. Returns the last buffer, or none if nothing may be learned; `rate` is
-// by what the largest contrast is multiplied, at most.
+// Walks through EP's phases of a batch. begin() is called after the free phase, gather(part, between, divisor, first)
+// after each step that learns. Returns the last buffer, or none if nothing may be learned. `rate` is what contrasts are
+// multiplied by, at most.
 template <class Engine, class Begin, class Gather>
 std::optional<int> take_estimate(const Worker& worker, LearningPhases<Engine>& phases,
                                  typename Engine::Relaxation& relaxation,
@@ -132,7 +133,8 @@ class DescentRule {
   LearningPhases<Engine>& phases() { return phases_; }
   void load(const Worker& worker) {
     descent_.load(worker, relaxation_.by_units(worker));
-    if (call_.momentum != 0) for_readout(worker, [](T&, T& g, const T* momentum) { g = *momentum; });
+    if (call_.momentum != 0)
+      for_readout(worker, [](int64_t count, T*, T* g, const T* momenta) { std::copy(momenta, momenta + count, g); });
   }
 
   // As that of ContinualRule.
@@ -157,36 +159,34 @@ class DescentRule {
 
   void store(const Worker& worker) const {
     descent_.store(worker, relaxation_.by_units(worker));
-    if (call_.momentum != 0) for_readout(worker, [](T&, T& g, T* momentum) { *momentum = g; });
+    if (call_.momentum != 0)
+      for_readout(worker, [](int64_t count, T*, const T* g, T* momenta) { std::copy(g, g + count, momenta); });
   }
 
  private:
   void learn_readout(const Worker& worker, int last) {
     if (readout_.empty()) return;
-    const double momentum = call_.momentum;
     phases_.learn_readout(
         worker, contrast_, last,
         [&](bool first) {
-          Blend<T> blend =
-              gradient_blend<T>(phases_.stages().nudged, static_cast<double>(call_.batch.size), first && momentum == 0);
-          if (first) blend.decay = T(1 - momentum);
-          return blend;
+          return gathering_blend<T>(call_.momentum, phases_.stages().nudged, static_cast<double>(call_.batch.size),
+                                    first);
         },
         readout_[0].get(), call_.network.biases.back() ? readout_[1].get() : nullptr);
-    const T lr = static_cast<T>(call_.lr.back()), decay = static_cast<T>(call_.weight_decay);
-    for_readout(worker, [&](T& p, T& g, T*) { p -= lr * (g += decay * p); });
+    for_readout(worker,
+                [&](int64_t count, T* p, T* g, T*) { descend(count, call_.lr.back(), call_.weight_decay, p, g); });
   }
 
-  // Calls body(parameter, gradient, momentum) for this worker's share of a readout's.
+  // Calls body(count, parameters, g, momenta) for this worker's share of a readout's weights and of its biases.
   template <class Body>
   void for_readout(const Worker& worker, const Body& body) const {
     if (readout_.empty()) return;
     const NetworkShape& shape = call_.network.shape;
     const auto all = [&](T* parameters, T* gathered, const std::vector<T*>& momenta, int64_t count) {
-      const Range mine = worker.share(count);
-      T* momentum = momenta.empty() ? nullptr : momenta.back();
-      for (int64_t i = mine.begin; i < mine.end && parameters; ++i)
-        body(parameters[i], gathered[i], momentum ? momentum + i : nullptr);
+      if (!parameters) return;
+      const auto [begin, end] = worker.share(count);
+      T* const momentum = momenta.empty() ? nullptr : momenta.back() + begin;
+      body(end - begin, parameters + begin, gathered + begin, momentum);
     };
     all(call_.network.weights.back(), readout_[0].get(), call_.weight_momenta, shape.weight_count(shape.layer_count()));
     all(call_.network.biases.back(), readout_[1].get(), call_.bias_momenta, shape.classes);

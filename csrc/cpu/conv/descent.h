@@ -2,6 +2,7 @@
 // rule.
 #pragma once
 
+#include "../descent.h"
 #include "contrast.h"
 
 namespace ceprop::CEPROP_SET::conv {
@@ -40,8 +41,7 @@ class Descent {
 
   // Takes the gradient between two states, `first` of its batch. Ends with a barrier.
   void gather(const Worker& worker, const Part&, const Between& between, double divisor, bool first) {
-    Blend<T> blend = gradient_blend<T>(divisor, static_cast<double>(relaxation_.batch()), first && call_.momentum == 0);
-    if (first) blend.decay = T(1 - call_.momentum);
+    const auto blend = gathering_blend<T>(call_.momentum, divisor, static_cast<double>(relaxation_.batch()), first);
     contrast_.differ(worker, between);
     contrast_.for_each_channel(worker, between, IntoGathered{*this, blend});
     worker.wait();
@@ -82,11 +82,8 @@ class Descent {
     for (int c = 0; c < layers(); ++c) body(c, worker.share(relaxation_.link(c).above.channels));
   }
 
-  // p <- p - lr g, where g takes the weight decay first.
   void descend(int c, int64_t count, T* p, T* g) const {
-    const T lr = static_cast<T>(call_.lr[c]), decay = static_cast<T>(call_.weight_decay);
-#pragma GCC ivdep
-    for (int64_t i = 0; i < count; ++i) p[i] -= lr * (g[i] += decay * p[i]);
+    CEPROP_SET::descend(count, call_.lr[c], call_.weight_decay, p, g);
   }
 
   struct IntoGathered {

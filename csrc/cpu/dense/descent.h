@@ -1,6 +1,7 @@
 // How EP's gradients move packed weights of dense layers at the end of a batch: model/network.h says by which rule.
 #pragma once
 
+#include "../descent.h"
 #include "packed_update.h"
 
 namespace ceprop::CEPROP_SET::dense {
@@ -58,7 +59,7 @@ class Descent {
   // Takes the gradient between two states, `first` of its batch, where those of several steps add up. No barrier.
   void gather(const Worker& worker, const Part& part, const Between& between, double divisor, bool first) {
     contrast_.differ(worker, between);
-    const Blend<T> blend = gathering(divisor, first);
+    const Blend<T> blend = gathering_blend<T>(call_.momentum, divisor, batch(), first);
     relaxation_.for_each_item(part, [&](const Item& item) { gather(worker, item, between, blend); });
     packed_.for_each_input(worker, [&](const Item& item) { add_input(worker, item, between, blend, gathered_input_); });
   }
@@ -120,12 +121,6 @@ class Descent {
     return lanes_used<Tile>(relaxation_.layers()[item.layer].units, item.panel * width);
   }
 
-  Blend<T> gathering(double divisor, bool first) const {
-    Blend<T> blend = gradient_blend<T>(divisor, batch(), first && call_.momentum == 0);
-    if (first) blend.decay = T(1 - call_.momentum);
-    return blend;
-  }
-
   void gather(const Worker& worker, const Item& item, const Between& between, const Blend<T>& blend) const {
     packed_.add(worker, item, between, true, [&](int) { return blend; }, gathered_[item.layer]);
   }
@@ -138,7 +133,6 @@ class Descent {
       contrast_.add_row_panel(sum, item.panel, relaxation_.layers()[0].units, depth, blend, to);
   }
 
-  // p <- p - lr g, where g takes the weight decay first.
   void descend(const Item& item) const {
     const auto [l, panel] = item;
     const Panels<T> parameters = packed_.parameters(l);
@@ -150,11 +144,8 @@ class Descent {
   // Of one panel, packed or of so many rows.
   void descend(int64_t panel, T* p, T* g, int64_t depth, int connection, int64_t rows) const {
     if (!p) return;
-    const T lr = static_cast<T>(call_.lr[connection]), decay = static_cast<T>(call_.weight_decay);
-    p += panel * width * depth;
-    g += panel * width * depth;
-#pragma GCC ivdep
-    for (int64_t i = 0; i < depth * rows; ++i) p[i] -= lr * (g[i] += decay * p[i]);
+    const int64_t first = panel * width * depth;
+    CEPROP_SET::descend(depth * rows, call_.lr[connection], call_.weight_decay, p + first, g + first);
   }
 
   const DescentCall<T>& call_;
